@@ -1,0 +1,332 @@
+"""Packed records -> shuffled batches with captions, dropout and a position that can be saved.
+
+Everything random is a function of (seed, process, position): a restored iterator goes on with the
+same clips, starts and dropped captions as one that was never stopped. There is no horizontal flip:
+captions say left and right.
+"""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import absl.flags
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Float, Int, UInt8
+
+from emu_jax.data import decode, records
+from emu_jax.errors import InputError
+
+# texts, overflow="error" | "truncate" -> tokens int32 [B, L], mask bool [B, L]
+Tokenizer = Callable[..., tuple[np.ndarray, np.ndarray]]
+Batch = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSpec:
+  """What a network takes: frames of a clip and their rate. One frame is a picture, at any rate."""
+
+  num_frames: int
+  fps: float  # frames/s
+
+  def __post_init__(self):
+    if self.num_frames < 1 or not self.fps > 0:
+      raise ValueError(
+        f"ClipSpec: num_frames={self.num_frames} and fps={self.fps} must both be positive; "
+        "a picture is 1 frame at any rate"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """One split of prepared records, with what is known of each before it is read."""
+
+  name: str  # folder and split, for messages
+  size: int  # pixels a side
+  records: Any  # random access: records[i] is a dict in the layout of `records`
+  num_frames: Int[np.ndarray, "N"]
+  fps: Float[np.ndarray, "N"]  # 0 for a picture
+
+
+def open_source(path: str | pathlib.Path, split: str) -> Source:
+  """Opens a split of what `prepare_folder` or `prepare_shapes` wrote, or of a like TFDS dataset.
+
+  A TFDS dataset of another origin is read through once, to learn the length of every record.
+
+  Raises:
+    InputError: not prepared, no such split, or records of another layout.
+  """
+  folder = pathlib.Path(path)
+  if not (folder / "dataset_info.json").is_file():
+    inner = sorted(info.parent.name for info in folder.glob("*/dataset_info.json"))
+    hint = f"name one of {inner} in it" if inner else "prepare it with `emu-train prepare`"
+    raise InputError(f"open_source: {folder} holds no prepared records; {hint}")
+  builder = tfds.builder_from_directory(folder)
+  if split not in builder.info.splits:
+    raise InputError(
+      f"open_source: {folder} has no split {split!r}; it has {', '.join(builder.info.splits)}"
+    )
+  layout = records.features(8)
+  if missing := sorted(set(layout) - set(builder.info.features)):
+    raise InputError(
+      f"open_source: the records of {folder} lack {missing}; pack them with `emu-train prepare`"
+    )
+  table = builder.as_data_source(split)
+  num_frames, fps = _lengths(folder, split, table)
+  return Source(
+    f"{folder.name}/{split}", builder.info.features["frames"].shape[1], table, num_frames, fps
+  )
+
+
+def _lengths(folder: pathlib.Path, split: str, table) -> tuple[np.ndarray, np.ndarray]:
+  if (folder / records.INDEX).is_file():
+    with np.load(folder / records.INDEX) as index:
+      return index[f"{split}/num_frames"], index[f"{split}/fps"]
+  log.warning("%s has no %s: reading all %d records once", folder, records.INDEX, len(table))
+  pairs = [(len(record["frames"]), record["fps"]) for record in table]
+  num_frames, fps = np.array(pairs, np.float32).reshape(-1, 2).T
+  return num_frames.astype(np.int32), fps
+
+
+def usable(source: Source, spec: ClipSpec) -> Int[np.ndarray, "M"]:
+  """Indices of the records long enough for a spec, and stored at no lower a rate.
+
+  A record that fails would have to repeat frames. Any record gives a picture.
+
+  Raises:
+    InputError: none is left.
+  """
+  if spec.num_frames == 1:
+    return np.flatnonzero(source.num_frames > 0)
+  frame = 1 / np.maximum(source.fps, 1e-6)  # s; a picture's frame lasts for ever, and has no second
+  span = (source.num_frames - 1) * frame
+  # Half a frame past the end, the last frame is still the nearest one, and no other's.
+  fits = (spec.num_frames - 1) / spec.fps <= span + 0.5 * frame
+  fits &= spec.fps <= source.fps * decode.SAME_RATE
+  fits &= spec.num_frames <= source.num_frames
+  if not fits.any():
+    longest = int(np.argmax(span * (source.fps > 0))) if len(span) else None
+    best = "it holds no record"
+    if longest is not None:
+      best = f"the longest holds {source.num_frames[longest]} frames at {source.fps[longest]:g} fps"
+    raise InputError(
+      f"batches: no record of {source.name} gives {spec.num_frames} frames at {spec.fps:g} fps "
+      f"without repeating any: {best}; ask for fewer frames or another rate, or prepare longer "
+      "clips"
+    )
+  if left := int(np.sum(~fits)):
+    log.warning(
+      "%s: %d of %d records are too short for %d frames at %g fps and are left out",
+      *(source.name, left, len(fits), spec.num_frames, spec.fps),
+    )
+  return np.flatnonzero(fits)
+
+
+def clip_indices(
+  num_frames: int, fps: float, spec: ClipSpec, rng: np.random.Generator
+) -> Int[np.ndarray, "T"]:
+  """Which stored frames make a clip: a uniform start among those that fit, then by nearest time."""
+  if spec.num_frames == 1:
+    return rng.integers(num_frames, size=1)
+  # A frame stands for the time half a frame around it; so every first frame is equally likely.
+  times = decode.sample_times(num_frames / fps, spec.num_frames, spec.fps, rng) - 0.5 / fps
+  return np.clip(np.ceil(times * fps - 0.5), 0, num_frames - 1).astype(np.int64)
+
+
+def batches(
+  sources: Source | Sequence[Source],
+  *,
+  spec: ClipSpec,
+  tokenizers: Sequence[Tokenizer] = (),
+  batch_size: int,
+  seed: int,
+  shuffle: bool = True,
+  repeat: bool = True,
+  weights: Sequence[float] | None = None,
+  drop_text: float = 0.0,
+  drop_both: float = 0.0,
+  process_index: int = 0,
+  process_count: int = 1,
+  workers: int = 0,
+  threads: int = 8,
+) -> grain.DatasetIterator:
+  """An iterator of batches; `get_state` and `set_state` save and restore its position exactly.
+
+  A batch is numpy, and this process's own part of the global one: "frames" uint8 [B, T, H, W, 3],
+  "tokens" and "masks" tuples of [B, L], one an encoder, "fps" float32 [B] (the spec's),
+  "image_dropped" bool [B]. Processes see disjoint records, equally many each. Close it when done.
+
+  Source: dropout rates are not published; 0.1 and 0.1 are this project's defaults (InstructPix2Pix,
+    arXiv:2211.09800, uses 0.05 for each of text, image, both).
+
+  Args:
+    batch_size: examples a batch of this process.
+    repeat: epochs without end, each shuffled anew; off, one pass, less what fills no batch.
+    weights: shares of several sources, by default equal; without repeat they are read in turn.
+    drop_text: probability that the caption alone becomes "".
+    drop_both: probability that the caption becomes "" and "image_dropped" is set.
+    workers: processes that read; 0 reads with threads only. They are spawned, so a script needs
+      its `__main__` guard, and the tokenizers must pickle.
+    threads: reading at once, in each process.
+  """
+  sources = [sources] if isinstance(sources, Source) else list(sources)
+  _check_arguments(sources, batch_size, drop_text, drop_both, process_index, process_count)
+  seed_here = int(np.random.SeedSequence([seed, process_index]).generate_state(1)[0])
+  parts = []
+  for source in sources:
+    part = _shard(source, spec, process_index, process_count).seed(seed_here)
+    part = part.shuffle() if shuffle else part
+    parts.append(part.repeat() if repeat else part)
+  if len(parts) == 1:
+    data = parts[0]
+  elif repeat:
+    data = grain.MapDataset.mix(parts, weights)
+  else:
+    data = grain.MapDataset.concatenate(parts)
+  if len(data) < batch_size:
+    raise InputError(
+      f"batches: batch_size={batch_size} is above the {len(data)} records that process "
+      f"{process_index} of {process_count} has; lower it, or repeat"
+    )
+  draw = functools.partial(example, spec=spec, drop_text=drop_text, drop_both=drop_both)
+  data = data.random_map(draw, seed=seed_here + 1)
+  collate = functools.partial(_collate, tokenizers=tuple(tokenizers))
+  data = data.batch(batch_size, drop_remainder=True, batch_fn=collate)
+  return iter(_reader(data, workers, threads))
+
+
+def _check_arguments(sources, batch_size, drop_text, drop_both, process_index, process_count):
+  if not sources:
+    raise InputError("batches: 0 sources were given; open at least one")
+  sizes = {source.name: source.size for source in sources}
+  if len(set(sizes.values())) > 1:
+    raise InputError(f"batches: sources differ in size ({sizes}); prepare them at one size")
+  if batch_size < 1:
+    raise InputError(f"batches: batch_size={batch_size} is below 1; raise it")
+  if min(drop_text, drop_both) < 0 or drop_text + drop_both > 1:
+    raise InputError(
+      f"batches: drop_text={drop_text} and drop_both={drop_both} are probabilities of events that "
+      "exclude each other; they must not be negative, nor exceed 1 together"
+    )
+  if not 0 <= process_index < process_count:
+    raise ValueError(
+      f"batches: process_index={process_index} is not in [0, process_count={process_count}); "
+      "pass jax.process_index() and jax.process_count()"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+  """Some records of a table, by position; a class, since reading processes receive it pickled."""
+
+  table: Any
+  indices: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, i: int) -> dict:
+    return self.table[int(self.indices[i])]
+
+  def __repr__(self) -> str:  # Grain keeps it in states: no addresses in it
+    return f"_Chosen({len(self)} records)"
+
+
+def _shard(source: Source, spec: ClipSpec, index: int, count: int) -> grain.MapDataset:
+  """This process's usable records; the few that would make processes unequal are left out."""
+  indices = usable(source, spec)
+  each = len(indices) // count
+  if not each:
+    raise InputError(
+      f"batches: {source.name} has {len(indices)} usable records for {count} processes; "
+      "every process needs one: prepare more clips or use fewer processes"
+    )
+  return grain.MapDataset.source(_Chosen(source.records, indices[index : each * count : count]))
+
+
+def example(
+  record: dict, rng: np.random.Generator, *, spec: ClipSpec, drop_text: float, drop_both: float
+) -> dict:
+  """One training example of a record: a random clip, its caption, and what was dropped of it."""
+  frames = record["frames"]
+  chosen = clip_indices(len(frames), float(record["fps"]), spec, rng)
+  u = rng.random()
+  text = record["caption"]
+  return {
+    "frames": frames[chosen],
+    "caption": ""
+    if u < drop_text + drop_both
+    else text.decode()
+    if isinstance(text, bytes)
+    else text,
+    "fps": np.float32(spec.fps),
+    "image_dropped": bool(drop_text <= u < drop_text + drop_both),
+  }
+
+
+def _collate(examples: Sequence[dict], tokenizers: tuple[Tokenizer, ...]) -> Batch:
+  captions = [one["caption"] for one in examples]
+  # A caption longer than an encoder takes is cut: training must not stop over one.
+  encoded = [tokenize(captions, overflow="truncate") for tokenize in tokenizers]
+  return {
+    "frames": np.stack([one["frames"] for one in examples]),
+    "tokens": tuple(tokens for tokens, _ in encoded),
+    "masks": tuple(mask for _, mask in encoded),
+    "fps": np.stack([one["fps"] for one in examples]),
+    "image_dropped": np.array([one["image_dropped"] for one in examples]),
+  }
+
+
+def _reader(data: grain.MapDataset, workers: int, threads: int) -> grain.IterDataset:
+  # Elements are whole batches here: a few ahead are enough, and hundreds would fill the memory.
+  ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+  read = data.to_iter_dataset(ahead)
+  if not workers:
+    return read
+  if not absl.flags.FLAGS.is_parsed():  # Grain's processes read flags that only absl's main parses
+    absl.flags.FLAGS(sys.argv[:1])
+  options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+  return read.mp_prefetch(options)
+
+
+def load_picture(path: str | pathlib.Path, size: int) -> UInt8[np.ndarray, "1 {size} {size} 3"]:
+  """The user's own picture as a clip of one frame: upright, square, resized."""
+  return decode.picture(path, size)
+
+
+def load_clip(
+  path: str | pathlib.Path, spec: ClipSpec, size: int, *, start: float = 0.0
+) -> UInt8[np.ndarray, "T {size} {size} 3"]:
+  """A clip of the user's own file, its first frame at `start` seconds.
+
+  Raises:
+    InputError: the file cannot be read, or is shorter or of a lower rate than asked.
+  """
+  if decode.is_picture(path):
+    if spec.num_frames > 1:
+      raise InputError(
+        f"load_clip: {path} is a picture of 1 frame, {spec.num_frames} are needed; name a video"
+      )
+    return decode.picture(path, size)
+  line = decode.timeline(path)
+  if spec.num_frames > 1 and spec.fps > line.fps * decode.SAME_RATE:
+    raise InputError(
+      f"load_clip: {path} has {line.fps:g} fps, {spec.fps:g} are needed and frames would repeat; "
+      "ask for a lower rate"
+    )
+  have = decode.fitting_frames(line, spec.fps, start)
+  if have < spec.num_frames:
+    raise InputError(
+      f"load_clip: {path} lasts {line.span + 1 / line.fps:.4g} s and gives {have} frames "
+      f"at {spec.fps:g} fps from {start:g} s, {spec.num_frames} are needed; use a longer clip or "
+      "ask for fewer frames"
+    )
+  times = decode.sample_times(line.span, spec.num_frames, spec.fps, start, slop=0.5 / line.fps)
+  return decode.frames_at(path, times, size, line)

@@ -1,0 +1,208 @@
+"""The one layout in which every dataset of this project is packed, and how it is written.
+
+A record is one stretch of video, or a picture:
+
+  frames   uint8 [T, size, size, 3], zlib
+  fps      float32, frames/s at which they are stored; 0 for a picture
+  caption  text
+  name     text, the file (and part) or the index that it came from
+  truth    text: JSON of whatever else is known of it, "" where nothing is
+
+A folder holds the ArrayRecord shards and descriptions of a TFDS dataset, `index.npz` (length and
+rate of every record, so that a reader knows what fits before it opens one) and `report.json`. None
+of it needs TensorFlow.
+"""
+
+import contextlib
+import fcntl
+import io
+import itertools
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from emu_jax.errors import InputError
+
+REPORT, INDEX = "report.json", "index.npz"
+
+
+def features(size: int) -> tfds.features.FeaturesDict:
+  """The features of a record, as TFDS describes them."""
+  frames = tfds.features.Tensor(shape=(None, size, size, 3), dtype=np.uint8, encoding="zlib")
+  return tfds.features.FeaturesDict(
+    {
+      "frames": frames,
+      "fps": tfds.features.Scalar(np.float32),
+      "caption": tfds.features.Text(),
+      "name": tfds.features.Text(),
+      "truth": tfds.features.Text(),
+    }
+  )
+
+
+def spread_key(row: int, num_rows: int, part: int = 0) -> int:
+  """A record's key: grows with (row, part), and fills TFDS's 128 bits evenly.
+
+  TFDS sorts by key in a thousand buckets on disk; small consecutive keys would all fall into the
+  first, which is sorted in memory.
+  """
+  return (row << 128) // num_rows + part
+
+
+class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """What the builders of this project share: the layout, the order by key, the index.
+
+  A subclass gives `splits`, `examples(split)`, an iterator of (key, record), and `why_empty()`.
+  """
+
+  VERSION = tfds.core.Version("1.0.0")
+  # No checksums of downloads lie beside the code: there are no downloads. TFDS would look for them
+  # through importlib_resources, which it does not itself require.
+  code_path = None
+  splits: tuple[str, ...] = ("train", "validation")
+
+  def __init__(self, *, size: int, **kwargs):
+    self.size = size
+    self.index: dict[str, list[tuple[int, int, float]]] = {}  # key, frames, fps of each record
+    super().__init__(**{"file_format": "array_record"} | kwargs)
+
+  def examples(self, split: str) -> Iterator[tuple[int, dict]]:
+    raise NotImplementedError
+
+  def why_empty(self) -> str:
+    """What to tell the user where no split has a record."""
+    return f"{type(self).__name__}: 0 records were asked for; ask for at least 1"
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    # Unshuffled: `index.npz` is in the records' order, and readers shuffle anyway.
+    return tfds.core.DatasetInfo(
+      builder=self, features=features(self.size), description=self.__doc__, disable_shuffling=True
+    )
+
+  def _split_generators(self, dl_manager) -> dict:
+    streams = {}
+    for split in self.splits:
+      stream = self.examples(split)
+      first = next(stream, None)
+      if first is not None:  # TFDS cannot write a split without records
+        streams[split] = self._generate_examples(split, itertools.chain([first], stream))
+    if not streams:
+      raise InputError(self.why_empty())
+    return streams
+
+  def _generate_examples(self, split: str, stream: Iterator[tuple[int, dict]]):
+    rows = self.index.setdefault(split, [])
+    for key, record in stream:
+      rows.append((key, len(record["frames"]), float(record["fps"])))
+      yield key, record
+
+
+def write(make: Callable[..., RecordBuilder], folder: pathlib.Path) -> dict[str, int]:
+  """Runs the builder `make(data_dir=...)` and leaves its dataset as `folder`'s own files.
+
+  Returns the number of records a split.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  builder = make(data_dir=str(folder / "build"))
+  tfds.display_progress_bar(False)  # ours counts clips towards a total; TFDS's shows its phases
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces downloads: there are none
+      builder.download_and_prepare()
+  finally:
+    tfds.display_progress_bar(True)
+  for file in pathlib.Path(builder.data_path).iterdir():
+    file.rename(folder / file.name)
+  shutil.rmtree(folder / "build")
+  columns = {}
+  for split, rows in builder.index.items():
+    rows.sort()
+    columns[f"{split}/num_frames"] = np.array([frames for _, frames, _ in rows], np.int32)
+    columns[f"{split}/fps"] = np.array([fps for _, _, fps in rows], np.float32)
+  np.savez(folder / INDEX, **columns)
+  return {split: len(rows) for split, rows in builder.index.items()}
+
+
+def finished(out: pathlib.Path, arguments: dict, overwrite: bool) -> dict | None:
+  """The report of an earlier run with the same arguments; None where `out` is to be written.
+
+  Raises:
+    InputError: `out` holds something else, or was prepared with other arguments and `overwrite` is
+      off.
+  """
+  if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    return None
+  if not (out / REPORT).is_file():
+    raise InputError(
+      f"prepare: out={out} exists and was not made by prepare; name a new or an empty folder"
+    )
+  report = json.loads((out / REPORT).read_text())
+  if overwrite:
+    return None
+  had = report["arguments"]
+  if had == json.loads(json.dumps(arguments)):
+    return report
+  other = ", ".join(
+    f"{name}={had.get(name)} there, {value} asked"
+    for name, value in arguments.items()
+    if had.get(name) != value
+  )
+  raise InputError(
+    f"prepare: out={out} was prepared from other arguments ({other}); "
+    "name another folder, or overwrite it"
+  )
+
+
+@contextlib.contextmanager
+def staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A hidden folder beside `out` that takes its name when the block ends well.
+
+  Removed when the block fails; what a killed process left is cleared by the next run. `out` never
+  holds half of anything.
+  """
+  partial = out.with_name(f".{out.name}.partial")
+  try:
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+  except OSError as error:
+    raise InputError(
+      f"prepare: out={out} cannot be written ({error.strerror}); name a folder you may write to"
+    ) from error
+  try:
+    _claim(partial, lock, out)
+    try:
+      yield partial
+      _replace(partial, out)
+    finally:
+      shutil.rmtree(partial, ignore_errors=True)
+  finally:
+    os.close(lock)
+
+
+def _claim(partial: pathlib.Path, lock: int, out: pathlib.Path) -> None:
+  """Locks the hidden folder against other live processes, then empties it of a dead one's files."""
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the kernel when its owner dies
+    for left in partial.iterdir():
+      shutil.rmtree(left) if left.is_dir() else left.unlink()
+  except (BlockingIOError, FileNotFoundError) as error:
+    raise InputError(
+      f"prepare: out={out} is being written by another process; wait for it to end"
+    ) from error
+  except OSError as error:
+    raise InputError(
+      f"prepare: out={out} cannot be written ({error.strerror}); name a folder you may write to"
+    ) from error
+
+
+def _replace(partial: pathlib.Path, out: pathlib.Path) -> None:
+  old = out.with_name(f".{out.name}.old")
+  if out.exists():
+    shutil.rmtree(old, ignore_errors=True)
+    out.rename(old)
+  partial.rename(out)
+  shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,310 @@
+"""Prompts into token ids: CLIP's byte-pair encoding, T5's sentencepiece, a small one of ours."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+import sentencepiece
+import tokenizers
+from jaxtyping import Bool, Int32
+from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+
+from emu_jax.errors import InputError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+BYTES = 256  # symbols that a byte-level vocabulary begins with
+KINDS = "tokenizer.json, vocab.json with merges.txt (CLIP), or spiece.model (T5)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """Texts to fixed-length rows of token ids; made by `load_tokenizer`.
+
+  Can be pickled, so that worker processes of a data pipeline can hold one.
+  """
+
+  model: tokenizers.Tokenizer | sentencepiece.SentencePieceProcessor
+  max_length: int  # tokens a row, start and end included
+  pad_id: int
+  vocab_size: int  # ids are below it
+
+  def __call__(
+    self, texts: Sequence[str], *, overflow: Literal["error", "truncate"]
+  ) -> tuple[Int32[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
+    """Ids, padded to max_length, and a mask that is True where they are not padding.
+
+    Args:
+      overflow: what becomes of a text with too many tokens; "truncate" keeps the first ones and
+        the end token.
+    Raises: InputError for such a text under "error", and for a text that is not Unicode.
+    """
+    tokens = np.full((len(texts), self.max_length), self.pad_id, np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for row, (text, ids) in enumerate(zip(texts, self.encode(texts), strict=True)):
+      if len(ids) > self.max_length:
+        if overflow == "error":
+          raise InputError(
+            f"Tokenizer: the prompt {excerpt(text)} has {len(ids)} tokens, start and end included, "
+            f"and the limit is {self.max_length}; shorten it, or let it be truncated"
+          )
+        ids = [*ids[: self.max_length - 1], ids[-1]]
+      tokens[row, : len(ids)] = ids
+      mask[row, : len(ids)] = True
+    return tokens, mask
+
+  def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text with its start and end tokens, neither padded nor cut."""
+    for text in texts:
+      try:
+        text.encode()
+      except UnicodeEncodeError as error:  # bytes of a command line that are not UTF-8 end up here
+        raise InputError(
+          f"Tokenizer: the prompt {excerpt(text)} is not Unicode at character {error.start}; "
+          "give it in UTF-8"
+        ) from error
+    if isinstance(self.model, tokenizers.Tokenizer):
+      return [encoding.ids for encoding in self.model.encode_batch_fast(list(texts))]
+    end = self.model.eos_id()
+    return [[*ids, end] for ids in self.model.encode(list(texts))]
+
+
+def excerpt(text: str, length: int = 40) -> str:
+  """The text's beginning, quoted, on one line, in characters that any terminal prints."""
+  return ascii(text if len(text) <= length else text[: length - 1] + "…")
+
+
+def load_tokenizer(path: str | pathlib.Path, max_length: int) -> Tokenizer:
+  """The tokenizer of a folder or file: `tokenizer.json`, `vocab.json` + `merges.txt`, `*.model`.
+
+  In a folder they are looked for in this order. The padding token of the Hugging Face formats is
+  what `tokenizer.json`, `tokenizer_config.json` or `special_tokens_map.json` says, else the end
+  token, as in CLIP ViT-L.
+
+  Args:
+    max_length: tokens a row, start and end included: the encoder's `max_length`.
+  Raises: InputError, one line, where there is no such file or it cannot be used.
+  """
+  file = tokenizer_file(pathlib.Path(path))
+  if file.suffix == ".model":
+    tokenizer = load_sentencepiece(file, max_length)
+  else:
+    tokenizer = load_bpe(file, max_length)
+  fewest = len(tokenizer.encode([""])[0])
+  if not fewest:
+    raise InputError(
+      f"load_tokenizer: {file} gives an empty prompt no token; give one that adds a start or an "
+      "end token"
+    )
+  if max_length <= fewest:
+    raise InputError(
+      f"load_tokenizer: max_length={max_length} leaves no room beside the {fewest} tokens that "
+      f"{file} adds to every prompt; give at least {fewest + 1}"
+    )
+  return tokenizer
+
+
+def tokenizer_file(path: pathlib.Path) -> pathlib.Path:
+  """The file that says which kind of tokenizer `path` is."""
+  if path.is_file():
+    if path.name == "merges.txt":
+      return path.with_name("vocab.json")
+    if path.suffix in (".json", ".model"):
+      return path
+    raise InputError(f"load_tokenizer: {path} is no tokenizer file; give {KINDS}")
+  if not path.is_dir():
+    raise InputError(f"load_tokenizer: {path} does not exist; give a folder or file with {KINDS}")
+  for name in ("tokenizer.json", "vocab.json", "spiece.model"):
+    if (path / name).is_file():
+      return path / name
+  found = sorted(path.glob("*.model"))
+  if len(found) == 1:
+    return found[0]
+  if found:
+    names = ", ".join(file.name for file in found)
+    raise InputError(f"load_tokenizer: {path} holds {names}; name one of these files")
+  raise InputError(f"load_tokenizer: {path} holds no tokenizer; put there {KINDS}")
+
+
+def load_sentencepiece(file: pathlib.Path, max_length: int) -> Tokenizer:
+  """T5's: the end token after every text, nothing before it."""
+  data = read(file)
+  try:
+    if not data:  # the library takes it for a model with no pieces, and complains later
+      raise RuntimeError("the file is empty")
+    model = sentencepiece.SentencePieceProcessor(model_proto=data)
+  except RuntimeError as error:
+    raise unusable(file, error) from error
+  if model.eos_id() < 0:
+    raise unusable(file, "it has no end token </s>")
+  return Tokenizer(model, max_length, max(model.pad_id(), 0), model.vocab_size())
+
+
+def load_bpe(file: pathlib.Path, max_length: int) -> Tokenizer:
+  """A Hugging Face `tokenizer.json`, or CLIP's vocabulary and merges made into one."""
+  state = read_json(file)
+  if file.name == "vocab.json":
+    state = clip_state(file, state)
+  try:
+    model = tokenizers.Tokenizer.from_buffer(json.dumps(state).encode())
+  except ValueError as error:
+    raise unusable(file, error) from error
+  pad = pad_token(file.parent, model)
+  pad_id = None if pad is None else model.token_to_id(pad)
+  if pad_id is None:
+    raise unusable(file, f"its padding token is {pad!r}, which it does not hold")
+  model.no_padding()
+  model.no_truncation()
+  # Ids may have gaps: the highest decides.
+  return Tokenizer(model, max_length, pad_id, max(model.get_vocab().values()) + 1)
+
+
+def pad_token(folder: pathlib.Path, model: tokenizers.Tokenizer) -> str | None:
+  """The token that fills a row up, from the first place that names one."""
+  if model.padding:
+    return model.padding["pad_token"]
+  for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    if (folder / name).is_file():
+      token = read_json(folder / name).get("pad_token")
+      token = token.get("content") if isinstance(token, dict) else token
+      if token is not None:
+        return token
+  return next((t for t in (END, "<pad>", "[PAD]") if model.token_to_id(t) is not None), None)
+
+
+def clip_state(file: pathlib.Path, vocab: dict) -> dict:
+  """The content of the `tokenizer.json` that CLIP's `vocab.json` and `merges.txt` stand for.
+
+  Source: CLIP, arXiv:2103.00020, sec. 2.4: lower-cased byte-pair encoding, words end in `</w>`.
+  Differs: no repair of wrongly decoded text and of HTML entities before it, as in Hugging Face's.
+  """
+  for token in (START, END):
+    if token not in vocab:
+      raise unusable(file, f"it has no {token}, so it is not CLIP's")
+  lines = read(file.with_name("merges.txt")).decode(errors="replace").splitlines()
+  merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+
+  model = tokenizers.Tokenizer(
+    models.BPE(unk_token=END, continuing_subword_prefix="", end_of_word_suffix="</w>")
+  )
+  model.normalizer = normalizers.Sequence(
+    [normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()]
+  )
+  words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+  model.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(words), behavior="removed", invert=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+  )
+  model.post_processor = processors.RobertaProcessing(
+    (END, vocab[END]), (START, vocab[START]), trim_offsets=False, add_prefix_space=False
+  )
+  state = json.loads(model.to_str())
+  state["model"] |= {"vocab": vocab, "merges": merges}
+  state["added_tokens"] = [special(token, vocab[token]) for token in (START, END)]
+  return state
+
+
+def special(token: str, index: int) -> dict:
+  """A token that is recognised in a text before anything else is done to it."""
+  no = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+  return {"id": index, "content": token, "special": True, **no}
+
+
+def train_tokenizer(
+  captions: Iterable[str], path: str | pathlib.Path, vocab_size: int
+) -> pathlib.Path:
+  """Writes a `tokenizer.json` trained on `captions`, and returns its path.
+
+  Lower-cased byte-level byte-pair encoding between CLIP's start and end tokens, padded with the
+  end token; every text has ids, also one with words that no caption holds. The vocabulary is
+  smaller than `vocab_size` where the captions have fewer words. The same captions give the same
+  file.
+  Differs: CLIP marks where words end, this where they begin, so that 256 symbols suffice to spell
+    any text instead of 512 (ours: `vocab_size` is small).
+
+  Args:
+    path: a folder, which is made, or a file that ends in .json.
+  Raises: InputError for no captions, too small a vocabulary, or a path that cannot be written.
+  """
+  if vocab_size < BYTES + 2:
+    raise InputError(
+      f"train_tokenizer: vocab_size={vocab_size} is below {BYTES + 2}, the bytes and the start and "
+      "end tokens; give more"
+    )
+  captions = list(captions)
+  if not any(caption.strip() for caption in captions):
+    raise InputError(f"train_tokenizer: {len(captions)} captions without a word; give some")
+  model = tokenizers.Tokenizer(models.BPE())
+  model.normalizer = normalizers.Sequence(
+    [
+      normalizers.NFC(),
+      normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+      normalizers.Strip(),
+      normalizers.Lowercase(),
+    ]
+  )
+  model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=[START, END],
+    initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    show_progress=False,
+  )
+  model.train_from_iterator(captions, trainer)
+  start, end = model.token_to_id(START), model.token_to_id(END)
+  model.post_processor = processors.TemplateProcessing(
+    single=f"{START} $A {END}", special_tokens=[(START, start), (END, end)]
+  )
+  model.enable_padding(pad_id=end, pad_token=END)
+  path = pathlib.Path(path)
+  file = path if path.suffix == ".json" else path / "tokenizer.json"
+  write(file, model.to_str(pretty=True))
+  return file
+
+
+def write(file: pathlib.Path, text: str) -> None:
+  """Writes `file` whole or not at all."""
+  half = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      half.write_text(text, encoding="utf-8")
+      half.replace(file)
+    finally:
+      half.unlink(missing_ok=True)
+  except OSError as error:
+    raise InputError(
+      f"train_tokenizer: {file} cannot be written: {error.strerror}; give another path"
+    ) from error
+
+
+def read(file: pathlib.Path) -> bytes:
+  try:
+    return file.read_bytes()
+  except OSError as error:
+    raise InputError(
+      f"load_tokenizer: {file} cannot be read: {error.strerror}; give {KINDS}"
+    ) from error
+
+
+def read_json(file: pathlib.Path) -> dict:
+  try:
+    state = json.loads(read(file))
+  except ValueError as error:  # of JSON and of its encoding
+    raise unusable(file, error) from error
+  if not isinstance(state, dict):
+    raise unusable(file, "it does not hold a JSON object")
+  return state
+
+
+def unusable(file: pathlib.Path, reason: object) -> InputError:
+  """The error for a file that is there but is not what its name says."""
+  first_line = str(reason).strip().splitlines()[0]
+  return InputError(
+    f"load_tokenizer: {file} cannot be used: {first_line}; download it again, or give {KINDS}"
+  )

@@ -1,0 +1,163 @@
+"""Guidance: one network under several conditions becomes one better prediction.
+
+The branches go through the network in one call, as one larger batch, and a `Combine` makes one
+prediction of their outputs. Every combination here has weights that sum to 1, so it means the same
+for epsilon, v and x_0. Scales may be traced: another scale is no other program.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from jaxtyping import Array, Float
+
+from emu_jax.diffusion.schedule import per_example
+from emu_jax.typing import Conditions, Network, PerExample, Predict, Video
+
+Combine = Callable[[Sequence[Video]], Video]  # outputs, one a branch -> one prediction
+Scale = float | int | Float[Array, ""] | Float[Array, "B"]  # one for all, or one an example
+
+
+def guided(network: Network, conditions: tuple[Conditions, ...], combine: Combine) -> Predict:
+  """`network` under each of `conditions`, in one call, combined.
+
+  The branches of an example are neighbours in the larger batch, not blocks apart: a batch that is
+  split over devices stays where it is.
+
+  Args:
+    conditions: one a branch, in the order that `combine` names; each for the whole batch.
+  """
+  n, together = len(conditions), interleaved(conditions)
+  batches = {leaf.shape[0] for leaf in jax.tree.leaves(together)}
+
+  def predict(x_t: Video, t: PerExample) -> Video:
+    B = x_t.shape[0]
+    if batches - {n * B}:
+      raise ValueError(
+        f"guided: conditions are for a batch of {sorted(b // n for b in batches)}, x_t for {B};"
+        " give every condition the batch of x_t"
+      )
+    output = network(repeat(x_t, "B ... -> (B n) ...", n=n), repeat(t, "B -> (B n)", n=n), together)
+    return combine(list(rearrange(output.astype(jnp.float32), "(B n) ... -> n B ...", n=n)))
+
+  return predict
+
+
+def interleaved(conditions: tuple[Conditions, ...]) -> Conditions:
+  """The conditions of n branches as those of one batch: example 0's n, then example 1's, ...
+
+  A mask that only some branches have is all True in the others, which is what None means. Anything
+  else that some branches have and others lack is an error: what stands for "none" (zeros, a learned
+  vector) is the model's to say.
+
+  Raises: ValueError naming the field and what each branch has there.
+  """
+  texts = _columns("texts", [c.texts for c in conditions])
+  masks = _columns("masks", [c.masks or (None,) * len(c.texts) for c in conditions])
+  if len(texts) != len(masks):
+    raise ValueError(
+      f"guided: {len(texts)} texts have {len(masks)} masks; give one a text, or none"
+    )
+  names = [sorted(c.vectors) for c in conditions]
+  if any(n != names[0] for n in names):
+    raise ValueError(f"guided: vectors differ between branches: {names}; name the same in each")
+  return Conditions(
+    texts=tuple(_interleave(f"texts[{i}]", column) for i, column in enumerate(texts)),
+    masks=tuple(
+      _interleave(f"masks[{i}]", _filled(*columns))
+      for i, columns in enumerate(zip(masks, texts, strict=True))
+    ),
+    concat=_interleave("concat", [c.concat for c in conditions]),
+    vectors={
+      name: _interleave(f"vectors[{name!r}]", [c.vectors[name] for c in conditions])
+      for name in names[0]
+    },
+  )
+
+
+def _columns(field: str, rows: Sequence[Sequence[Array | None]]) -> list[tuple]:
+  """One tuple of branches an encoder, from one tuple of encoders a branch."""
+  counts = [len(row) for row in rows]
+  if len(set(counts)) > 1:
+    raise ValueError(f"guided: branches have {counts} {field}; give each of them one an encoder")
+  return list(zip(*rows, strict=True))
+
+
+def _filled(masks: Sequence[Array | None], texts: Sequence[Array]) -> Sequence[Array | None]:
+  """Masks of one encoder; all None stays None, for which a network need not mask at all."""
+  if all(mask is None for mask in masks):
+    return masks
+  return [
+    jnp.ones(text.shape[:2], bool) if mask is None else mask
+    for mask, text in zip(masks, texts, strict=True)
+  ]
+
+
+def _interleave(field: str, branches: Sequence[Array | None]) -> Array | None:
+  if all(b is None for b in branches):
+    return None
+  shapes = [None if b is None else b.shape for b in branches]
+  if len(set(shapes)) > 1:
+    raise ValueError(
+      f"guided: {field} differs between branches: {shapes}; give every branch the same shape"
+      " (for a dropped image, zeros for both latents and mask)"
+    )
+  return rearrange(list(branches), "n B ... -> (B n) ...")
+
+
+def text_guidance(scale: Scale) -> Combine:
+  """Over (without text, with text): scale 0 is the first, 1 the second, more goes beyond it.
+
+  Source: arXiv:2207.12598, eq. 6, with scale = w + 1.
+  """
+
+  def combine(outputs):
+    uncond, text = outputs
+    return uncond + _weight(scale, text) * (text - uncond)
+
+  return combine
+
+
+def emu_video_guidance(image_scale: Scale, text_scale: Scale) -> Combine:
+  """Over (neither, image, image and text): X(0) + w_i (X(I) - X(0)) + w_p (X(I, p) - X(I)).
+
+  X(0) is the network with the image's latents *and* mask zeroed, and no text.
+
+  Source: Emu Video, arXiv:2311.10709, eq. 1; there w_i = 2, w_p = 7.5. InstructPix2Pix,
+    arXiv:2211.09800, eq. 3, is the same.
+  """
+
+  def combine(outputs):
+    null, image, both = outputs
+    return (
+      null
+      + _weight(image_scale, both) * (image - null)
+      + _weight(text_scale, both) * (both - image)
+    )
+
+  return combine
+
+
+def rescale(combine: Combine, phi: Scale) -> Combine:
+  """`combine`, brought the fraction phi of the way to the spread of its last branch alone.
+
+  Large scales inflate the prediction's standard deviation (over T H W C, an example each) and
+  overexpose; the last branch is the fully conditioned one.
+
+  Source: arXiv:2305.08891, eq. 15 and 16; there phi = 0.7 with scale 7.5.
+  """
+
+  def rescaled(outputs):
+    x = combine(outputs)
+    ours, wanted = (jnp.std(y, axis=(1, 2, 3, 4)) for y in (x, outputs[-1]))
+    # A constant prediction (a network whose last layer is still zero) has no spread to bring.
+    factor = jnp.where(ours > 0, wanted / jnp.where(ours > 0, ours, 1), 1)
+    return x + _weight(phi, x) * (per_example(factor, x) - 1) * x
+
+  return rescaled
+
+
+def _weight(scale: Scale, like: Video) -> Array:
+  scale = jnp.asarray(scale, jnp.float32)
+  return per_example(scale, like) if scale.ndim else scale

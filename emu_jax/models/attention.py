@@ -1,0 +1,146 @@
+"""Attention, the gated feed-forward network, and the layer and stack that they make.
+
+Sequences are `N S D`. A text context `B L E` may belong to several sequences at once (the frames of
+a clip, the pixels of a temporal sequence): the queries are then folded to one long sequence an
+example, which gives the same numbers as repeating the context and costs no copy of it.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+
+class Attention(nn.Module):
+  """Multi-head attention of `x` to `context`, or to itself; the result is not yet added to x.
+
+  Source: arXiv:1706.03762, eq. 1; no bias on q, k and v as in Latent Diffusion (arXiv:2112.10752).
+  """
+
+  num_heads: int
+  head_dim: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "N S D"],
+    context: Float[Array, "B L E"] | None = None,
+    mask: Bool[Array, "B L"] | None = None,
+  ) -> Float[Array, "N S D"]:
+    N, S, D = x.shape
+
+    def project(name, y):
+      y = nn.Dense(self.num_heads * self.head_dim, use_bias=False, dtype=self.dtype, name=name)(y)
+      return y.reshape(*y.shape[:-1], self.num_heads, self.head_dim)
+
+    source = x if context is None else context
+    q, k, v = project("q", x), project("k", source), project("v", source)
+    # Sequences of one example share its context: one long row of queries an example.
+    q = q.reshape(k.shape[0], -1, self.num_heads, self.head_dim)
+    allowed = None if mask is None else mask[:, None, None, :]
+    h = jax.nn.dot_product_attention(q, k, v, mask=allowed)
+    return nn.Dense(D, dtype=self.dtype, name="out")(h.reshape(N, S, -1))
+
+
+class FeedForward(nn.Module):
+  """GEGLU network, four times as wide inside. Source: arXiv:2002.05202, eq. 6 (exact GELU)."""
+
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "N S D"]) -> Float[Array, "N S D"]:
+    D = x.shape[-1]
+    h, gate = jnp.split(nn.Dense(8 * D, dtype=self.dtype, name="in")(x), 2, axis=-1)
+    return nn.Dense(D, dtype=self.dtype, name="out")(h * jax.nn.gelu(gate, approximate=False))
+
+
+class TransformerLayer(nn.Module):
+  """Self-attention, a second attention (to the context, or to itself), feed-forward; pre-norm.
+
+  Source: Latent Diffusion, arXiv:2112.10752, app. E.2.1 (BasicTransformerBlock).
+  """
+
+  num_heads: int
+  head_dim: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "N S D"],
+    context: Float[Array, "B L E"] | None = None,
+    mask: Bool[Array, "B L"] | None = None,
+  ) -> Float[Array, "N S D"]:
+    def norm(name, y):
+      return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=name)(y).astype(self.dtype)
+
+    def attention(name):
+      return Attention(self.num_heads, self.head_dim, self.dtype, name=name)
+
+    x = x + attention("self_attention")(norm("norm_1", x))
+    x = x + attention("second_attention")(norm("norm_2", x), context, mask)
+    return x + FeedForward(self.dtype, name="feed_forward")(norm("norm_3", x))
+
+
+class SpatialTransformer(nn.Module):
+  """A stack of transformer layers over the pixels of each frame; adds to its input.
+
+  `contexts[i]` is what layer i attends to. Source: Latent Diffusion, arXiv:2112.10752, app. E.2.1;
+  a text encoder a layer in turn: Emu Video, arXiv:2311.10709, app. table 1.
+  """
+
+  num_heads: int
+  head_dim: int
+  num_layers: int
+  norm_groups: int
+  linear_projection: bool
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B T H W C"],
+    contexts: tuple[Float[Array, "B _ _"] | None, ...],
+    masks: tuple[Bool[Array, "B _"] | None, ...],
+  ) -> Float[Array, "B T H W C"]:
+    B, T, H, W, C = x.shape
+
+    def projection(name, features):  # the same product; the stored kernel's shape differs
+      if self.linear_projection:
+        return nn.Dense(features, dtype=self.dtype, name=name)
+      return nn.Conv(features, (1, 1), dtype=self.dtype, name=name)
+
+    h = GroupNorm(self.norm_groups, epsilon=1e-6, name="norm")(x).astype(self.dtype)
+    h = projection("proj_in", self.num_heads * self.head_dim)(h)
+    h = rearrange(h, "B T H W C -> (B T) (H W) C")
+    for i in range(self.num_layers):
+      layer = TransformerLayer(self.num_heads, self.head_dim, self.dtype, name=f"layer_{i}")
+      h = layer(h, contexts[i], masks[i])
+    h = rearrange(h, "(B T) (H W) C -> B T H W C", B=B, H=H)
+    return x + projection("proj_out", C)(h)
+
+
+class GroupNorm(nn.Module):
+  """Group normalisation of each frame by itself, statistics in float32.
+
+  Differs: Flax reduces over every axis but the first, which would let the frames of a clip see one
+    another; here a video's statistics are those of its frames (ours: a video at init is its
+    frames).
+  """
+
+  num_groups: int
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+    return nn.GroupNorm(
+      self.num_groups,
+      epsilon=self.epsilon,
+      reduction_axes=(-3, -2, -1),
+      dtype=jnp.float32,
+      use_fast_variance=False,  # the mean of squares loses digits where the mean is large
+      name="group",
+    )(x)

@@ -1,0 +1,278 @@
+"""The KL autoencoder of Latent Diffusion, frame by frame: pixels <-> latents.
+
+Every frame is encoded and decoded by itself: convolutions fold frames into the batch and norms take
+their statistics of one frame. Levels count from the finest, as in the U-Net. Parameter names:
+`encoder/…` and `decoder/…` with `conv_in`, `down_<level>_res_<i>`, `down_<level>_sample`,
+`mid_res_0`, `mid_attention`, `mid_res_1`, `up_<level>_res_<i>`, `up_<level>_sample`, `norm_out`,
+`conv_out`; `quant`, `post_quant`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from emu_jax.models.attention import GroupNorm
+from emu_jax.typing import PerExample, Video
+
+Latents = Float[Array, "B T h w Z"]  # one for `downsample` x `downsample` pixels
+MIN_LOG_VAR, MAX_LOG_VAR = -30.0, 20.0  # Latent Diffusion: keeps exp() of an untrained net finite
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+  """Shape of the autoencoder. Defaults: Stable Diffusion 1.x (arXiv:2112.10752).
+
+  Emu Video's has z_channels=8 (arXiv:2311.10709, app. table 2); Emu's best has z_channels=16 and
+  Fourier features (arXiv:2309.15807, table 1), whose frequencies are not published: 3 octaves here.
+  """
+
+  channels: tuple[int, ...] = (128, 256, 512, 512)  # one a level, finest first
+  num_res_blocks: int = 2  # a level of the encoder; the decoder has one more
+  z_channels: int = 4
+  norm_groups: int = 32
+  fourier_features: int = 0  # octaves of sin and cos beside the RGB input; 0 = none
+  quant_conv: bool = True  # 1x1 convolutions around the latents; SD has them, SD3 and FLUX do not
+  mid_attention: bool = True
+  patch: int = 1  # pixels on a side that become channels before the first convolution
+  remat: bool = False  # recompute residual blocks in the backward pass instead of storing them
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    if not self.channels:
+      raise ValueError("AutoencoderConfig: channels=() has no level; give one width a level")
+    for name in ("num_res_blocks", "z_channels", "norm_groups", "patch"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"AutoencoderConfig: {name}={getattr(self, name)} must be at least 1")
+    if self.fourier_features < 0:
+      raise ValueError(
+        f"AutoencoderConfig: fourier_features={self.fourier_features} is negative; give 0 for none"
+      )
+    for C in self.channels:
+      if C < 1 or C % self.norm_groups:
+        raise ValueError(
+          f"AutoencoderConfig: {C} of channels={self.channels} is not a positive multiple of "
+          f"norm_groups={self.norm_groups}"
+        )
+
+  @property
+  def downsample(self) -> int:
+    """Pixels of a side that one latent stands for."""
+    return self.patch * 2 ** (len(self.channels) - 1)
+
+
+class Autoencoder(nn.Module):
+  """Pixels in [-1, 1] to the moments of a Gaussian over latents, and latents back to pixels.
+
+  Source: Latent Diffusion, arXiv:2112.10752, app. G (KL-regularised); Fourier features of
+    the input: Emu, arXiv:2309.15807, sec. 3.1.
+  Differs: `patch` (ours: a picture of 64 pixels costs a quarter with patch=2).
+  """
+
+  config: AutoencoderConfig
+
+  def setup(self):
+    cfg = self.config
+    self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
+    if cfg.quant_conv:
+      self.quant = nn.Conv(2 * cfg.z_channels, (1, 1), dtype=cfg.dtype)
+      self.post_quant = nn.Conv(cfg.z_channels, (1, 1), dtype=cfg.dtype)
+
+  def __call__(self, x: Video) -> Video:
+    """Decodes the mean of its encoding: the whole network, as `init` needs it."""
+    return self.decode(self.encode(x)[0])
+
+  def encode(self, x: Video) -> tuple[Latents, Latents]:
+    """Mean and log-variance of the latents, float32, log-variance within [-30, 20].
+
+    Raises: ValueError where x is not RGB or a side is not a multiple of `downsample`.
+    """
+    factor, (H, W, C) = self.config.downsample, x.shape[2:]
+    if C != 3 or H % factor or W % factor:
+      raise ValueError(
+        f"Autoencoder: frames of {H}x{W} pixels and {C} channels; give 3 channels and sides that "
+        f"are multiples of {factor}, the pixels a latent stands for"
+      )
+    moments = self.encoder(x)
+    if self.config.quant_conv:
+      moments = self.quant(moments)
+    mean, log_var = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+    return mean, jnp.clip(log_var, MIN_LOG_VAR, MAX_LOG_VAR)
+
+  def decode(self, z: Latents) -> Video:
+    """Pixels, float32, near [-1, 1] but not clipped to it."""
+    if z.shape[-1] != self.config.z_channels:
+      raise ValueError(
+        f"Autoencoder: latents have {z.shape[-1]} channels, z_channels={self.config.z_channels}"
+      )
+    z = z.astype(self.config.dtype)
+    return self.decoder(self.post_quant(z) if self.config.quant_conv else z)
+
+
+class Encoder(nn.Module):
+  """Pixels to moments, [mean, log-variance] along the channels."""
+
+  config: AutoencoderConfig
+
+  @nn.compact
+  def __call__(self, x: Video) -> Latents:
+    cfg = self.config
+    x = to_patches(fourier_features(x, cfg.fourier_features), cfg.patch)
+    h = conv(cfg.channels[0], cfg.dtype, "conv_in")(x.astype(cfg.dtype))
+    for level, features in enumerate(cfg.channels):
+      for i in range(cfg.num_res_blocks):
+        h = res_block(cfg, features, f"down_{level}_res_{i}")(h)
+      if level < len(cfg.channels) - 1:
+        h = Downsample(cfg.dtype, name=f"down_{level}_sample")(h)
+    return head(cfg, 2 * cfg.z_channels, middle(cfg, h))
+
+
+class Decoder(nn.Module):
+  """Latents to pixels."""
+
+  config: AutoencoderConfig
+
+  @nn.compact
+  def __call__(self, z: Latents) -> Video:
+    cfg = self.config
+    h = middle(cfg, conv(cfg.channels[-1], cfg.dtype, "conv_in")(z))
+    for level, features in reversed(list(enumerate(cfg.channels))):
+      for i in range(cfg.num_res_blocks + 1):
+        h = res_block(cfg, features, f"up_{level}_res_{i}")(h)
+      if level > 0:
+        h = h.repeat(2, axis=2).repeat(2, axis=3)  # nearest neighbour
+        h = conv(features, cfg.dtype, f"up_{level}_sample")(h)
+    return from_patches(head(cfg, 3 * cfg.patch**2, h).astype(jnp.float32), cfg.patch)
+
+
+class ResBlock(nn.Module):
+  """GroupNorm, SiLU, 3x3 convolution, twice; adds to its input."""
+
+  features: int
+  norm_groups: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W D"]:
+    h = x
+    for i in (1, 2):
+      h = jax.nn.silu(GroupNorm(self.norm_groups, epsilon=1e-6, name=f"norm_{i}")(h))
+      h = conv(self.features, self.dtype, f"conv_{i}")(h.astype(self.dtype))
+    if x.shape[-1] != self.features:
+      x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="skip")(x)
+    return x + h
+
+
+class Downsample(nn.Module):
+  """Halves each side: a 3x3 convolution of stride 2, padded at the bottom and right only."""
+
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T h w C"]:
+    return nn.Conv(x.shape[-1], (3, 3), 2, padding=((0, 1), (0, 1)), dtype=self.dtype, name="conv")(
+      x
+    )
+
+
+class PixelAttention(nn.Module):
+  """Attention of one head among the pixels of each frame; adds to its input."""
+
+  norm_groups: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+    h = GroupNorm(self.norm_groups, epsilon=1e-6, name="norm")(x).astype(self.dtype)
+
+    def project(name):
+      y = nn.Dense(x.shape[-1], dtype=self.dtype, name=name)(h)
+      return rearrange(y, "B T H W C -> (B T) (H W) 1 C")
+
+    h = jax.nn.dot_product_attention(project("q"), project("k"), project("v"))
+    return x + nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(h.reshape(x.shape))
+
+
+def conv(features: int, dtype: DTypeLike, name: str) -> nn.Conv:
+  """3x3 convolution of every frame, padded by one pixel."""
+  return nn.Conv(features, (3, 3), padding=((1, 1), (1, 1)), dtype=dtype, name=name)
+
+
+def res_block(cfg: AutoencoderConfig, features: int, name: str) -> nn.Module:
+  """A residual block, rematerialised where the configuration says so."""
+  make = nn.remat(ResBlock) if cfg.remat else ResBlock
+  return make(features, cfg.norm_groups, cfg.dtype, name=name)
+
+
+def middle(cfg: AutoencoderConfig, h: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+  """The coarsest level's residual block, attention, residual block."""
+  h = res_block(cfg, h.shape[-1], "mid_res_0")(h)
+  if cfg.mid_attention:
+    h = PixelAttention(cfg.norm_groups, cfg.dtype, name="mid_attention")(h)
+  return res_block(cfg, h.shape[-1], "mid_res_1")(h)
+
+
+def head(
+  cfg: AutoencoderConfig, features: int, h: Float[Array, "B T H W C"]
+) -> Float[Array, "B T H W D"]:
+  """GroupNorm, SiLU and the last convolution."""
+  h = jax.nn.silu(GroupNorm(cfg.norm_groups, epsilon=1e-6, name="norm_out")(h)).astype(cfg.dtype)
+  return conv(features, cfg.dtype, "conv_out")(h)
+
+
+def fourier_features(x: Float[Array, "B T H W C"], octaves: int) -> Float[Array, "B T H W D"]:
+  """x, then sin and cos of 2^k * 2 pi x for k = 0 .. octaves - 1: C * (1 + 2 * octaves) channels.
+
+  Source: Emu, arXiv:2309.15807, sec. 3.1; frequencies ours, after Variational Diffusion Models,
+    arXiv:2107.00630.
+  """
+  angles = [2.0**k * 2 * jnp.pi * x.astype(jnp.float32) for k in range(octaves)]
+  waves = [wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)]
+  return jnp.concatenate([x, *waves], axis=-1)
+
+
+def to_patches(x: Float[Array, "B T H W C"], patch: int) -> Float[Array, "B T h w D"]:
+  """The pixels of each patch as channels: row by row, a pixel's channels together."""
+  return rearrange(x, "B T (h p) (w q) C -> B T h w (p q C)", p=patch, q=patch)
+
+
+def from_patches(x: Float[Array, "B T h w D"], patch: int) -> Float[Array, "B T H W C"]:
+  """The inverse of `to_patches`."""
+  return rearrange(x, "B T h w (p q C) -> B T (h p) (w q) C", p=patch, q=patch)
+
+
+def sample_posterior(mean: Latents, log_var: Latents, key: jax.Array) -> Latents:
+  """A sample of the Gaussian that `encode` describes. Source: arXiv:1312.6114, sec. 2.4."""
+  return mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape)
+
+
+def kl_divergence(mean: Latents, log_var: Latents) -> PerExample:
+  """Divergence from the unit normal in nats: sum over H W C, mean over T.
+
+  A frame's sum is Latent Diffusion's convention: its weight of 1e-6 stands beside a reconstruction
+  error that is summed over the pixels of a frame too. A clip weighs as much as one of its frames.
+  Source: arXiv:1312.6114, app. B.
+  """
+  nats = 0.5 * (jnp.square(mean) + jnp.exp(log_var) - 1.0 - log_var)
+  return nats.sum(axis=(2, 3, 4)).mean(axis=1)
+
+
+def decode_frames(decode: Callable[[Latents], Video], z: Latents, chunk: int) -> Video:
+  """`decode(z)`, at most `chunk` frames of each example at a time, one after another.
+
+  Bounds the memory of decoding by chunk instead of T; the batch axis stays whole, so that a batch
+  split over devices stays split. A last chunk that is not full is filled with zeros and cut.
+  """
+  T = z.shape[1]
+  if chunk < 1:
+    raise ValueError(f"decode_frames: chunk={chunk} must be at least 1 frame")
+  if T <= chunk:
+    return decode(z)
+  z = jnp.pad(z, ((0, 0), (0, -T % chunk), (0, 0), (0, 0), (0, 0)))
+  frames = jax.lax.map(decode, rearrange(z, "B (N T) h w Z -> N B T h w Z", T=chunk))
+  return rearrange(frames, "N B T H W C -> B (N T) H W C")[:, :T]

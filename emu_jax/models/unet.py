@@ -1,0 +1,306 @@
+"""The U-Net of Stable Diffusion and Emu, for images and, with temporal layers, for videos.
+
+Parameter names: `conv_in`, `concat_in`, `time`, `class`, `task`, `micro`, `down_<level>_res_<i>`,
+`down_<level>_attention_<i>`, `down_<level>_sample`, `mid_res_0`, `mid_attention`, `mid_res_1`,
+`up_<level>_…`, `norm_out`, `conv_out`; whatever crosses frames begins with `temporal_`, after the
+name of the layer that it follows. An image model's tree is a subset of its video model's.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from emu_jax.models.attention import GroupNorm, SpatialTransformer
+from emu_jax.models.embedding import EmbeddingMLP, sinusoid
+from emu_jax.models.temporal import TemporalConfig, TemporalConv, TemporalTransformer
+from emu_jax.typing import Conditions, PerExample, Video
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+  """Shape of the network. Defaults: Stable Diffusion 1.x (arXiv:2112.10752)."""
+
+  in_channels: int = 4
+  out_channels: int = 4
+  concat_channels: int = 0  # of `Conditions.concat`; their kernel starts at zero
+  channels: tuple[int, ...] = (320, 640, 1280, 1280)  # one a level, finest first
+  num_res_blocks: tuple[int, ...] = (2, 2, 2, 2)  # encoder; the decoder has one more a level
+  transformer_depth: tuple[int, ...] = (1, 1, 1, 0)  # layers an attention site; 0 = none
+  mid_depth: int = 1
+  num_heads: int = 8  # 0: as many heads of head_dim as fit
+  head_dim: int = 0  # 0: channels / num_heads
+  context_dims: tuple[int, ...] = (768,)  # features of each text context
+  layer_contexts: tuple[int, ...] = (0,)  # layer i attends to layer_contexts[i % len]
+  linear_projection: bool = False  # False: 1x1 convolutions around the transformers
+  norm_groups: int = 32
+  num_classes: int = 0  # "class" [B]: noise level of the x4 upscaler, for instance
+  num_tasks: int = 0  # "task" [B]: Emu Edit
+  num_micro: int = 0  # "micro" [B, K]: sizes, crops, fps, … as sinusoids
+  micro_dim: int = 256  # sinusoid features a micro-condition
+  pooled_dim: int = 0  # "pooled" [B, P], joined with the micro-conditions as in SDXL
+  temporal: TemporalConfig | None = None
+  remat: bool = False  # recompute blocks in the backward pass instead of storing them
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    levels = len(self.channels)
+    for name in ("num_res_blocks", "transformer_depth"):
+      if len(getattr(self, name)) != levels:
+        raise ValueError(
+          f"UNetConfig: {name}={getattr(self, name)} has {len(getattr(self, name))} values for "
+          f"{levels} levels of channels={self.channels}; give one a level"
+        )
+    if bool(self.num_heads) == bool(self.head_dim):
+      raise ValueError(
+        f"UNetConfig: num_heads={self.num_heads} and head_dim={self.head_dim}; give exactly one "
+        "and leave the other 0"
+      )
+    for C in self.channels:
+      if C % self.norm_groups:
+        raise ValueError(f"UNetConfig: {C} channels are not a multiple of {self.norm_groups=}")
+      if C % (self.num_heads or self.head_dim):
+        raise ValueError(
+          f"UNetConfig: {C} channels are not a multiple of num_heads={self.num_heads} or "
+          f"head_dim={self.head_dim}"
+        )
+    for i in self.layer_contexts:
+      if i >= len(self.context_dims):
+        raise ValueError(
+          f"UNetConfig: layer_contexts={self.layer_contexts} names context {i}, but there are "
+          f"{len(self.context_dims)} in context_dims={self.context_dims}"
+        )
+
+  @property
+  def downsample(self) -> int:
+    """Factor between the finest and the coarsest level."""
+    return 2 ** (len(self.channels) - 1)
+
+  def heads(self, channels: int) -> tuple[int, int]:
+    """Number and size of attention heads at `channels` features."""
+    num_heads = self.num_heads or channels // self.head_dim
+    return num_heads, channels // num_heads
+
+  def image(self) -> "UNetConfig":
+    """The image model inside a video model: the same spatial layers, nothing beside them."""
+    return dataclasses.replace(self, temporal=None, concat_channels=0)
+
+  @classmethod
+  def emu_video(cls, **changes) -> "UNetConfig":
+    """Emu Video's 4.3 B network. Source: arXiv:2311.10709, app. table 1."""
+    published = cls(
+      in_channels=8,
+      out_channels=8,
+      concat_channels=9,
+      channels=(384, 768, 1536, 1536),
+      num_res_blocks=(3, 4, 4, 4),
+      transformer_depth=(2, 2, 2, 0),
+      mid_depth=2,
+      num_heads=0,
+      head_dim=64,
+      context_dims=(768, 2048),
+      layer_contexts=(0, 1),
+      linear_projection=True,
+      temporal=TemporalConfig(),
+    )
+    return dataclasses.replace(published, **changes)
+
+
+def conv(features: int, dtype: DTypeLike, name: str, *, strides: int = 1, **kwargs) -> nn.Conv:
+  """3x3 convolution of every frame, padded by one pixel."""
+  return nn.Conv(
+    features, (3, 3), strides, padding=((1, 1), (1, 1)), dtype=dtype, name=name, **kwargs
+  )
+
+
+class ResBlock(nn.Module):
+  """GroupNorm, SiLU, 3x3 convolution, twice, with the time embedding added in between.
+
+  A temporal convolution follows each spatial one where `temporal` says so.
+  Source: Latent Diffusion, arXiv:2112.10752; Emu Video, arXiv:2311.10709, sec. 3.2.
+  """
+
+  features: int
+  norm_groups: int
+  temporal: TemporalConfig | None = None
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B T H W C"], embedding: Float[Array, "B E"]
+  ) -> Float[Array, "B T H W D"]:
+    def half(i, h):
+      h = jax.nn.silu(GroupNorm(self.norm_groups, name=f"norm_{i}")(h)).astype(self.dtype)
+      h = conv(self.features, self.dtype, f"conv_{i}")(h)
+      if self.temporal:
+        h = TemporalConv(self.temporal.kernel, self.dtype, name=f"temporal_conv_{i}")(h)
+      return h
+
+    shift = nn.Dense(self.features, dtype=self.dtype, name="time")(jax.nn.silu(embedding))
+    h = half(2, half(1, x) + shift[:, None, None, None, :])
+    if x.shape[-1] != self.features:
+      x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="skip")(x)
+    return x + h
+
+
+class UNet(nn.Module):
+  """Predicts noise, clean sample or v, by its schedule, from x_t, t and conditions.
+
+  `t` is fed to the sinusoid as it is: the 0-based step index of a discrete schedule.
+
+  Source: Latent Diffusion, arXiv:2112.10752; Emu, arXiv:2309.15807, sec. 3.1; Emu Video,
+    arXiv:2311.10709, sec. 3.2, with [x_t, (mask, image)] as two convolutions whose results add up,
+    so that the image model's own kernel keeps its shape.
+  Raises: ValueError where conditions do not fit the configuration or a side does not divide.
+  """
+
+  config: UNetConfig
+
+  @nn.compact
+  def __call__(self, x_t: Video, t: PerExample, conditions: Conditions) -> Video:
+    cfg = self.config
+    check_inputs(cfg, x_t, conditions)
+    embedding = self.embed(t, conditions.vectors)
+    h = conv(cfg.channels[0], cfg.dtype, "conv_in")(x_t.astype(cfg.dtype))
+    if cfg.concat_channels:
+      zero = nn.initializers.zeros
+      concat = conv(cfg.channels[0], cfg.dtype, "concat_in", kernel_init=zero, use_bias=False)
+      h = h + concat(conditions.concat.astype(cfg.dtype))
+    h = self.over_frames("conv_in", h)
+
+    skips = [h]
+    for level, (features, depth) in enumerate(
+      zip(cfg.channels, cfg.transformer_depth, strict=True)
+    ):
+      for i in range(cfg.num_res_blocks[level]):
+        h = self.block(f"down_{level}", i, h, features, depth, embedding, conditions)
+        skips.append(h)
+      if level < len(cfg.channels) - 1:
+        name = f"down_{level}_sample"
+        h = self.over_frames(name, conv(features, cfg.dtype, name, strides=2)(h))
+        skips.append(h)
+
+    h = self.res_block("mid_res_0", h, cfg.channels[-1], embedding)
+    if cfg.mid_depth:
+      h = self.attention("mid_attention", h, cfg.mid_depth, conditions)
+    h = self.res_block("mid_res_1", h, cfg.channels[-1], embedding)
+
+    for level, (features, depth) in reversed(
+      list(enumerate(zip(cfg.channels, cfg.transformer_depth, strict=True)))
+    ):
+      for i in range(cfg.num_res_blocks[level] + 1):
+        h = jnp.concatenate([h, skips.pop()], axis=-1)
+        h = self.block(f"up_{level}", i, h, features, depth, embedding, conditions)
+      if level > 0:
+        h = h.repeat(2, axis=2).repeat(2, axis=3)  # nearest neighbour
+        name = f"up_{level}_sample"
+        h = self.over_frames(name, conv(features, cfg.dtype, name)(h))
+
+    h = jax.nn.silu(GroupNorm(cfg.norm_groups, name="norm_out")(h)).astype(cfg.dtype)
+    return conv(cfg.out_channels, cfg.dtype, "conv_out")(h).astype(jnp.float32)
+
+  def block(self, name, i, h, features, depth, embedding, conditions):
+    """A residual block and, at levels that have it, its attention site."""
+    h = self.res_block(f"{name}_res_{i}", h, features, embedding)
+    return self.attention(f"{name}_attention_{i}", h, depth, conditions) if depth else h
+
+  def res_block(self, name, h, features, embedding):
+    cfg = self.config
+    make = nn.remat(ResBlock) if cfg.remat else ResBlock
+    return make(features, cfg.norm_groups, cfg.temporal, cfg.dtype, name=name)(h, embedding)
+
+  def attention(self, name, h, depth, conditions):
+    """A spatial transformer and, in a video model, the temporal one that follows it."""
+    cfg = self.config
+    heads = cfg.heads(h.shape[-1])
+    contexts, masks = layer_contexts(cfg, conditions, depth)
+    make = nn.remat(SpatialTransformer) if cfg.remat else SpatialTransformer
+    h = make(*heads, depth, cfg.norm_groups, cfg.linear_projection, cfg.dtype, name=name)(
+      h, contexts, masks
+    )
+    if cfg.temporal is None:
+      return h
+    depth = cfg.temporal.num_layers
+    contexts, masks = (
+      layer_contexts(cfg, conditions, depth)
+      if cfg.temporal.attends_text
+      else ((None,) * depth, (None,) * depth)
+    )
+    make = nn.remat(TemporalTransformer) if cfg.remat else TemporalTransformer
+    return make(*heads, depth, cfg.norm_groups, cfg.dtype, name=f"temporal_{name}")(
+      h, contexts, masks
+    )
+
+  def over_frames(self, name, h):
+    """The temporal convolution after the spatial convolution `name`, in a video model."""
+    temporal = self.config.temporal
+    if temporal is None:
+      return h
+    return TemporalConv(temporal.kernel, self.config.dtype, name=f"temporal_{name}")(h)
+
+  def embed(self, t: PerExample, vectors: Mapping[str, Array]) -> Float[Array, "B E"]:
+    """The time embedding with every vector condition added to it."""
+    cfg, base = self.config, self.config.channels[0]
+    h = EmbeddingMLP(4 * base, dtype=cfg.dtype, name="time")(sinusoid(t, base))
+    if cfg.num_classes:
+      h = h + nn.Embed(cfg.num_classes, 4 * base, name="class")(vectors["class"])
+    if cfg.num_tasks:
+      h = h + nn.Embed(cfg.num_tasks, 4 * base, name="task")(vectors["task"])
+    if cfg.num_micro or cfg.pooled_dim:
+      parts = [vectors["pooled"]] if cfg.pooled_dim else []
+      if cfg.num_micro:
+        parts.append(sinusoid(vectors["micro"], cfg.micro_dim).reshape(t.shape[0], -1))
+      micro = jnp.concatenate(parts, axis=-1)
+      h = h + EmbeddingMLP(4 * base, dtype=cfg.dtype, name="micro")(micro)
+    if cfg.temporal and cfg.temporal.noise_level:
+      level = EmbeddingMLP(4 * base, zero=True, dtype=cfg.dtype, name="temporal_noise_level")
+      h = h + level(sinusoid(vectors["noise_level"], base))
+    return h
+
+
+def layer_contexts(cfg: UNetConfig, conditions: Conditions, depth: int):
+  """Which text, and which mask, each of `depth` transformer layers attends to."""
+  if not cfg.context_dims:
+    return (None,) * depth, (None,) * depth
+  which = [cfg.layer_contexts[i % len(cfg.layer_contexts)] for i in range(depth)]
+  masks = conditions.masks or (None,) * len(cfg.context_dims)
+  texts = tuple(conditions.texts[i].astype(cfg.dtype) for i in which)
+  return texts, tuple(masks[i] for i in which)
+
+
+def check_inputs(cfg: UNetConfig, x_t: Video, conditions: Conditions) -> None:
+  """Raises ValueError, at trace time, where an input does not fit the configuration."""
+  _, _, H, W, C = x_t.shape
+  if C != cfg.in_channels:
+    raise ValueError(f"UNet: x_t has {C} channels, in_channels={cfg.in_channels}")
+  if H % cfg.downsample or W % cfg.downsample:
+    raise ValueError(
+      f"UNet: height {H} and width {W} must be multiples of {cfg.downsample}, the factor between "
+      f"its {len(cfg.channels)} levels"
+    )
+  concat = 0 if conditions.concat is None else conditions.concat.shape[-1]
+  if concat != cfg.concat_channels:
+    raise ValueError(
+      f"UNet: conditions bring {concat} concatenated channels, concat_channels="
+      f"{cfg.concat_channels}"
+    )
+  dims = tuple(text.shape[-1] for text in conditions.texts)
+  if dims != cfg.context_dims:
+    raise ValueError(f"UNet: texts have {dims} features, context_dims={cfg.context_dims}")
+  wanted = {
+    "class": cfg.num_classes,
+    "task": cfg.num_tasks,
+    "micro": cfg.num_micro,
+    "pooled": cfg.pooled_dim,
+    "noise_level": bool(cfg.temporal and cfg.temporal.noise_level),
+  }
+  wanted = {name for name, needed in wanted.items() if needed}
+  if wanted != set(conditions.vectors):
+    raise ValueError(
+      f"UNet: vector conditions are {sorted(conditions.vectors)}, the configuration asks for "
+      f"{sorted(wanted)}"
+    )

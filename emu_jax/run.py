@@ -1,0 +1,88 @@
+"""What a run of emu-train leaves on disk, read without the trainer.
+
+config.json            what the run is
+frozen/                arrays that did not train
+checkpoints/<step>/    state, ema (averages of what trained), data (position)
+tokenizers/<i>/        one a text encoder
+"""
+
+import json
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from emu_jax.errors import InputError
+
+# Orbax warns of each metadata file that a folder of a single item does not have.
+logging.getLogger("absl").addFilter(
+  lambda record: "Metadata file does not exist" not in record.getMessage()
+)
+
+
+def latest_step(run_dir: str | pathlib.Path) -> int | None:
+  """The newest complete checkpoint of a run; None where there is none."""
+  folder = pathlib.Path(run_dir) / "checkpoints"
+  steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit() and complete(p)]
+  return max(steps, default=None)
+
+
+def load_ema(run_dir: str | pathlib.Path) -> tuple[dict, dict]:
+  """A run's config and its trees: the frozen ones and the averages of the trained ones.
+
+  Returns:
+    config.json as a dict, and the trees by name as numpy arrays on this host, so that a caller
+    may cast and place them before a device holds any.
+  """
+  run_dir = pathlib.Path(run_dir).absolute()
+  step = latest_step(run_dir)
+  if step is None:
+    raise InputError(
+      f"load_ema: {run_dir} holds no checkpoint; give the folder of a run of emu-train,"
+      " one with checkpoints/<step>/ in it"
+    )
+  config = read_config(run_dir)
+  if config is None:
+    raise InputError(f"load_ema: {run_dir} holds no config.json; copy it from the original run")
+  trees = _load_numpy(run_dir / "frozen") if (run_dir / "frozen").is_dir() else {}
+  return config, {**trees, **_load_numpy(run_dir / "checkpoints" / str(step) / "ema")}
+
+
+def read_config(run_dir: pathlib.Path) -> dict | None:
+  """config.json of a run; None where there is none."""
+  path = pathlib.Path(run_dir) / "config.json"
+  try:
+    return json.loads(path.read_text())
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except json.JSONDecodeError as error:
+    raise InputError(f"{path} is not JSON ({error}); restore it or choose another run") from error
+
+
+def complete(folder: pathlib.Path) -> bool:
+  """Whether a checkpoint's folder has all its parts."""
+  parts = ("_CHECKPOINT_METADATA", "state/_METADATA", "ema/_METADATA", "data/metadata")
+  return all((folder / part).is_file() for part in parts)
+
+
+def stored_metadata(folder: pathlib.Path) -> Any:
+  """Shapes and dtypes of a stored tree."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    metadata = checkpointer.metadata(folder).item_metadata
+  if metadata is None:
+    raise InputError(f"{folder} cannot be read; copy it again from the run")
+  return metadata.tree
+
+
+def _load_numpy(folder: pathlib.Path) -> dict:
+  try:
+    as_numpy = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored_metadata(folder)
+    )
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+  except (OSError, ValueError, KeyError) as error:
+    raise InputError(f"{folder} cannot be read: {error}; copy it again from the run") from error

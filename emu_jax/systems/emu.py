@@ -1,0 +1,221 @@
+"""Emu: an adversarially trained autoencoder and a text-to-image diffusion model in its latents.
+
+Source: Emu, arXiv:2309.15807. With other values of the same configuration it is Stable Diffusion.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from emu_jax.conditioning import TextFeatures, image_branches
+from emu_jax.diffusion.guidance import guided, rescale, text_guidance
+from emu_jax.diffusion.loss import diffusion_loss
+from emu_jax.diffusion.schedule import Schedule
+from emu_jax.models.autoencoder import (
+  Autoencoder,
+  AutoencoderConfig,
+  kl_divergence,
+  sample_posterior,
+)
+from emu_jax.models.discriminator import (
+  PatchDiscriminator,
+  PatchDiscriminatorConfig,
+  hinge_discriminator,
+  hinge_generator,
+)
+from emu_jax.models.text import text_encoder
+from emu_jax.models.unet import UNet, UNetConfig
+from emu_jax.systems.latent import Sampling, TextConfig, bound, encode_frames
+from emu_jax.typing import Conditions, Params, PerExample, Video
+
+
+@dataclasses.dataclass(frozen=True)
+class EmuConfig:
+  """A text-to-image model: its networks, its schedule and the size of its pictures."""
+
+  autoencoder: AutoencoderConfig
+  text: tuple[TextConfig, ...]
+  unet: UNetConfig
+  schedule: Schedule = Schedule()  # scaled-linear with epsilon: Stable Diffusion's and Emu's
+  size: int = 512  # pixels on a side
+
+  def __post_init__(self):
+    z, widths = self.autoencoder.z_channels, tuple(t.width for t in self.text)
+    if (self.unet.in_channels, self.unet.out_channels) != (z, z):
+      raise ValueError(
+        f"EmuConfig: unet.in_channels={self.unet.in_channels} and unet.out_channels="
+        f"{self.unet.out_channels} must both be autoencoder.z_channels={z}"
+      )
+    if self.unet.context_dims != widths:
+      raise ValueError(
+        f"EmuConfig: unet.context_dims={self.unet.context_dims} must be the widths {widths} of the "
+        "text encoders"
+      )
+    factor = self.autoencoder.downsample * self.unet.downsample
+    if self.size % factor:
+      raise ValueError(
+        f"EmuConfig: size={self.size} pixels must be a multiple of {factor}: autoencoder.downsample"
+        f"={self.autoencoder.downsample} times unet.downsample={self.unet.downsample}"
+      )
+
+  def latent_shape(self, batch: int, num_frames: int = 1) -> tuple[int, int, int, int, int]:
+    """B T H W C of the latents."""
+    side = self.size // self.autoencoder.downsample
+    return batch, num_frames, side, side, self.autoencoder.z_channels
+
+
+def init_text(config: EmuConfig, key: jax.Array) -> Params:
+  """Trees of the text encoders: {"0": …, "1": …}."""
+  trees = {}
+  for i, (encoder, k) in enumerate(
+    zip(config.text, jax.random.split(key, len(config.text)), strict=True)
+  ):
+    tokens = jnp.zeros((1, encoder.max_length), jnp.int32)
+    mask = jnp.ones(tokens.shape, bool)
+    trees[str(i)] = text_encoder(encoder).init(k, tokens, mask)["params"]
+  return trees
+
+
+def init_spatial(config: EmuConfig, key: jax.Array) -> Params:
+  """The image U-Net's tree."""
+  texts = tuple(jnp.zeros((1, 2, t.width)) for t in config.text)
+  x = jnp.zeros(config.latent_shape(1))
+  return UNet(config.unet).init(key, x, jnp.zeros(1), Conditions(texts))["params"]
+
+
+def image_loss(
+  config: EmuConfig,
+  trees: Params,
+  frames: Video,
+  text: TextFeatures,
+  key: jax.Array,
+  *,
+  offset_noise: float = 0.0,
+) -> PerExample:
+  """Text-to-image loss on pixels in [-1, 1], T = 1. Source: arXiv:2112.10752, eq. 3."""
+  key_encode, key_diffuse = jax.random.split(key)
+  latents = encode_frames(config.autoencoder, trees, frames, key_encode)
+  net = bound(UNet(config.unet), trees["spatial"])
+  conditions = Conditions(text.texts, text.masks)
+  return diffusion_loss(
+    lambda x_t, t: net(x_t, t, conditions),
+    config.schedule,
+    jax.lax.stop_gradient(latents),
+    key_diffuse,
+    offset_noise=offset_noise,
+  )
+
+
+def sample_image(
+  config: EmuConfig,
+  trees: Params,
+  text: TextFeatures,
+  empty: TextFeatures,
+  key: jax.Array,
+  text_scale: float | Float[Array, ""],
+  *,
+  sampling: Sampling,
+) -> Video:
+  """Normalised latents [B, 1, H, W, C] of pictures of prompts, by text guidance.
+
+  Source: Emu Video, arXiv:2311.10709, sec. 4, with scale 7.5 for pictures.
+
+  Args:
+    empty: features of what guidance leads away from: the empty prompt, or a negative one.
+  """
+  key_noise, key_steps = jax.random.split(key)
+  noise = jax.random.normal(key_noise, config.latent_shape(text.texts[0].shape[0]))
+  combine = rescale(text_guidance(text_scale), sampling.rescale)
+  net = bound(UNet(config.unet), trees["spatial"])
+  predict = guided(net, image_branches(text, empty), combine)
+  return sampling.run(predict, config.schedule, noise, key_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderObjective:
+  """Weights of the autoencoder's losses. None is published; ours, after VQGAN's."""
+
+  kl_weight: float = (
+    1e-6  # of the divergence, beside a squared or absolute error summed over pixels
+  )
+  adversarial_weight: float = 0.5  # times the adaptive weight below
+  adversarial_start: int = (
+    10_000  # updates of reconstruction alone; the discriminator learns before
+  )
+  discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()
+
+
+def init_autoencoder(
+  config: AutoencoderConfig, objective: AutoencoderObjective, size: int, key: jax.Array
+) -> Params:
+  """{"autoencoder": …, "discriminator": …}."""
+  key_autoencoder, key_discriminator = jax.random.split(key)
+  x = jnp.zeros((1, 1, size, size, 3))
+  return {
+    "autoencoder": Autoencoder(config).init(key_autoencoder, x)["params"],
+    "discriminator": PatchDiscriminator(objective.discriminator).init(key_discriminator, x)[
+      "params"
+    ],
+  }
+
+
+def autoencoder_loss(
+  config: AutoencoderConfig,
+  objective: AutoencoderObjective,
+  trees: Params,
+  frames: Video,
+  key: jax.Array,
+  step: Array,
+) -> tuple[PerExample, dict[str, Float[Array, ""]]]:
+  """Reconstruction, KL and the sum of both adversaries' losses, one number an example.
+
+  Each adversary sees the other under `stop_gradient`, so that one gradient of the sum is one update
+  of both.
+
+  Source: VQGAN, arXiv:2012.09841, eq. 6 and 7 (hinge losses, adaptive weight); Latent Diffusion,
+    arXiv:2112.10752, app. G (KL weight).
+  Differs: absolute error alone, no perceptual network; the adaptive weight compares gradients at
+    the reconstruction, not at the decoder's last kernel, and for each example by itself.
+  """
+  net = Autoencoder(config)
+  mean, log_var = net.apply({"params": trees["autoencoder"]}, frames, method="encode")
+  z = sample_posterior(mean, log_var, key)
+  decoded = net.apply({"params": trees["autoencoder"]}, z, method="decode")
+
+  axes = (1, 2, 3, 4)
+  error = jnp.abs(decoded - frames).mean(axis=axes)
+  pixels = frames.shape[2] * frames.shape[3] * frames.shape[4]
+  kl = kl_divergence(mean, log_var) / pixels
+  metrics = {"l1": error.mean(), "kl": kl.mean(), "latent_std": z.std()}
+  metrics["psnr"] = (-10 * jnp.log10(jnp.square(decoded - frames).mean(axis=axes) / 4)).mean()
+  losses = error + objective.kl_weight * kl
+  if objective.adversarial_weight == 0:
+    return losses, metrics
+
+  critic = PatchDiscriminator(objective.discriminator)
+
+  def logits(x, params):
+    return critic.apply({"params": params}, x)
+
+  fixed = jax.lax.stop_gradient(trees["discriminator"])
+  generator = hinge_generator(logits(decoded, fixed))
+  discriminator = hinge_discriminator(
+    logits(frames, trees["discriminator"]),
+    logits(jax.lax.stop_gradient(decoded), trees["discriminator"]),
+  )
+  weight = adaptive_weight(decoded, frames, lambda x: hinge_generator(logits(x, fixed)))
+  active = jnp.where(step >= objective.adversarial_start, objective.adversarial_weight, 0.0)
+  metrics |= {"generator": generator.mean(), "discriminator": discriminator.mean()}
+  metrics["adaptive_weight"] = weight.mean()
+  return losses + active * weight * generator + discriminator, metrics
+
+
+def adaptive_weight(decoded: Video, frames: Video, adversary) -> PerExample:
+  """|gradient of the absolute error| / |gradient of the adversary|, at the decoded picture."""
+  decoded = jax.lax.stop_gradient(decoded)
+  own = jax.grad(lambda x: jnp.abs(x - frames).mean(axis=(1, 2, 3, 4)).sum())(decoded)
+  theirs = jax.grad(lambda x: adversary(x).sum())(decoded)
+  own, theirs = (jnp.sqrt(jnp.square(g).sum(axis=(1, 2, 3, 4))) for g in (own, theirs))
+  return jax.lax.stop_gradient(jnp.clip(own / (theirs + 1e-6), 0.0, 1e4))

@@ -1,0 +1,26 @@
+"""What holds for every test: 8 pretend devices, no silent broadcasting, annotations enforced."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")  # [B] * [B T H W C] is an error
+jax.config.update("jax_debug_key_reuse", True)  # a key drawn from twice is an error
+jax.config.update("jax_default_matmul_precision", "highest")  # tolerances are float32's own
+jax.config.update(
+  "jax_compilation_cache_dir",
+  os.environ.get("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache/emu_jax/xla")),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+install_import_hook(["emu_jax", "train"], "beartype.beartype")  # annotations are checked, here only
+
+
+@pytest.fixture
+def key():
+  return jax.random.key(0)

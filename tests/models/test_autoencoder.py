@@ -1,0 +1,338 @@
+"""The KL autoencoder: laws of its own, and parity with diffusers' AutoencoderKL."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from emu_jax.models.autoencoder import (
+  Autoencoder,
+  AutoencoderConfig,
+  decode_frames,
+  fourier_features,
+  from_patches,
+  kl_divergence,
+  sample_posterior,
+  to_patches,
+)
+
+SMALL = AutoencoderConfig(channels=(8, 16), num_res_blocks=1, norm_groups=4)
+
+
+def noise(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def build(config, x, seed=0):
+  """The module and parameters drawn anew, so that no bias is zero and no norm scale is 1."""
+  net = Autoencoder(config)
+  shapes = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
+  rng = np.random.default_rng(seed)
+  draw = lambda leaf: (0.5 + rng.random(leaf.shape)) / max(leaf.size // leaf.shape[-1], 1) ** 0.5
+  sign = lambda leaf: rng.choice([-1.0, 1.0], leaf.shape)
+  return net, jax.tree.map(lambda a: jnp.asarray(draw(a) * sign(a), jnp.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def small():
+  x = noise(1, 2, 3, 8, 12, 3)
+  net, params = build(SMALL, x)
+  encode = jax.jit(lambda x: net.apply({"params": params}, x, method="encode"))
+  decode = jax.jit(lambda z: net.apply({"params": params}, z, method="decode"))
+  return x, encode, decode
+
+
+# Laws
+
+
+def test_a_clip_is_encoded_and_decoded_as_its_frames(small):
+  x, encode, decode = small
+  mean, log_var = encode(x)
+  assert mean.shape == log_var.shape == (2, 3, 4, 6, 4)
+  for t in range(3):
+    frame_mean, frame_log_var = encode(x[:, t : t + 1])
+    np.testing.assert_allclose(frame_mean, mean[:, t : t + 1], atol=1e-5)
+    np.testing.assert_allclose(frame_log_var, log_var[:, t : t + 1], atol=1e-5)
+    # Each call's pixels have a standard deviation near 1: rounding is some 1e-6.
+    np.testing.assert_allclose(decode(mean[:, t : t + 1]), decode(mean)[:, t : t + 1], atol=1e-5)
+
+
+def test_no_example_and_no_frame_sees_another(small):
+  x, encode, decode = small
+  reach = jax.jit(jax.grad(lambda x: decode(encode(x)[0])[0, 1].sum()))(x)
+  assert np.abs(reach[0, 1]).min() > 0
+  np.testing.assert_array_equal(reach[1], 0)
+  np.testing.assert_array_equal(reach[0, [0, 2]], 0)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5])
+def test_decoding_in_chunks_equals_decoding_at_once(small, chunk):
+  _, _, decode = small
+  z = noise(2, 2, 3, 4, 6, 4)
+  seen = []
+
+  def watched(z):
+    seen.append(z.shape[1])
+    return decode(z)
+
+  np.testing.assert_allclose(decode_frames(watched, z, chunk), decode(z), atol=1e-5)
+  assert set(seen) == {min(chunk, 3)}  # it really was in chunks
+
+
+def test_decode_frames_refuses_no_frames():
+  with pytest.raises(ValueError, match=r"chunk=0 must be at least 1 frame"):
+    decode_frames(lambda z: z, noise(0, 1, 2, 4, 4, 4), 0)
+
+
+def test_fourier_features_are_the_waves_they_claim_to_be():
+  x = noise(3, 2, 1, 4, 5, 3)
+  np.testing.assert_array_equal(fourier_features(x, 0), x)
+  y = np.asarray(fourier_features(x, 3))
+  assert y.shape[-1] == 3 + 6 * 3
+  np.testing.assert_array_equal(y[..., :3], x)
+  for k in range(3):
+    angle = 2 * np.pi * 2**k * np.asarray(x, np.float64)
+    # float32 rounds an angle of up to 100 by 4e-6.
+    np.testing.assert_allclose(y[..., 3 + 6 * k : 6 + 6 * k], np.sin(angle), atol=2e-5)
+    np.testing.assert_allclose(y[..., 6 + 6 * k : 9 + 6 * k], np.cos(angle), atol=2e-5)
+
+
+def test_fourier_features_and_patch_widen_the_first_convolution_only():
+  x = jax.ShapeDtypeStruct((1, 1, 16, 16, 3), jnp.float32)
+  shapes = lambda **c: jax.eval_shape(
+    Autoencoder(dataclasses.replace(SMALL, **c)).init, jax.random.key(0), x
+  )["params"]
+  plain, waves, patch = shapes(), shapes(fourier_features=2), shapes(fourier_features=2, patch=2)
+  kernel = lambda tree: tree["encoder"]["conv_in"]["kernel"].shape
+  assert kernel(plain) == (3, 3, 3, 8)
+  assert kernel(waves) == (3, 3, 3 + 12, 8)
+  assert kernel(patch) == (3, 3, 4 * (3 + 12), 8)
+  assert patch["decoder"]["conv_out"]["kernel"].shape == (3, 3, 8, 12)
+  assert plain["decoder"] == waves["decoder"]
+
+
+def test_patches_are_blocks_of_pixels_and_go_back_to_their_places():
+  x = noise(4, 2, 3, 4, 6, 3)
+  patches = to_patches(x, 2)
+  assert patches.shape == (2, 3, 2, 3, 12)
+  np.testing.assert_array_equal(patches[1, 2, 0, 2].reshape(2, 2, 3), x[1, 2, 0:2, 4:6])
+  np.testing.assert_array_equal(from_patches(patches, 2), x)
+
+
+@pytest.mark.parametrize(
+  ("change", "sides"),
+  [({}, 2), ({"patch": 2}, 4), ({"channels": (8, 8, 16), "quant_conv": False}, 4)],
+)
+def test_downsample_is_what_the_network_does(change, sides):
+  config = dataclasses.replace(SMALL, **change)
+  assert config.downsample == sides
+  x = jax.ShapeDtypeStruct((1, 2, 16, 24, 3), jnp.float32)
+  net = Autoencoder(config)
+  params = jax.eval_shape(net.init, jax.random.key(0), x)
+  mean, _ = jax.eval_shape(lambda p, x: net.apply(p, x, method="encode"), params, x)
+  assert mean.shape == (1, 2, 16 // sides, 24 // sides, 4)
+  pixels = jax.eval_shape(lambda p, z: net.apply(p, z, method="decode"), params, mean)
+  assert pixels.shape == x.shape
+
+
+def test_stable_diffusions_autoencoder_has_its_published_number_of_parameters():
+  x = jax.ShapeDtypeStruct((1, 1, 16, 16, 3), jnp.float32)
+  params = jax.eval_shape(Autoencoder(AutoencoderConfig()).init, jax.random.key(0), x)
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 83_653_863
+
+
+def test_rematerialisation_changes_nothing_and_bfloat16_rounding_only():
+  x = noise(6, 2, 1, 8, 8, 3)
+  _, params = build(SMALL, x)
+
+  def gradient(**change):
+    net = Autoencoder(dataclasses.replace(SMALL, **change))
+    loss = lambda p: jnp.square(net.apply({"params": p}, x) - x).mean()
+    return ravel_pytree(jax.jit(jax.grad(loss))(params))[0]
+
+  exact = gradient()
+  size = np.abs(exact).max()
+  np.testing.assert_allclose(gradient(remat=True), exact, rtol=0, atol=1e-5 * size)
+  net = Autoencoder(dataclasses.replace(SMALL, dtype="bfloat16"))
+  half = jax.jit(net.apply)({"params": params}, x)
+  full = jax.jit(Autoencoder(SMALL).apply)({"params": params}, x)
+  assert half.dtype == jnp.float32
+  # bfloat16 rounds by 2^-9 in each of some twenty convolutions: 2^-9 * sqrt(20) = 1 %.
+  assert 1e-4 < np.std(half - full) / np.std(full) < 0.05
+
+
+def test_log_variance_is_clipped():
+  x = noise(1, 2, 1, 4, 4, 3)
+  net, params = build(SMALL, x)
+  encode = jax.jit(lambda p: net.apply({"params": p}, x, method="encode"))
+  for bias, expected in ((1e4, 20.0), (-1e4, -30.0)):
+    params["quant"]["bias"] = jnp.full(8, bias)
+    np.testing.assert_array_equal(encode(params)[1], expected)
+
+
+def test_posterior_samples_have_the_moments_they_claim(key):
+  mean = jnp.full((1, 1, 200, 200, 1), 1.5)
+  z = sample_posterior(mean, jnp.full_like(mean, np.log(0.25)), key)
+  # 40,000 draws of standard deviation 0.5: four standard errors are 0.01 and 0.007.
+  assert abs(z.mean() - 1.5) < 0.01
+  assert abs(z.std() - 0.5) < 0.007
+
+
+def test_kl_divergence_is_the_gaussian_one():
+  mean, log_var = (np.asarray(noise(seed, 2, 3, 2, 2, 4)) for seed in (7, 8))
+  np.testing.assert_array_equal(kl_divergence(jnp.zeros(mean.shape), jnp.zeros(mean.shape)), 0)
+  # Against its definition, E[log q - log p], by Gauss-Hermite quadrature (exact for quadratics).
+  nodes, weights = np.polynomial.hermite_e.hermegauss(5)
+  z = mean[..., None] + np.exp(log_var / 2)[..., None] * nodes
+  gap = -0.5 * nodes**2 - log_var[..., None] / 2 + 0.5 * z**2
+  expected = (gap @ weights / weights.sum()).sum(axis=(2, 3, 4)).mean(axis=1)
+  mean, log_var = jnp.asarray(mean), jnp.asarray(log_var)
+  np.testing.assert_allclose(kl_divergence(mean, log_var), expected, rtol=1e-5)
+  frame = kl_divergence(mean[:, :1], log_var[:, :1])
+  repeated = kl_divergence(mean[:, [0, 0, 0]], log_var[:, [0, 0, 0]])
+  np.testing.assert_allclose(frame, repeated, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"channels": (8, 18)}, "18 of channels=(8, 18) is not a positive multiple of norm_groups=4"),
+    ({"channels": ()}, "channels=() has no level"),
+    ({"z_channels": 0}, "z_channels=0 must be at least 1"),
+    ({"num_res_blocks": 0}, "num_res_blocks=0"),
+    ({"patch": 0}, "patch=0"),
+    ({"norm_groups": 0}, "norm_groups=0"),
+    ({"fourier_features": -1}, "fourier_features=-1 is negative"),
+  ],
+)
+def test_impossible_configurations_do_not_start(change, words):
+  with pytest.raises(ValueError, match=re.escape(words)):
+    dataclasses.replace(SMALL, **change)
+
+
+def test_impossible_inputs_are_named():
+  net = Autoencoder(SMALL)
+  with pytest.raises(ValueError, match=r"8x9 pixels and 3 channels.*multiples of 2"):
+    net.init(jax.random.key(0), noise(0, 1, 1, 8, 9, 3))
+  with pytest.raises(ValueError, match=r"8x8 pixels and 4 channels"):
+    net.init(jax.random.key(0), noise(0, 1, 1, 8, 8, 4))
+  with pytest.raises(ValueError, match=r"latents have 8 channels, z_channels=4"):
+    net.init(jax.random.key(0), noise(0, 1, 1, 8, 8, 8), method="decode")
+
+
+# Parity with diffusers
+
+
+def diffusers_tree(tensors, levels):
+  """Tensors by their names in diffusers -> our tree; also for gradients."""
+  renames = (
+    (r"conv_norm_out", "norm_out/group"),
+    (r"(resnets\.\d+)\.norm(\d)", r"\1.norm_\2/group"),
+    (r"(resnets\.\d+)\.conv(\d)", r"\1.conv_\2"),
+    (r"conv_shortcut", "skip"),
+    (r"mid_block\.resnets\.", "mid_res_"),
+    (r"mid_block\.attentions\.0\.group_norm", "mid_attention/norm/group"),
+    (r"mid_block\.attentions\.0\.to_([qkv])", r"mid_attention/\1"),
+    (r"mid_block\.attentions\.0\.to_out\.0", "mid_attention/out"),
+    (r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down_\1_res_\2"),
+    (r"down_blocks\.(\d+)\.downsamplers\.0\.conv", r"down_\1_sample/conv"),
+    (r"up_blocks\.(\d+)\.", lambda m: f"up_{levels - 1 - int(m[1])}."),
+    (r"(up_\d+)\.resnets\.", r"\1_res_"),
+    (r"(up_\d+)\.upsamplers\.0\.conv", r"\1_sample"),
+    (r"quant_conv", "quant"),
+  )
+  tree = {}
+  for name, tensor in tensors.items():
+    for pattern, replacement in renames:
+      name = re.sub(pattern, replacement, name)
+    value = tensor.detach().numpy()
+    *path, last = re.split(r"[./]", name)
+    if last == "weight":
+      last = "kernel" if value.ndim > 1 else "scale"
+      value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+    node = tree
+    for part in path:
+      node = node.setdefault(part, {})
+    node[last] = jnp.asarray(value)
+  return tree
+
+
+@pytest.mark.parametrize(
+  ("z_channels", "quant_conv", "channels", "num_res_blocks", "mid_attention"),
+  [
+    (4, True, (8, 16), 2, True),
+    (16, False, (8, 16, 24), 1, True),
+    (8, True, (16, 8), 1, False),
+  ],
+)
+def test_equals_diffusers_autoencoder_kl(
+  z_channels, quant_conv, channels, num_res_blocks, mid_attention
+):
+  torch = pytest.importorskip("torch", reason="parity needs the extra 'reference': torch")
+  diffusers = pytest.importorskip("diffusers", reason="parity needs the extra 'reference'")
+  torch.manual_seed(0)
+  oracle = diffusers.AutoencoderKL(
+    block_out_channels=channels,
+    down_block_types=("DownEncoderBlock2D",) * len(channels),
+    up_block_types=("UpDecoderBlock2D",) * len(channels),
+    layers_per_block=num_res_blocks,
+    norm_num_groups=4,
+    latent_channels=z_channels,
+    use_quant_conv=quant_conv,
+    use_post_quant_conv=quant_conv,
+    mid_block_add_attention=mid_attention,
+  )
+  for parameter in oracle.parameters():  # the default init hides a missing bias or norm scale
+    fan_in = max(parameter[0].numel(), 4)
+    torch.nn.init.normal_(parameter, std=fan_in**-0.5)
+    if parameter.ndim == 1:
+      parameter.data += 0.7
+  config = AutoencoderConfig(
+    channels,
+    num_res_blocks=num_res_blocks,
+    z_channels=z_channels,
+    norm_groups=4,
+    quant_conv=quant_conv,
+    mid_attention=mid_attention,
+  )
+  net = Autoencoder(config)
+  params = diffusers_tree(dict(oracle.named_parameters()), len(channels))
+
+  side = config.downsample
+  x, z = noise(1, 2, 1, 3 * side, 5 * side, 3), noise(2, 2, 1, 3, 5, z_channels)
+  cotangents = noise(3, 2, 1, 3, 5, 2 * z_channels), noise(4, *x.shape)
+  shapes = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
+  assert jax.tree.structure(shapes) == jax.tree.structure(params)
+
+  # Gradients of one number that everything takes part in; no log-variance reaches its clip here.
+  def ours(params):
+    moments = jnp.concatenate(net.apply({"params": params}, x, method="encode"), -1)
+    pixels = net.apply({"params": params}, z, method="decode")
+    total = (moments * cotangents[0]).sum() + (pixels * cotangents[1]).sum()
+    return total, (moments, pixels)
+
+  to_torch = lambda a: torch.from_numpy(np.array(a[:, 0].transpose(0, 3, 1, 2)))
+  moments = oracle.encode(to_torch(x)).latent_dist.parameters
+  pixels = oracle.decode(to_torch(z)).sample
+  ((moments * to_torch(cotangents[0])).sum() + (pixels * to_torch(cotangents[1])).sum()).backward()
+  assert moments.abs().max() < 20
+  (_, outputs), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
+  for output, expected in zip(outputs, (moments, pixels), strict=True):
+    expected = expected.detach().numpy().transpose(0, 2, 3, 1)[:, None]
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-4 * expected.std())
+
+  gradients = {name: p.grad for name, p in oracle.named_parameters()}
+  expected = diffusers_tree(gradients, len(channels))
+  largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+  for (path, got), want in zip(
+    jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected), strict=True
+  ):
+    # A key's bias shifts every logit alike: its true gradient is zero, its rounding is not.
+    scale = max(float(jnp.abs(want).max()), 1e-3 * largest)
+    np.testing.assert_allclose(
+      got, want, rtol=0, atol=2e-4 * scale, err_msg=jax.tree_util.keystr(path)
+    )

@@ -1,0 +1,192 @@
+"""Laws of the factorized model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emu_jax.conditioning import (
+  KnownFrames,
+  TextFeatures,
+  concat_known,
+  every_fourth,
+  first_frame,
+)
+from emu_jax.models.unet import UNet
+from emu_jax.systems.emu import image_loss
+from emu_jax.systems.emu_video import (
+  augmented,
+  init_temporal,
+  join_interpolated,
+  sample_video,
+  vectors,
+  video_loss,
+  video_network,
+)
+from emu_jax.systems.latent import Sampling, decode_latents, encode_frames, latent_statistics
+from emu_jax.typing import Conditions
+from tests.tiny import MODEL, perturbed, trees
+
+
+@pytest.fixture(scope="module")
+def model():
+  return trees()
+
+
+def features(key, B):
+  keys = jax.random.split(key, 2)
+  texts = tuple(
+    jax.random.normal(k, (B, t.max_length, t.width))
+    for k, t in zip(keys, MODEL.image.text, strict=True)
+  )
+  return TextFeatures(texts, (None, None))
+
+
+def test_at_init_the_video_model_is_its_image_model_whatever_frames_are_known(key, model):
+  keys = jax.random.split(key, 5)
+  x = jax.random.normal(keys[0], MODEL.image.latent_shape(2, 3))
+  t, text = jnp.array([5.0, 900.0]), features(keys[1], 2)
+  known = concat_known(first_frame(3), jax.random.normal(keys[2], x[:, :1].shape))
+  fresh = init_temporal(MODEL, keys[3])
+  conditions = Conditions(text.texts, text.masks, known, vectors(MODEL, jnp.array([0.0, 100.0])))
+  net = jax.jit(video_network(MODEL, {"spatial": model["spatial"], "temporal": fresh}))
+  video = net(x, t, conditions)
+  image = jax.jit(UNet(MODEL.image.unet).apply)
+  frames = [
+    image({"params": model["spatial"]}, x[:, i : i + 1], t, Conditions(text.texts, text.masks))
+    for i in range(3)
+  ]
+  assert float(jnp.std(video)) > 0.05
+  np.testing.assert_allclose(video, jnp.concatenate(frames, axis=1), atol=1e-5)
+  # The law is about initialisation: with other temporal weights the two part.
+  moved = {"spatial": model["spatial"], "temporal": perturbed(fresh, keys[4])}
+  other = jax.jit(video_network(MODEL, moved))(x, t, conditions)
+  assert float(jnp.abs(other - video).max()) > 1e-2
+
+
+def test_latents_of_frames_are_those_of_each_frame_and_normalised(key, model):
+  frames = jax.random.uniform(key, (6, 2, 16, 16, 3), minval=-1)
+  config = MODEL.image.autoencoder
+  statistics = latent_statistics(config, model["autoencoder"], frames)
+  normal = {**model, "latents": statistics}
+  latents = encode_frames(config, normal, frames, jax.random.key(1))
+  # 6 * 2 * 16 latents a channel: their mean is off by 1 / sqrt(192) = 0.07 at one sigma.
+  np.testing.assert_allclose(latents.mean(axis=(0, 1, 2, 3)), 0, atol=0.3)
+  np.testing.assert_allclose(latents.std(axis=(0, 1, 2, 3)), 1, atol=0.3)
+  single = encode_frames(config, normal, frames[:, 1:])
+  np.testing.assert_allclose(encode_frames(config, normal, frames)[:, 1:], single, atol=1e-5)
+
+
+def test_normalisation_is_undone_before_decoding(key, model):
+  z = jax.random.normal(key, (1, 2, 4, 4, 4))
+  config = MODEL.image.autoencoder
+  plain = {**model, "latents": {"shift": jnp.zeros(4), "scale": jnp.ones(4)}}
+  np.testing.assert_allclose(
+    decode_latents(config, model, (z - 0.1) * 2.0), decode_latents(config, plain, z), atol=1e-5
+  )
+
+
+def test_a_withheld_image_gives_the_direct_model(key, model):
+  """Mask and latents both zero: no trace of the image may remain in the loss."""
+  frames = jax.random.uniform(key, (2, 8, 16, 16, 3), minval=-1)
+  text, dropped = features(jax.random.key(1), 2), jnp.array([True, False])
+  loss = jax.jit(lambda f: video_loss(
+    MODEL, first_frame(8), "temporal", model, f, text, dropped, jax.random.key(2)))  # fmt: skip
+
+  def concat_gradient(withheld):
+    known = jnp.ones(MODEL.image.latent_shape(2))
+    drop = jnp.full(2, withheld)
+    return jax.grad(lambda z: (concat_known(first_frame(8), z, drop) ** 2).sum())(known)
+
+  assert loss(frames).shape == (2,)
+  np.testing.assert_array_equal(concat_gradient(True), 0)
+  assert float(jnp.abs(concat_gradient(False)).min()) > 0
+
+
+def test_losses_of_an_example_do_not_see_the_others(key, model):
+  frames = jax.random.uniform(key, (2, 8, 16, 16, 3), minval=-1)
+  text, kept = features(jax.random.key(1), 2), jnp.array([False, False])
+
+  def first(frames):
+    losses = video_loss(
+      MODEL, first_frame(8), "temporal", model, frames, text, kept, jax.random.key(2)
+    )
+    return losses[0]
+
+  # Frames reach the loss through the encoder, whose gradient is stopped at the latents: perturb.
+  changed = frames.at[1].set(-frames[1])
+  loss = jax.jit(first)
+  np.testing.assert_array_equal(loss(frames), loss(changed))
+  assert float(loss(frames)) != float(loss(frames.at[0].set(-frames[0])))
+
+
+def test_clips_of_another_length_are_refused_with_both_numbers(key, model):
+  frames = jnp.zeros((1, 4, 16, 16, 3))
+  with pytest.raises(ValueError, match="4 frames, the mask is for 8"):
+    video_loss(
+      MODEL, first_frame(8), "temporal", model, frames, features(key, 1), jnp.array([False]), key
+    )
+
+
+def test_known_frames_are_augmented_only_where_the_stage_says_so(key):
+  latents = jnp.ones((2, 8, 4, 4, 4))
+  level = jnp.array([0.0, 250.0])
+  np.testing.assert_array_equal(augmented(MODEL, first_frame(8), latents, level, key), latents)
+  noisy = augmented(MODEL, every_fourth(), latents, level, key)
+  alpha, sigma = MODEL.augmentation(level)
+  np.testing.assert_allclose(alpha[1], 0.8208, atol=1e-4)  # the published t = 250
+  # 512 draws: the standard deviation's own error is sigma / sqrt(2 * 512) = 3 %; 4 of those.
+  np.testing.assert_allclose(noisy.std(axis=(1, 2, 3, 4)), sigma, rtol=0.13)
+
+
+def test_ticks_of_two_joined_clips():
+  """Emu Video's erratum: the published rule jumps by 5 ticks at the seam."""
+  ticks = np.arange(37)
+  first, second = ticks - 4, ticks + 28
+  as_video = lambda t: jnp.asarray(t, jnp.float32).reshape(1, -1, 1, 1, 1)
+  joined = {
+    rule: np.asarray(join_interpolated(as_video(first), as_video(second), rule)).ravel()
+    for rule in ("gapless", "published")
+  }
+  np.testing.assert_array_equal(joined["gapless"], np.arange(65))
+  steps = np.diff(joined["published"])
+  assert len(joined["published"]) == 65
+  assert sorted(steps)[-2:] == [1, 5]
+
+
+def test_scales_of_one_give_the_fully_conditioned_sampler(key, model):
+  """Eq. 1 at (1, 1) is X(I, p): guidance then changes nothing, whatever the negative prompt."""
+  known, steps = KnownFrames(2, (0,)), Sampling(num_steps=2)
+  given = jax.random.normal(key, MODEL.image.latent_shape(1))
+  text = features(jax.random.key(1), 1)
+  run = jax.jit(
+    lambda empty, scale: sample_video(
+      MODEL, known, "temporal", model, given, text, empty, key, scale, scale, sampling=steps
+    )
+  )
+  one, other = (run(features(jax.random.key(k), 1), 1.0) for k in (2, 3))
+  np.testing.assert_allclose(one, other, atol=2e-5)
+  guided = run(features(jax.random.key(2), 1), 3.0)
+  assert float(jnp.abs(guided - one).max()) > 1e-3
+
+
+def test_the_image_loss_is_one_number_an_example_and_finite(key, model):
+  frames = jax.random.uniform(key, (3, 1, 16, 16, 3), minval=-1)
+  losses = jax.jit(lambda f, k: image_loss(MODEL.image, model, f, features(k, 3), k))(frames, key)
+  assert losses.shape == (3,)
+  assert bool(jnp.isfinite(losses).all())
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"size": 18}, "multiple of 8"),
+    ({"text": MODEL.image.text[:1]}, "context_dims"),
+    ({"autoencoder": dataclasses.replace(MODEL.image.autoencoder, z_channels=8)}, "z_channels=8"),
+  ],
+)
+def test_networks_that_do_not_fit_one_another_do_not_start(change, words):
+  with pytest.raises(ValueError, match=words):
+    dataclasses.replace(MODEL.image, **change)

@@ -1,0 +1,71 @@
+"""The smallest Emu Video: every part of the real one, at a size that compiles in seconds."""
+
+import jax
+import jax.numpy as jnp
+
+from emu_jax.diffusion.schedule import Schedule
+from emu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from emu_jax.models.temporal import TemporalConfig
+from emu_jax.models.text import ClipTextConfig, T5Config
+from emu_jax.models.unet import UNetConfig
+from emu_jax.systems.emu import EmuConfig, init_spatial, init_text
+from emu_jax.systems.emu_video import EmuVideoConfig, init_temporal
+
+MODEL = EmuVideoConfig(
+  image=EmuConfig(
+    size=16,
+    autoencoder=AutoencoderConfig(
+      channels=(8,), num_res_blocks=1, z_channels=4, norm_groups=4, mid_attention=False, patch=4
+    ),
+    text=(
+      ClipTextConfig(
+        vocab_size=300, width=8, max_length=12, num_layers=1, num_heads=2, mlp_width=16
+      ),
+      T5Config(
+        vocab_size=300, width=12, max_length=10, num_layers=1, num_heads=2, head_dim=4, mlp_width=16
+      ),
+    ),
+    unet=UNetConfig(
+      in_channels=4,
+      out_channels=4,
+      channels=(8, 16),
+      num_res_blocks=(1, 1),
+      transformer_depth=(0, 2),
+      num_heads=0,
+      head_dim=8,
+      context_dims=(8, 12),
+      layer_contexts=(0, 1),
+      linear_projection=True,
+      norm_groups=4,
+    ),
+  ),
+  temporal=TemporalConfig(num_layers=1, noise_level=True),
+  schedule=Schedule(zero_terminal_snr=True, prediction="v"),
+  num_frames=8,
+  fps=4.0,
+)
+
+
+def trees(config=MODEL, seed=0):
+  """All trees of a model, at their initialisation; the temporal ones are drawn anew."""
+  keys = iter(jax.random.split(jax.random.key(seed), 8))
+  image = config.image
+  x = jnp.zeros((1, 1, image.size, image.size, 3))
+  made = {
+    "autoencoder": jax.jit(Autoencoder(image.autoencoder).init)(next(keys), x)["params"],
+    "latents": {"shift": jnp.full(4, 0.1), "scale": jnp.full(4, 2.0)},
+    "text": jax.jit(lambda k: init_text(image, k))(next(keys)),
+    "spatial": jax.jit(lambda k: init_spatial(image, k))(next(keys)),
+  }
+  temporal = jax.jit(lambda k: init_temporal(config, k))(next(keys))
+  return made | {
+    name: perturbed(temporal, next(keys)) for name in ("temporal", "interpolation", "extension")
+  }
+
+
+def perturbed(tree, key):
+  """The tree away from its initialisation, so that nothing in it is zero."""
+  leaves, structure = jax.tree.flatten(tree)
+  keys = jax.random.split(key, len(leaves))
+  noisy = [a + 0.05 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
+  return jax.tree.unflatten(structure, noisy)

@@ -1,0 +1,255 @@
+"""Laws of a run's directory."""
+
+import dataclasses
+import gc
+import json
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import OPTIM, config, data, init, noisy_loss, run, sample, stage
+
+from emu_jax.errors import InputError
+from emu_jax.run import latest_step, load_ema
+from emu_jax.sharding import make_mesh
+from train.checkpoint import Checkpoints
+from train.loop import LoopConfig
+from train.stage import Stage
+
+
+class Recorded:
+  """Remembers the order of the examples, and breaks like a machine after some batches."""
+
+  def __init__(self, breaks_after=None):
+    self.batches, self.order, self.breaks_after = data(), [], breaks_after
+    self.get_state, self.set_state = self.batches.get_state, self.batches.set_state
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    if self.breaks_after == len(self.order):
+      raise OSError("the machine is gone")
+    batch = next(self.batches)
+    self.order.append(batch["index"].tolist())
+    return batch
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A run of 7 steps that never stopped: its folder, last state and order of data."""
+  folder, seen = tmp_path_factory.mktemp("runs") / "whole", Recorded()
+  return folder, run(folder, 7, batches=seen), seen.order
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+  return shutil.copytree(finished[0], tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+  """A run on 8 devices that broke and continued: its folder, last state and order of data."""
+  folder, before, after = tmp_path_factory.mktemp("runs"), Recorded(breaks_after=4), Recorded()
+  with pytest.raises(OSError, match="gone"):
+    run(folder, 5, batches=before, mesh=make_mesh())
+  assert latest_step(folder) == 3
+  log = folder / "metrics.jsonl"
+  assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3]
+  log.write_text(log.read_text() + '{"step": 4}\n{"step": 5, "train/lo')  # lost, and cut short
+  state = run(folder, 5, batches=after, mesh=make_mesh())
+  return folder, state, before.order[:3] + after.order
+
+
+def test_resumed_is_uninterrupted_bit_for_bit(broken, tmp_path):
+  seen = Recorded()
+  whole = run(tmp_path, 5, batches=seen, mesh=make_mesh(), loop={"save_every": 0})
+  folder, state, order = broken
+  assert len(state.params["net"]["out"]["bias"].devices()) == 8
+  chex.assert_trees_all_equal(state, whole)
+  assert order == seen.order
+  assert len({tuple(batch) for batch in order}) == 5  # an order that says something
+  lines, expected = (
+    [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for path in (folder, tmp_path)
+  )
+  assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+  assert [line["train/loss"] for line in lines] == [line["train/loss"] for line in expected]
+
+
+def test_one_device_continues_what_eight_began(broken, tmp_path):
+  folder = shutil.copytree(broken[0], tmp_path / "copy")
+  state = run(folder, 6)
+  assert int(state.step) == 6
+  assert len(state.params["net"]["out"]["bias"].devices()) == 1
+
+
+def test_load_ema_gives_frozen_and_averaged_trees(finished):
+  folder, state, _ = finished
+  found, trees = load_ema(folder)
+  assert found == json.loads(config(LoopConfig(num_steps=7, log_every=1, save_every=3)))
+  assert set(trees) == {"net", "features"}
+  assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(trees))
+  chex.assert_trees_all_equal({"net": trees["net"]}, jax.device_get(state.ema))
+  chex.assert_trees_all_equal(trees["features"], stage().frozen["features"])
+
+
+def test_frozen_trees_keep_their_bits_and_dtype(tmp_path):
+  frozen = {"features": {"kernel": jnp.full((4, 4), 1 / 3, jnp.bfloat16)}, "text": {"0": {}}}
+  run(tmp_path, 2, stage=stage(frozen=frozen))
+  _, trees = load_ema(tmp_path)
+  assert trees["features"]["kernel"].dtype == jnp.bfloat16
+  np.testing.assert_array_equal(trees["features"]["kernel"], frozen["features"]["kernel"])
+
+
+def test_stage_without_frozen_trees_loads_and_resumes(tmp_path):
+  def loss(params, frozen, batch, key, step):
+    return noisy_loss(params, {"features": {"kernel": jnp.eye(4)}}, batch, key, step)
+
+  own = Stage(init=init, frozen={}, loss=loss)
+  run(tmp_path, 2, stage=own)
+  assert int(run(tmp_path, 3, stage=own).step) == 3
+  assert set(load_ema(tmp_path)[1]) == {"net"}
+
+
+def test_frozen_trees_come_from_the_run_not_from_the_caller(copy):
+  shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), stage().frozen)
+  assert int(run(copy, 8, stage=stage(frozen=shapes)).step) == 8
+
+
+def test_initial_trees_yield_to_the_own_checkpoint(copy, finished, tmp_path):
+  other = jax.tree.map(np.asarray, init(jax.random.key(5)))
+  state = run(copy, 7, initial=other)
+  chex.assert_trees_all_equal(state, finished[1])
+  fresh = run(tmp_path / "new", 1, initial=other, optim=dataclasses.replace(OPTIM, peak_lr=0.0))
+  chex.assert_trees_all_equal(jax.device_get(fresh.params), other)
+
+
+@pytest.mark.parametrize(
+  ("optim", "loop", "words"),
+  [
+    ({"peak_lr": 0.5}, {}, "optim.peak_lr is 0.01 there and 0.5 here"),
+    ({"betas": (0.9, 0.99)}, {}, r"optim.betas.1 is 0.999 there and 0.99 here"),
+    ({}, {"seed": 3}, "loop.seed is 0 there and 3 here"),
+  ],
+)
+def test_another_config_is_refused_by_its_first_field(finished, optim, loop, words):
+  with pytest.raises(InputError, match=words):
+    run(finished[0], 7, optim=dataclasses.replace(OPTIM, **optim), loop=loop)
+
+
+def test_added_and_missing_fields_are_other_configs(finished):
+  found = json.loads((finished[0] / "config.json").read_text())
+  with pytest.raises(InputError, match=r"model.width is 'absent' there and 8 here"):
+    run(finished[0], 7, config=json.dumps(found | {"model": {"width": 8}}))
+  del found["optim"]["eps"]
+  with pytest.raises(InputError, match=r"optim.eps is 1e-08 there and 'absent' here"):
+    run(finished[0], 7, config=json.dumps(found))
+
+
+def test_exempt_fields_may_change(copy):
+  state = run(copy, 9, loop={"log_every": 2, "keep": 1})
+  assert int(state.step) == 9
+  assert json.loads((copy / "config.json").read_text())["loop"]["num_steps"] == 9
+  assert [path.name for path in (copy / "checkpoints").iterdir()] == ["9"]
+  # One that ends like an exempt field but lies elsewhere is none.
+  found = json.loads((copy / "config.json").read_text())
+  with pytest.raises(InputError, match=r"schedule.num_steps is 'absent' there and 10 here"):
+    run(copy, 9, config=json.dumps(found | {"schedule": {"num_steps": 10}}))
+
+
+@pytest.mark.parametrize("lost", ["state", "ema", "data", "_CHECKPOINT_METADATA"])
+def test_half_written_checkpoint_is_ignored(copy, finished, lost):
+  half = copy / "checkpoints" / "7" / lost
+  shutil.rmtree(half) if half.is_dir() else half.unlink()
+  shutil.copytree(copy / "checkpoints" / "6", copy / "checkpoints" / "8.orbax-checkpoint-tmp")
+  assert latest_step(copy) == 6
+  state = run(copy, 7)  # does step 7 again, and saves it under its name
+  chex.assert_trees_all_equal(state, finished[1])
+  assert latest_step(copy) == 7
+
+
+def test_folder_without_a_checkpoint_is_refused(tmp_path, copy):
+  with pytest.raises(InputError, match="holds no checkpoint; give the folder of a run"):
+    load_ema(tmp_path)
+  with pytest.raises(InputError, match="holds no checkpoint"):
+    load_ema(tmp_path / "nowhere")
+  (copy / "config.json").unlink()
+  with pytest.raises(InputError, match=r"holds no config.json"):
+    load_ema(copy)
+  with pytest.raises(InputError, match=r"holds checkpoints but no config.json"):
+    run(copy, 7)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_damaged_checkpoint_is_named(copy):
+  for file in (copy / "checkpoints" / "7" / "ema").rglob("*"):
+    if file.is_file() and file.parent.name == "d":
+      file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+  with pytest.raises(InputError, match="7/ema cannot be read"):
+    load_ema(copy)
+  gc.collect()  # TensorStore complains once more when what it could not read is freed
+
+
+def test_unwritable_folder_is_refused(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(InputError, match="cannot be written"):
+    run(tmp_path / "file" / "run", 1)
+
+
+def test_checkpoint_of_another_model_shows_both_sides(copy):
+  def wider(key):
+    params = init(key)
+    return {"net": params["net"] | {"extra": {"bias": jnp.zeros(3)}}}
+
+  with pytest.raises(InputError, match=r"- net/extra/bias \(3,\) in the model, not in it"):
+    run(copy, 8, stage=stage(init=wider))
+
+
+class BytesState:
+  """An iterator whose position is bytes, as Grain's DataLoader's is."""
+
+  position = 0
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    self.position += 1
+
+  def get_state(self):
+    return b"\x00\xff%d" % self.position
+
+  def set_state(self, state):
+    self.position = int(state.removeprefix(b"\x00\xff"))
+
+
+def test_position_may_be_bytes(tmp_path, finished):
+  state, at = finished[1], BytesState()
+  at.position = 41
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(7, state, at)
+  again = BytesState()
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    like = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
+    )
+    chex.assert_trees_all_equal(checkpoints.restore(like, again), state)
+  assert again.position == 41
+
+
+def test_other_number_of_processes_is_refused(copy):
+  path = copy / "checkpoints" / "7" / "data" / "metadata"
+  found = json.loads(path.read_text())
+  path.write_text(json.dumps({"positions": found["positions"] * 2}))
+  with pytest.raises(InputError, match="written by 2 processes, read by 1"):
+    run(copy, 8)
+
+
+def test_a_tree_cannot_train_and_be_frozen(tmp_path):
+  both = stage().frozen | {"net": {"bias": np.zeros(1)}}
+  with pytest.raises(ValueError, match=r"\['net'\] are among the trainable and the frozen"):
+    run(tmp_path, 1, stage=stage(frozen=both, sample=sample))

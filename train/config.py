@@ -1,0 +1,107 @@
+"""What an experiment is: a model, the stage of it that trains, data, optimiser and loop."""
+
+import dataclasses
+import importlib.util
+import pathlib
+from typing import Literal
+
+from emu_jax.data.pipeline import ClipSpec
+
+from emu_jax.conditioning import KnownFrames, every_fourth, first_frame, past_frames
+from emu_jax.errors import InputError
+from emu_jax.systems.emu import AutoencoderObjective
+from emu_jax.systems.emu_video import EmuVideoConfig
+from emu_jax.systems.latent import Sampling
+from train.loop import LoopConfig
+from train.optimiser import OptimConfig
+
+StageName = Literal["autoencoder", "image", "video", "interpolation", "extension"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Packed clips, as `emu-train prepare` leaves them, and how they become batches."""
+
+  sources: tuple[str, ...] = ()  # folders; several are mixed
+  weights: tuple[float, ...] = ()  # of the mixture; empty = by their numbers of records
+  batch_size: int = 64  # examples a step, over all devices and processes
+  drop_text: float = 0.1  # share of examples with an empty caption
+  drop_both: float = 0.1  # share with an empty caption and no known frames besides
+  workers: int = 0  # decoding processes; 0 = threads of this one
+
+  def __post_init__(self):
+    if self.weights and len(self.weights) != len(self.sources):
+      raise InputError(
+        f"DataConfig: {len(self.weights)} weights for {len(self.sources)} sources; give one each"
+      )
+    if self.drop_text < 0 or self.drop_both < 0 or self.drop_text + self.drop_both > 1:
+      raise InputError(
+        f"DataConfig: drop_text={self.drop_text} and drop_both={self.drop_both} are shares that "
+        "must not be negative or exceed 1 together"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """One stage of training."""
+
+  stage: StageName
+  model: EmuVideoConfig
+  data: DataConfig = DataConfig()
+  optim: OptimConfig = OptimConfig()
+  loop: LoopConfig = LoopConfig()
+  objective: AutoencoderObjective = AutoencoderObjective()  # of the autoencoder's stage
+  sampling: Sampling = Sampling(num_steps=25)  # of the samples drawn while training
+  num_samples: int = 4  # of them, at most
+  offset_noise: float = 0.0  # Emu: 0.02 late in pretraining, 0.1 in quality-tuning
+  train_text: bool = False  # "image": the text encoders begin at random and train along
+  tokenizers: tuple[str, ...] = ()  # one an encoder; empty = learned from the captions
+  init_from: str = ""  # folder of the run whose trees this one begins with
+
+  def __post_init__(self):
+    self.sampling.check(self.model.image.schedule)
+    self.sampling.check(self.model.schedule)
+    if self.data.batch_size % self.optim.accumulate:
+      raise InputError(
+        f"Experiment: data.batch_size={self.data.batch_size} must be a multiple of "
+        f"optim.accumulate={self.optim.accumulate}"
+      )
+
+  @property
+  def known(self) -> KnownFrames | None:
+    """The frames that a video stage is given; None for the stages of single pictures."""
+    return {
+      "video": first_frame(self.model.num_frames),
+      "interpolation": every_fourth(),
+      "extension": past_frames(),
+    }.get(self.stage)
+
+  @property
+  def clips(self) -> ClipSpec:
+    """What the stage trains on: single frames, clips, or clips at four times the rate."""
+    if self.known is None:
+      return ClipSpec(1, self.model.fps)
+    rate = 4 if self.stage == "interpolation" else 1
+    return ClipSpec(self.known.num_frames, rate * self.model.fps)
+
+
+def load_stages(path: str) -> tuple[Experiment, ...]:
+  """The experiments of a config file, in the order in which they build on one another.
+
+  Raises: InputError where the file is missing, fails, or has no `STAGES`.
+  """
+  file = pathlib.Path(path)
+  if not file.is_file():
+    raise InputError(f"config {path}: there is no such file; see configs/ for those that ship")
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  if spec is None:
+    raise InputError(f"config {path}: not a Python file; give one that ends in .py")
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except (ValueError, TypeError, NameError, SyntaxError, ImportError, AttributeError) as error:
+    raise InputError(f"config {path}: {error}") from error
+  stages = getattr(module, "STAGES", None)
+  if not isinstance(stages, tuple) or not all(isinstance(s, Experiment) for s in stages):
+    raise InputError(f"config {path}: defines no STAGES, a tuple of train.config.Experiment")
+  return stages

@@ -1,0 +1,154 @@
+"""What a run leaves to look at: metrics.jsonl, TensorBoard, samples."""
+
+import io
+import json
+import math
+import pathlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from PIL import Image
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+
+from emu_jax.media import gif_bytes, save_video
+from train.checkpoint import replace_text
+from train.state import leaf_names
+
+
+class Log:
+  """Process 0 writes, the others do nothing. What lies after `step` is from a run that was lost."""
+
+  def __init__(self, run_dir: pathlib.Path, step: int):
+    self.folder = pathlib.Path(run_dir)
+    self._writer = None
+    if jax.process_index() == 0:
+      _forget_after(self.folder / "metrics.jsonl", step)
+      self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+
+  def __enter__(self) -> "Log":
+    return self
+
+  def __exit__(self, *exception: Any) -> None:
+    if self._writer:
+      self._writer.close()
+
+  def scalars(self, step: int, values: dict[str, float]) -> None:
+    """Appends a line {"step": step, **values} and the same to TensorBoard."""
+    if self._writer is None:
+      return
+    with (self.folder / "metrics.jsonl").open("a") as file:
+      file.write(json.dumps({"step": step, **values}) + "\n")
+    for name, value in values.items():
+      self._writer.add_scalar(name, value, step)
+    self._writer.flush()
+
+  def videos(self, step: int, videos: dict[str, Any], fps: int) -> None:
+    """Files samples/<step>_<name>.mp4 (.png where T = 1) and the same moving in TensorBoard.
+
+    Args:
+      videos: [B, T, H, W, 3] in [-1, 1] by name; the clips of a batch are shown side by side.
+    """
+    for name, video in videos.items():
+      frames = side_by_side(_on_host(video))
+      if self._writer is None:
+        continue
+      folder = self.folder / "samples"
+      folder.mkdir(exist_ok=True)
+      suffix = ".png" if len(frames) == 1 else ".mp4"
+      file = f"{step:08d}_{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}{suffix}"
+      save_video(folder / file, frames, fps)
+      encoded = _png_bytes(frames[0]) if len(frames) == 1 else gif_bytes(frames, fps)
+      self._picture(step, f"samples/{name}", frames.shape[1:3], encoded)
+
+  def _picture(self, step: int, name: str, size: tuple[int, int], encoded: bytes) -> None:
+    image = Summary.Image(height=size[0], width=size[1], colorspace=3, encoded_image_string=encoded)
+    summary = Summary(value=[Summary.Value(tag=name, image=image)])
+    self._writer.file_writer.add_summary(summary, step)
+    self._writer.flush()
+
+
+class Readings:
+  """Metrics of the steps since the last line, and the judgement on each step's fault."""
+
+  MAX_SKIPPED = 20  # ours: so many skipped in a row are not bad luck any more
+
+  def __init__(self, params: Any, on_non_finite: str):
+    self._names = leaf_names(params)
+    self._skip = on_non_finite == "skip"
+    self._sums: dict[str, float] = {}
+    self._counts: dict[str, int] = {}
+    self._skipped_in_a_row = 0
+
+  def add(self, step: int, metrics: dict[str, Any], fault: Any) -> None:
+    """Waits for a step's metrics.
+
+    Raises:
+      FloatingPointError: loss or gradient was not finite, unless such steps are skipped.
+    """
+    metrics, fault = jax.device_get((metrics, fault))
+    if fault >= 0:
+      self._judge(step, float(metrics["loss"]), int(fault))
+      metrics = {"skipped": metrics["skipped"]}  # its other values would spoil the means
+    else:
+      self._skipped_in_a_row = 0
+    for name, value in metrics.items():
+      self._sums[name] = self._sums.get(name, 0.0) + float(value)
+      self._counts[name] = self._counts.get(name, 0) + 1
+
+  def means(self) -> dict[str, float]:
+    """The mean of each metric since the last call, under `train/`."""
+    means = {f"train/{name}": total / self._counts[name] for name, total in self._sums.items()}
+    self._sums, self._counts = {}, {}
+    return means
+
+  def _judge(self, step: int, loss: float, fault: int) -> None:
+    self._skipped_in_a_row += 1
+    if self._skip and self._skipped_in_a_row <= self.MAX_SKIPPED:
+      return
+    what = "the loss" if fault == len(self._names) else f"the gradient of {self._names[fault]}"
+    again = f" and the {self._skipped_in_a_row - 1} before it" if self._skip else ""
+    raise FloatingPointError(
+      f"train: {what} is not finite at step {step}{again} (loss {loss}); lower optim.peak_lr, or"
+      " look at that layer's input; the run continues from its last checkpoint"
+    )
+
+
+def side_by_side(video: np.ndarray) -> np.ndarray:
+  """[B, T, H, W, 3] in [-1, 1] -> [T, rows * H, columns * W, 3] uint8, as square as it can be."""
+  B, T, H, W, C = video.shape
+  columns = math.ceil(math.sqrt(B))
+  rows = math.ceil(B / columns)
+  pixels = np.round((np.clip(video.astype(np.float32), -1, 1) + 1) * 127.5).astype(np.uint8)
+  grid = np.zeros((rows * columns, T, H, W, C), np.uint8)
+  grid[:B] = pixels
+  grid = grid.reshape(rows, columns, T, H, W, C).transpose(2, 0, 3, 1, 4, 5)
+  return grid.reshape(T, rows * H, columns * W, C)
+
+
+def _on_host(video: Any) -> np.ndarray:
+  if jax.process_count() > 1:
+    return np.asarray(multihost_utils.process_allgather(video, tiled=True))
+  return np.asarray(jax.device_get(video))
+
+
+def _png_bytes(frame: np.ndarray) -> bytes:
+  file = io.BytesIO()
+  Image.fromarray(frame).save(file, "PNG")
+  return file.getvalue()
+
+
+def _forget_after(path: pathlib.Path, step: int) -> None:
+  """Drops the lines of later steps, and a last line that was cut short."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines():
+    try:
+      kept += [line] if json.loads(line)["step"] <= step else []
+    except json.JSONDecodeError:
+      break
+  replace_text(path, "".join(line + "\n" for line in kept))

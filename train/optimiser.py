@@ -1,0 +1,83 @@
+"""AdamW, its learning rate and the weight of the moving average, as functions of the step.
+
+`step` is the number of updates already done; the train state owns it, not the optimiser, so that a
+skipped update does not shift the schedule against the data.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from emu_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """How parameters follow their gradients."""
+
+  peak_lr: float = 1e-4  # learning rate after the warmup
+  warmup_steps: int = 1000  # updates of linear warmup; 0 = none
+  decay: Literal["constant", "cosine"] = "constant"  # cosine reaches 0 at the end of the run
+  weight_decay: float = 0.01  # on arrays of two axes or more: kernels, not biases or scales
+  betas: tuple[float, float] = (0.9, 0.999)
+  eps: float = 1e-8
+  clip_norm: float = 1.0  # largest global norm of a gradient; 0 = off
+  ema_decay: float = 0.9999  # of the moving average that samples are drawn with; 0 = no average
+  accumulate: int = 1  # micro-batches a step; the batch is split into so many
+  on_non_finite: Literal["raise", "skip"] = "raise"  # skip leaves the state and counts it
+
+  def __post_init__(self):
+    for name in ("peak_lr", "warmup_steps", "weight_decay", "clip_norm"):
+      if getattr(self, name) < 0:
+        raise InputError(f"OptimConfig: {name}={getattr(self, name)} is negative; give 0 or more")
+    for name, value in (("ema_decay", self.ema_decay), *(("betas", b) for b in self.betas)):
+      if not 0 <= value < 1:
+        raise InputError(f"OptimConfig: {name}={value} is outside [0, 1); choose e.g. 0.999")
+    if self.accumulate < 1:
+      raise InputError(f"OptimConfig: accumulate={self.accumulate} is below 1; 1 = the whole batch")
+
+
+def learning_rate(config: OptimConfig, num_steps: int, step: ArrayLike) -> jax.Array:
+  """Float32 learning rate of the update that follows `step` updates.
+
+  Linear from peak_lr / warmup_steps at the first update to peak_lr at update `warmup_steps`; then
+  constant, or half a cosine down to 0 at `num_steps`.
+  """
+  step = jnp.asarray(step, jnp.float32)
+  rate = config.peak_lr * jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
+  if config.decay == "constant":
+    return rate
+  progress = (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
+  return rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+
+
+def optimiser(config: OptimConfig) -> optax.GradientTransformation:
+  """Gradients -> AdamW's direction, before it is multiplied by minus the learning rate.
+
+  Source: Decoupled weight decay, arXiv:1711.05101, algorithm 2; clipping to a global norm before.
+  Differs: biases and normalisation scales do not decay.
+  """
+  b1, b2 = config.betas
+  clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+  return optax.chain(
+    clip,
+    optax.scale_by_adam(b1, b2, config.eps),
+    optax.add_decayed_weights(
+      config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    ),
+  )
+
+
+def ema_decay(config: OptimConfig, step: ArrayLike) -> jax.Array:
+  """Float32 weight of the old average in the update that follows `step` updates.
+
+  min(decay, (1 + step) / (10 + step)): a short average at first, so that the initial weights are
+  forgotten within the first tenth of any run and not after 1 / (1 - decay) updates.
+  Source: the common warm start of moving averages, as in TensorFlow's ExponentialMovingAverage.
+  """
+  step = jnp.asarray(step, jnp.float32)
+  return jnp.minimum(config.ema_decay, (1 + step) / (10 + step))

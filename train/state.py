@@ -1,0 +1,95 @@
+"""Everything a resumed run needs, and nothing that is not an array."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Sharding
+
+from emu_jax.errors import InputError
+from emu_jax.typing import Params
+from train.optimiser import OptimConfig, optimiser
+from train.stage import Stage
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """The trainable half of a run; the frozen half never changes and is an argument of the step."""
+
+  step: Any  # [] int32, updates done
+  params: Params
+  ema: Params  # the structure of params, float32
+  opt_state: Any
+
+
+def leaf_names(tree: Any) -> list[str]:
+  """`mid/temporal/kernel` for each leaf, in the order of `jax.tree.leaves`."""
+  paths = jax.tree_util.tree_leaves_with_path(tree)
+  return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+
+
+def check_same(who: str, got: Any, want: Any) -> None:
+  """Raises InputError with both sides where two trees differ in names or shapes.
+
+  Args:
+    who: begins the message: where `got` comes from.
+  """
+  g, w = (dict(zip(leaf_names(t), map(jnp.shape, jax.tree.leaves(t)), strict=True))
+          for t in (got, want))  # fmt: skip
+  lines = [f"  - {n} {s} in the model, not in it" for n, s in w.items() if n not in g]
+  lines += [f"  + {n} {s} in it, not in the model" for n, s in g.items() if n not in w]
+  lines += [f"  ! {n} is {g[n]}, the model's is {s}" for n, s in w.items() if g.get(n, s) != s]
+  if lines:
+    shown = "\n".join(lines[:8] + [f"  ... {len(lines) - 8} more"] * (len(lines) > 8))
+    raise InputError(
+      f"{who}: its arrays are not this model's; use the config it was made with\n{shown}"
+    )
+
+
+def initial_state(
+  stage: Stage,
+  config: OptimConfig,
+  key: jax.Array,
+  sharding: Sharding,
+  given: Params | None = None,
+) -> TrainState:
+  """The state before the first update, made in place: no device holds more than its share.
+
+  Args:
+    given: trees to begin from instead of `stage.init`'s, all of the trainable ones or some.
+  """
+  given = dict(given or {})
+  check_given(stage, key, given)
+  return jax.jit(_state, static_argnums=(0, 1), out_shardings=sharding)(
+    stage.init, config, key, given
+  )
+
+
+def abstract_state(
+  stage: Stage, config: OptimConfig, key: jax.Array, sharding: Sharding
+) -> TrainState:
+  """Shapes, dtypes and placement of the state, without any array."""
+  shapes = jax.eval_shape(lambda key: _state(stage.init, config, key, {}), key)
+  place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+  return jax.tree.map(place, shapes)
+
+
+def check_given(stage: Stage, key: jax.Array, given: Params) -> None:
+  """Raises InputError unless every given tree is one that the stage trains, shape by shape."""
+  own = jax.eval_shape(stage.init, key)
+  for name, tree in given.items():
+    if name not in own:
+      raise InputError(
+        f"initial trees: {name!r} does not train in this stage, only {sorted(own)} do"
+      )
+    check_same(f"initial tree {name!r}", tree, own[name])
+
+
+def _state(init, config, key, given):
+  own = init(key)
+  cast = lambda new, old: jnp.asarray(new, old.dtype)
+  params = {name: jax.tree.map(cast, given.get(name, tree), tree) for name, tree in own.items()}
+  ema = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+  return TrainState(jnp.zeros((), jnp.int32), params, ema, optimiser(config).init(params))

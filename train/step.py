@@ -1,0 +1,132 @@
+"""One update: a pure function of the state, the frozen trees, the batch and the run's key."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from emu_jax.typing import Params
+from train.optimiser import OptimConfig, ema_decay, learning_rate, optimiser
+from train.stage import Loss
+from train.state import TrainState
+
+OWN_METRICS = ("loss", "lr", "grad_norm", "param_norm", "update_norm", "skipped")
+
+
+def train_step(
+  state: TrainState,
+  frozen: Params,
+  batch: Any,
+  seed_key: jax.Array,
+  *,
+  loss: Loss,
+  config: OptimConfig,
+  num_steps: int,
+) -> tuple[TrainState, dict[str, jax.Array], jax.Array]:
+  """Returns the next state, scalar float32 metrics (means over the global batch) and a fault.
+
+  The step's key is a function of the run's seed and the step number alone, so a run that stops and
+  resumes draws the same noise as one that never stopped.
+
+  Returns:
+    The fault is an int32: -1 where loss and gradient are finite, else the index of the first
+    parameter (in the order of `jax.tree.leaves`) whose gradient is not, or the number of
+    parameters where the loss alone is not.
+  """
+  key = jax.random.fold_in(seed_key, state.step)
+  (value, metrics), grads = mean_gradients(
+    loss, state.params, frozen, batch, key, state.step, config.accumulate
+  )
+  squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)])
+  fault = first_fault(value, squares)
+
+  direction, opt_state = optimiser(config).update(grads, state.opt_state, state.params)
+  rate = learning_rate(config, num_steps, state.step)
+  updates = jax.tree.map(lambda d: -rate * d, direction)
+  params = optax.apply_updates(state.params, updates)
+  keep = ema_decay(config, state.step)
+  ema = jax.tree.map(lambda e, p: e + (1 - keep) * (p - e), state.ema, params)
+  new = TrainState(state.step + 1, params, ema, opt_state)
+  if config.on_non_finite == "skip":
+    # The step still counts: the next one draws other noise and other data.
+    old = TrainState(state.step + 1, state.params, state.ema, state.opt_state)
+    new = jax.tree.map(lambda n, o: jnp.where(fault < 0, n, o), new, old)
+    metrics["skipped"] = (fault >= 0).astype(jnp.float32)
+  metrics |= {"loss": value, "lr": rate, "grad_norm": jnp.sqrt(squares.sum())}
+  metrics |= {"param_norm": optax.tree.norm(new.params), "update_norm": optax.tree.norm(updates)}
+  return new, metrics, fault
+
+
+def first_fault(loss: jax.Array, squares: jax.Array) -> jax.Array:
+  """-1, or the first index whose sum of squares is not finite, or their number for the loss."""
+  bad = ~jnp.isfinite(jnp.append(squares, loss))
+  return jnp.where(bad.any(), jnp.argmax(bad), -1).astype(jnp.int32)
+
+
+def mean_gradients(
+  loss: Loss,
+  params: Params,
+  frozen: Params,
+  batch: Any,
+  key: jax.Array,
+  step: jax.Array,
+  accumulate: int,
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
+  """((mean loss, mean metrics), gradients) of a batch taken in `accumulate` micro-batches.
+
+  Micro-batch i takes every `accumulate`-th example from the i-th on, so that each device keeps the
+  examples it holds, and the key `fold_in(key, i)`. Noise is therefore another one for another
+  number of micro-batches; all else equals the undivided batch up to the order of float32 sums.
+  """
+
+  def mean_loss(params, batch, key):
+    losses, metrics = loss(params, frozen, batch, key, step)
+    if losses.ndim != 1:
+      raise ValueError(f"Stage.loss: losses of shape {losses.shape} are not one an example, [B]")
+    return losses.mean(dtype=jnp.float32), scalars(metrics)
+
+  gradients = jax.value_and_grad(mean_loss, has_aux=True)
+  if accumulate == 1:
+    return gradients(params, batch, jax.random.fold_in(key, 0))
+
+  micro = jax.tree.map(lambda a: micro_batches(a, accumulate), batch)
+  shapes = jax.eval_shape(gradients, params, jax.tree.map(lambda a: a[0], micro), key)
+  zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+  def add(total, inputs):
+    batch, i = inputs
+    new = gradients(params, batch, jax.random.fold_in(key, i))
+    return jax.tree.map(jnp.add, total, new), None
+
+  total, _ = jax.lax.scan(add, zeros, (micro, jnp.arange(accumulate)))
+  return jax.tree.map(lambda a: a / accumulate, total)
+
+
+def micro_batches(a: jax.Array, num: int) -> jax.Array:
+  """[num * B, ...] -> [num, B, ...]; row i holds examples i, i + num, i + 2 num, ..."""
+  if a.shape[0] % num:
+    raise ValueError(
+      f"train_step: a batch of {a.shape[0]} does not split into accumulate={num} micro-batches;"
+      f" choose a batch size that is a multiple of {num}"
+    )
+  return a.reshape(a.shape[0] // num, num, *a.shape[1:]).swapaxes(0, 1)
+
+
+def scalars(metrics: dict[str, ArrayLike]) -> dict[str, jax.Array]:
+  """A stage's metrics in float32, checked."""
+  for name, value in metrics.items():
+    if name in OWN_METRICS:
+      raise ValueError(f"Stage.loss: metric {name!r} is one of the trainer's own; rename it")
+    if jnp.shape(value):
+      raise ValueError(f"Stage.loss: metric {name!r} has shape {jnp.shape(value)}; average it")
+  return {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+
+def validation_step(
+  ema: Params, frozen: Params, batch: Any, key: jax.Array, step: jax.Array, *, loss: Loss
+) -> dict[str, jax.Array]:
+  """The stage's mean loss and metrics on one batch, without an update."""
+  losses, metrics = loss(ema, frozen, batch, key, step)
+  return scalars(metrics) | {"loss": losses.mean(dtype=jnp.float32)}
