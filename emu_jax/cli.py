@@ -9,11 +9,14 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 from rich.console import Console
+from tqdm import tqdm
 
 from emu_jax import command_line, media
 from emu_jax.compilation import enable_cache
 from emu_jax.data.pipeline import ClipSpec, load_clip, load_picture
 from emu_jax.errors import InputError
+from emu_jax.evaluation import report
+from emu_jax.evaluation.shapes_benchmark import measure
 from emu_jax.pipeline import (
   Pipeline,
   Request,
@@ -173,42 +176,61 @@ def extend_clip(
 def evaluate(
   checkpoint: pathlib.Path = CHECKPOINT,
   out: pathlib.Path | None = None,
+  sheet: pathlib.Path | None = None,
   num_prompts: int = 256,
   batch_size: int = 32,
-  split: Literal["validation", "test"] = "test",
-  concepts: Literal["video", "image"] = "video",
+  split: Literal["validation", "test", "image_only"] = "test",
   seed: int = 0,
   steps: int = 50,
   solver: Literal["ddim", "dpm++"] = "ddim",
   image_guidance: float | None = None,
   text_guidance: float | None = None,
   picture_guidance: float | None = None,
-  sheet: pathlib.Path | None = None,
 ) -> None:
   """Measures a model of the moving shapes against its prompts, by an oracle that reads pixels.
 
   Real clips of the same prompts are read beside the generated ones; every figure has its interval.
 
   Args:
+    checkpoint: folder of a training run, or of a recipe's runs.
     out: .json or .md file for the report; it is printed in any case.
+    sheet: .png with the first 8 prompts' clips, generated above real.
     num_prompts: prompts, each sampled once.
-    split: "test" holds combinations of attributes that training did not show.
-    concepts: "video" for looks that training clips had, "image" for those only pictures had.
+    batch_size: clips sampled at a time.
+    split: "validation": motions of looks that training has seen; "test": motions held out from it;
+      "image_only": motions of looks that only pictures have shown.
     seed: of prompts and of noise.
-    sheet: .png with the first prompts' clips.
+    steps: network evaluations of each sampling run.
+    solver: DDIM, or DPM-Solver++ (2M).
+    image_guidance: how closely the video follows its first frame; default: the model's own.
+    text_guidance: how strongly it follows the prompt; default: the model's own.
+    picture_guidance: the same for the picture it begins with; default: the model's own.
   """
-  from emu_jax.evaluation.shapes_benchmark import measure
-
-  for path in (out, sheet):
-    if path is not None:
-      media.check_output(path)
+  if num_prompts < 1 or batch_size < 1:
+    raise InputError(
+      f"evaluate: num_prompts={num_prompts} and batch_size={batch_size} must be at least 1"
+    )
+  if out is not None:
+    media.check_output(out, report.ENDINGS)
+  if sheet is not None:
+    media.check_output(sheet, (".png",))
   pipeline = load_pipeline(checkpoint)
   request = requested(
     pipeline, 8, seed, steps, solver, 0.0, "", "gapless",
     image_guidance, text_guidance, picture_guidance,
   )  # fmt: skip
-  check_frames(pipeline, 8)
-  measure(pipeline, request, num_prompts, batch_size, split, concepts, out, sheet, Console())
+  check_frames(pipeline, request.frames)
+  found = measure(
+    pipeline, request, num_prompts=num_prompts, batch_size=batch_size, split=split,
+    progress=lambda batches, total: tqdm(batches, total=total, desc="sampling", unit="batch"),
+  )  # fmt: skip
+  Console(width=120).print(report.table(found.reports))
+  if out is not None:
+    report.save(out, found.reports)
+  if sheet is not None:
+    both = [clip for pair in zip(found.generated[:8], found.real, strict=False) for clip in pair]
+    captions = [f"{kind}: {c}" for c in found.captions[:8] for kind in ("generated", "real")]
+    media.save_picture(sheet, media.contact_sheet(both, captions, columns=8))
 
 
 def open_model(checkpoint, out, *options) -> tuple[Request, Pipeline]:

@@ -1,6 +1,12 @@
-"""Configurations as JSON, so that a checkpoint says what it is."""
+"""Configurations as JSON, so that a checkpoint says what it is, and their fields set by name."""
 
-from typing import Any, TypeVar
+import contextlib
+import dataclasses
+import math
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
 import cattrs
 from cattrs.preconf.json import make_converter
@@ -12,21 +18,144 @@ Config = TypeVar("Config")
 _CONVERTER = make_converter(forbid_extra_keys=True)
 
 
+def _exactly(value: Any, kind: type) -> Any:
+  """cattrs alone would take 8.5 for the int 8 and "no" for True."""
+  if type(value) is kind or (kind is float and type(value) is int):
+    return kind(value)
+  raise ValueError(f"{value!r} is not of type {kind.__name__}")
+
+
+for _kind in (int, float, bool, str):
+  _CONVERTER.register_structure_hook(_kind, _exactly)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
   """A frozen dataclass as JSON-able values."""
   return _CONVERTER.unstructure(config)
 
 
-def from_dict(values: dict[str, Any], kind: type[Config], who: str) -> Config:
+def from_dict(values: Any, kind: type[Config], who: str) -> Config:
   """The dataclass again; its own checks run.
 
   Raises: InputError, beginning with `who`, naming the fields that are unknown, missing or wrong.
   """
+  return _structured(values, kind, who, "; restore it, or use the version that wrote it")
+
+
+def override(config: Config, words: Sequence[str]) -> Config:
+  """A config with the fields of `--optim.peak_lr 3e-4 --data.sources a b` set, checked once all are.
+
+  A part of a tuple goes by its number: `--model.image.text.0.width 64`.
+
+  Raises: InputError for a field that there is not, a value of another type, or a combination that
+    the config's own checks refuse.
+  """
+  values = to_dict(config)
+  for option, given in _assignments(words):
+    _assign(config, values, option, given)
+  return _structured(values, type(config), " ".join(words)) if words else config
+
+
+@contextlib.contextmanager
+def refused(who: str) -> Iterator[None]:
+  """A plain ValueError, as configs and samplers raise, leaves as an InputError that says where."""
+  try:
+    yield
+  except InputError:
+    raise
+  except ValueError as error:
+    raise InputError(f"{who}: {error}") from error
+
+
+def _structured(values: Any, kind: type[Config], who: str, remedy: str = "") -> Config:
+  if not isinstance(values, dict):
+    raise InputError(f"{who}: {values!r} is no configuration, which is a JSON object{remedy}")
   try:
     return _CONVERTER.structure(values, kind)
   except cattrs.BaseValidationError as error:
-    reasons = "; ".join(cattrs.transform_error(error))
+    reasons = cattrs.transform_error(error, format_exception=_reason)
+    # cattrs ends each reason with the path of its field, "$" being the whole.
+    places = (re.sub(r" @ \$\.?(.*)$", lambda m: f" (in {m[1]})" * bool(m[1]), r) for r in reasons)
+    raise InputError(f"{who}: {'; '.join(places)}{remedy}") from error
+
+
+def _reason(error: BaseException, kind: type | None) -> str:
+  if isinstance(error, cattrs.ForbiddenExtraKeysError):
+    extra = ", ".join(map(repr, sorted(error.extra_fields)))
+    return f"{error.cl.__name__} has no field {extra}; it has {_names(error.cl)}"
+  if isinstance(error, KeyError):
+    return f"field {error} is missing"
+  if isinstance(error, ValueError):
+    return str(error)
+  return f"not of type {getattr(kind, '__name__', kind)} ({error})"
+
+
+def _names(kind: Any) -> str:
+  return ", ".join(field.name for field in dataclasses.fields(kind))
+
+
+def _assignments(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+  """`--a.b 1 2 --c=3` as ("--a.b", ["1", "2"]), ("--c", ["3"])."""
+  option, given = None, []
+  for word in [*words, "--"]:
+    if not word.startswith("--"):
+      if option is None:
+        raise InputError(f"{word!r} belongs to no option; options begin with --")
+      given.append(word)
+      continue
+    if option is not None:
+      yield option, given
+    option, *given = word.split("=", 1)
+
+
+def _assign(config: Any, values: Any, option: str, given: list[str]) -> None:
+  """Sets one field in the JSON `values` of `config`."""
+  *path, last = option[2:].replace("-", "_").split(".")
+  for name in path:
+    config, values = _child(config, values, option, name)
+  _child(config, values, option, last)
+  if not dataclasses.is_dataclass(config):
+    raise InputError(f"{option}: part {last} of a tuple is not set alone; set all of it")
+  values[last] = _parsed(option, typing.get_type_hints(type(config))[last], given)
+
+
+def _child(config: Any, values: Any, option: str, name: str) -> tuple[Any, Any]:
+  if isinstance(config, tuple):
+    if not name.isdigit() or int(name) >= len(config):
+      raise InputError(f"{option}: {name!r} is not a number below {len(config)}, its parts")
+    return config[int(name)], values[int(name)]
+  if not dataclasses.is_dataclass(config):
+    raise InputError(f"{option}: {config!r} has no field {name!r}; name a field that holds others")
+  if name not in (field.name for field in dataclasses.fields(config)):
     raise InputError(
-      f"{who}: its configuration is not one of this version ({reasons}); use the version that "
-      "wrote it"
-    ) from error
+      f"{option}: {type(config).__name__} has no field {name!r}; it has {_names(config)}"
+    )
+  return getattr(config, name), values[name]
+
+
+def _parsed(option: str, kind: Any, given: list[str]) -> Any:
+  """The words of a command line as a value of a field's type."""
+  origin, parts = typing.get_origin(kind), typing.get_args(kind)
+  if origin is tuple:
+    kinds = [parts[0]] * len(given) if parts[-1] is ... else parts
+    if len(kinds) != len(given):
+      raise InputError(f"{option}: {len(given)} values were given; it takes {len(kinds)}")
+    return [_parsed(option, kind, [word]) for kind, word in zip(kinds, given, strict=True)]
+  if len(given) != 1:
+    raise InputError(f"{option}: {len(given)} values were given; it takes one")
+  (word,) = given
+  if origin is Literal or kind is bool:
+    choices = {"true": True, "false": False} if kind is bool else dict(zip(parts, parts, strict=True))
+    found = choices.get(word.lower() if kind is bool else word)
+    if found is None:
+      raise InputError(f"{option}: {word!r} is not one of {', '.join(choices)}")
+    return found
+  if kind not in (int, float, str):
+    raise InputError(f"{option}: holds fields of its own or is not simple; set those, or edit the file")
+  try:
+    value = kind(word)
+  except ValueError:
+    raise InputError(f"{option}: {word!r} is not of type {kind.__name__}") from None
+  if kind is float and not math.isfinite(value):
+    raise InputError(f"{option}: {word} is not a finite number; give one")
+  return value

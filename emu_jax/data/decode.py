@@ -66,7 +66,7 @@ def sample_times(
 
 
 def fitting_frames(line: Timeline, fps: float, start: float = 0.0) -> int:
-  """How many frames at `fps` a file gives from `start` on, none of them past half its last frame."""
+  """How many frames at `fps` a file gives from `start` on, none past half of its last one."""
   return max(0, math.floor((line.span + 0.5 / line.fps - start) * fps) + 1)
 
 

@@ -107,18 +107,16 @@ def usable(source: Source, spec: ClipSpec) -> Int[np.ndarray, "M"]:
     return np.flatnonzero(source.num_frames > 0)
   frame = 1 / np.maximum(source.fps, 1e-6)  # s; a picture's frame lasts for ever, and has no second
   span = (source.num_frames - 1) * frame
-  # Half a frame past the end, the last frame is still the nearest one, and no other's.
+  # Half a frame past the end, the last frame is still the nearest one.
   fits = (spec.num_frames - 1) / spec.fps <= span + 0.5 * frame
   fits &= spec.fps <= source.fps * decode.SAME_RATE
   fits &= spec.num_frames <= source.num_frames
   if not fits.any():
-    longest = int(np.argmax(span * (source.fps > 0))) if len(span) else None
-    best = "it holds no record"
-    if longest is not None:
-      best = f"the longest holds {source.num_frames[longest]} frames at {source.fps[longest]:g} fps"
+    longest = int(np.argmax(span * (source.fps > 0)))
     raise InputError(
-      f"batches: no record of {source.name} gives {spec.num_frames} frames at {spec.fps:g} fps "
-      f"without repeating any: {best}; ask for fewer frames or another rate, or prepare longer "
+      f"batches: none of the {len(fits)} records of {source.name} gives {spec.num_frames} frames "
+      f"at {spec.fps:g} fps without repeating any: the longest holds {source.num_frames[longest]} "
+      f"frames at {source.fps[longest]:g} fps; ask for fewer, for another rate, or prepare longer "
       "clips"
     )
   if left := int(np.sum(~fits)):
@@ -136,7 +134,8 @@ def clip_indices(
   if spec.num_frames == 1:
     return rng.integers(num_frames, size=1)
   # A frame stands for the time half a frame around it; so every first frame is equally likely.
-  times = decode.sample_times(num_frames / fps, spec.num_frames, spec.fps, rng) - 0.5 / fps
+  rate = min(spec.fps, fps)  # 24 asked of 23.976 is 23.976: it would repeat one frame in a thousand
+  times = decode.sample_times(num_frames / fps, spec.num_frames, rate, rng) - 0.5 / fps
   return np.clip(np.ceil(times * fps - 0.5), 0, num_frames - 1).astype(np.int64)
 
 
@@ -321,12 +320,13 @@ def load_clip(
       f"load_clip: {path} has {line.fps:g} fps, {spec.fps:g} are needed and frames would repeat; "
       "ask for a lower rate"
     )
-  have = decode.fitting_frames(line, spec.fps, start)
+  rate = min(spec.fps, line.fps)
+  have = decode.fitting_frames(line, rate, start)
   if have < spec.num_frames:
     raise InputError(
       f"load_clip: {path} lasts {line.span + 1 / line.fps:.4g} s and gives {have} frames "
       f"at {spec.fps:g} fps from {start:g} s, {spec.num_frames} are needed; use a longer clip or "
       "ask for fewer frames"
     )
-  times = decode.sample_times(line.span, spec.num_frames, spec.fps, start, slop=0.5 / line.fps)
+  times = decode.sample_times(line.span, spec.num_frames, rate, start, slop=0.5 / line.fps)
   return decode.frames_at(path, times, size, line)

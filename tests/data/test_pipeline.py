@@ -1,9 +1,7 @@
 """Batches are deterministic, disjoint between processes, resumable, and never repeat a frame."""
 
-import functools
 import json
 import logging
-import operator
 import pathlib
 
 import numpy as np
@@ -93,11 +91,11 @@ def test_clips_keep_the_asked_rate_and_repeat_no_frame(stored, asked):
     assert chosen[-1] <= 39
     steps.append(np.diff(chosen))
     # By nearest time: no frame is further than half a stored one from where it belongs.
-    drift = chosen - chosen[0] - np.arange(5) * stored / asked
+    drift = chosen - chosen[0] - np.arange(5) * max(1.0, stored / asked)
     assert np.abs(drift).max() <= 1 + 1e-6
   assert np.min(steps) >= 1
   # The mean step is the ratio of the rates: each of 300 clips may round by one frame in 4 steps.
-  np.testing.assert_allclose(np.mean(steps), stored / asked, atol=0.25 / 300**0.5 * 5)
+  np.testing.assert_allclose(np.mean(steps), max(1.0, stored / asked), atol=0.25 / 300**0.5 * 5)
 
 
 def test_every_start_is_equally_likely():
@@ -206,9 +204,7 @@ def test_one_pass_sees_each_record_once_and_epochs_differ():
   assert sorted(once) == list(range(40))
   assert once != sorted(once)
   epochs = take(stream(source()), 20)
-  first, second = (
-    functools.reduce(operator.iadd, (which(b) for b in epochs[k : k + 10]), []) for k in (0, 10)
-  )
+  first, second = ([i for b in epochs[k : k + 10] for i in which(b)] for k in (0, 10))
   assert sorted(first) == sorted(second) == list(range(40))
   assert first != second
   assert len(list(stream(source(), 16, repeat=False))) == 2  # what does not fill a batch is left
@@ -223,7 +219,7 @@ def test_the_seed_decides_everything():
 
 def test_dropout_rates():
   drops = {"drop_text": 0.2, "drop_both": 0.1}
-  taken = take(stream(source(), 50, **drops), 80)
+  taken = take(stream(source(), 50, **drops), 40)
   text = np.concatenate([~b["masks"][0].any(1) for b in taken])
   image = np.concatenate([b["image_dropped"] for b in taken])
   assert np.all(text[image])  # the image is never dropped alone
@@ -305,20 +301,20 @@ class NoCaptions(SomeoneElses):
 def test_a_like_dataset_of_other_origin_is_measured(tmp_path):
   builder = SomeoneElses(data_dir=str(tmp_path), file_format="array_record")
   builder.download_and_prepare()
-  opened = open_source(builder.data_path, "train")
+  opened = open_source(str(builder.data_path), "train")
   assert sorted(opened.num_frames.tolist()) == [3, 4, 5, 6, 7]
   for i, frames in enumerate(opened.num_frames):
     assert len(opened.records[i]["frames"]) == frames
   assert take(stream(opened, 2, spec=ClipSpec(5, 4.0)), 1)[0]["frames"].shape == (2, 5, 8, 8, 3)
   with pytest.raises(InputError, match="no split 'test'; it has train"):
-    open_source(builder.data_path, "test")
+    open_source(str(builder.data_path), "test")
 
 
 def test_a_dataset_of_another_layout_is_refused(tmp_path):
   builder = NoCaptions(data_dir=str(tmp_path), file_format="array_record")
   builder.download_and_prepare()
   with pytest.raises(InputError, match=r"lack \['caption', 'frames', 'name', 'truth'\]"):
-    open_source(builder.data_path, "train")
+    open_source(str(builder.data_path), "train")
 
 
 def test_a_clip_of_the_users_own(tmp_path):

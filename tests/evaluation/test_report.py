@@ -60,9 +60,17 @@ def test_of_pictures_only_their_appearance_is_reported():
   assert set(pictures.estimates) == {"appearance", "readable", *metrics.APPEARANCE}
 
 
-def test_the_same_clips_give_the_same_report(reports):
-  again = report.evaluate_clips(clips_of(["green"] * 4), [TRUTH] * 4, fps=4)
-  assert again == reports["real"]
+def test_the_same_clips_and_seed_give_the_same_report():
+  noise = np.random.default_rng(0).integers(0, 9, (4, 4, 32, 32, 3), np.uint8)
+  clips = (
+    clips_of(["green"] * 4) // 2 + np.arange(4, dtype=np.uint8).reshape(-1, 1, 1, 1, 1) * noise
+  )
+  first, again, other = (
+    report.evaluate_clips(clips, [TRUTH] * 4, fps=4, seed=seed) for seed in (0, 0, 1)
+  )
+  assert first == again
+  assert first.estimates["pixel_consistency"] != other.estimates["pixel_consistency"]
+  assert first.estimates["colour"] == other.estimates["colour"]
 
 
 def test_json_returns_every_number(reports):

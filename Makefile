@@ -1,0 +1,42 @@
+# make demo   sets up, trains the embedded default from nothing and samples from it
+# make test   sets up and runs formatting, lint and tests
+
+PYTHON ?= python3
+VENV ?= .venv
+REFERENCE ?= 1  # 0: without PyTorch; the tests that compare with it are then skipped
+PROMPT ?= a large red circle moving left quickly on a black background
+
+BIN := $(VENV)/bin
+export PYTHONPATH := .
+
+.PHONY: demo test clean
+
+demo: $(VENV)/run
+	$(BIN)/emu-train prepare shapes --out data/shapes --size 32
+	$(BIN)/emu-train run --config configs/shapes_32.py
+	$(BIN)/emu-jax sample "$(PROMPT)" --checkpoint runs/shapes_32 --frames 37 --out demo.mp4
+	$(BIN)/emu-jax evaluate --checkpoint runs/shapes_32 --num-prompts 64 --sheet demo.png
+
+test: $(VENV)/test $(VENV)/reference-$(strip $(REFERENCE))
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+$(VENV)/run: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/test: $(VENV)/run requirements-test.txt
+	$(BIN)/python -m pip install --quiet -r requirements-test.txt
+	touch $@
+
+$(VENV)/reference-1: $(VENV)/test requirements-reference.txt
+	$(BIN)/python -m pip install --quiet -r requirements-reference.txt
+	touch $@
+
+$(VENV)/reference-0: $(VENV)/test
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

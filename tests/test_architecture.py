@@ -1,0 +1,90 @@
+"""The shape of the code: imports point one way, and nothing heavy is needed at run time."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Floors of the house; a module imports from its own floor or below. The longest prefix decides.
+FLOORS = {
+  "emu_jax.typing": 1,
+  "emu_jax.errors": 1,
+  "emu_jax.diffusion": 2,
+  "emu_jax.models": 2,
+  "emu_jax.trees": 2,
+  "emu_jax.config": 2,
+  "emu_jax.compilation": 2,
+  "emu_jax.conditioning": 3,
+  "emu_jax.data": 3,
+  "emu_jax.sharding": 3,
+  "emu_jax.media": 3,
+  "emu_jax.run": 3,
+  "emu_jax.systems": 4,
+  "emu_jax.pipeline": 5,
+  "emu_jax.evaluation": 6,
+  "emu_jax.command_line": 6,
+  "emu_jax.cli": 7,
+  "train": 7,
+  "configs": 8,
+}
+MUST_NOT_IMPORT = {
+  "emu_jax.diffusion": ("emu_jax.models", "flax", "optax"),
+  "emu_jax.models": ("emu_jax.diffusion",),
+  "emu_jax": ("train", "configs", "torch", "tensorflow", "transformers", "diffusers"),
+  "train": ("configs", "torch", "tensorflow"),
+}
+
+
+def modules():
+  for package in ("emu_jax", "train", "configs"):
+    for path in sorted((ROOT / package).rglob("*.py")):
+      name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+      yield name.removesuffix(".__init__"), path
+
+
+def imports(path):
+  """Full names of what a file imports, wherever in it."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield node.module
+      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name, package):
+  return name == package or name.startswith(package + ".")
+
+
+def floor(name):
+  found = [package for package in FLOORS if within(name, package)]
+  return FLOORS[max(found, key=len)] if found else None
+
+
+@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: str(value))
+def test_imports_point_down(name, path):
+  if name in ("emu_jax", "train", "configs"):
+    return
+  own = floor(name)
+  assert own, f"{name} has no floor; give it one in FLOORS"
+  for imported in imports(path):
+    other = floor(imported)
+    assert other is None or other <= own, f"{name} (floor {own}) imports {imported} ({other})"
+    for package, forbidden in MUST_NOT_IMPORT.items():
+      if within(name, package):
+        assert not any(within(imported, f) for f in forbidden), f"{name} imports {imported}"
+
+
+def test_the_commands_need_neither_tensorflow_nor_pytorch():
+  code = (
+    "import sys, emu_jax.cli, train.command; "
+    "print([m for m in ('tensorflow', 'torch', 'transformers', 'diffusers') if m in sys.modules])"
+  )
+  found = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+  )
+  assert found.stdout.strip() == "[]"
