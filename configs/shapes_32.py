@@ -63,7 +63,7 @@ MODEL = EmuVideoConfig(
 )
 
 OPTIM = OptimConfig(
-  peak_lr=1e-3, warmup_steps=100, decay="cosine", weight_decay=0.0, ema_decay=0.99
+  peak_lr=2e-3, warmup_steps=100, decay="cosine", weight_decay=0.0, ema_decay=0.99
 )
 PICTURES = ("data/shapes/images", "data/shapes/videos")
 CLIPS = ("data/shapes/videos",)
@@ -73,14 +73,14 @@ STAGES = (
     stage="autoencoder",
     model=MODEL,
     objective=AutoencoderObjective(
-      adversarial_weight=0.1,
-      adversarial_start=800,
+      adversarial_weight=0.2,
+      adversarial_start=500,
       discriminator=PatchDiscriminatorConfig(width=16, num_layers=2, norm_groups=8),
     ),
     data=DataConfig(sources=PICTURES, batch_size=64),
     optim=OPTIM,
     loop=LoopConfig(
-      num_steps=1500, log_every=20, save_every=500, keep=1, validate_every=500, sample_every=500
+      num_steps=800, log_every=20, save_every=200, keep=1, validate_every=200, sample_every=200
     ),
   ),
   Experiment(

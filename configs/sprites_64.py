@@ -26,7 +26,7 @@ MODEL = dataclasses.replace(
     size=64,
     autoencoder=dataclasses.replace(
       SHAPES.image.autoencoder,
-      channels=(96,),
+      channels=(64,),
       num_res_blocks=2,
       z_channels=8,
       patch=4,  # 16x16 latents
@@ -58,14 +58,14 @@ STAGES = (
     stage="autoencoder",
     model=MODEL,
     objective=AutoencoderObjective(
-      adversarial_weight=0.1,
-      adversarial_start=600,
+      adversarial_weight=0.2,
+      adversarial_start=500,
       discriminator=PatchDiscriminatorConfig(width=16, num_layers=2, norm_groups=8),
     ),
     data=DataConfig(batch_size=32),
     optim=OPTIM,
     loop=LoopConfig(
-      num_steps=1000, log_every=20, save_every=250, keep=1, validate_every=500, sample_every=500
+      num_steps=1200, log_every=20, save_every=200, keep=1, validate_every=200, sample_every=400
     ),
   ),
   Experiment(

@@ -1,9 +1,10 @@
 """The command `emu-jax`: what one does with a trained model."""
 
 import contextlib
+import dataclasses
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from emu_jax import command_line, media
 from emu_jax.compilation import enable_cache
+from emu_jax.data import decode
 from emu_jax.data.pipeline import ClipSpec, load_clip, load_picture
 from emu_jax.errors import InputError
 from emu_jax.evaluation import report
@@ -26,12 +28,51 @@ from emu_jax.pipeline import (
   interpolate,
   load_pipeline,
 )
-from emu_jax.systems.emu_video import Guidance
 from emu_jax.systems.latent import Sampling
 
-Text = Annotated[str, tyro.conf.Positional]
-Path = Annotated[pathlib.Path, tyro.conf.Positional]
-CHECKPOINT = pathlib.Path("runs/shapes")  # where `make demo` leaves its model
+Prompt = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
+Clip = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")]
+READABLE_SIDE = 256  # pixels: smaller videos are enlarged to about this
+LARGEST_SIDE = 4096  # pixels: H.264 of this side still plays everywhere
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What every sampling command takes."""
+
+  checkpoint: pathlib.Path = pathlib.Path("runs/shapes_32")
+  """folder of a training run, or of all the runs of a recipe"""
+  seed: int = 0
+  """of all noise, 0 or more; the same command with the same seed writes the same file"""
+  steps: int = 50
+  """network evaluations of each sampling run, 1 to the 1000 of the model's schedule"""
+  solver: Literal["ddim", "dpm++"] = "ddim"
+  """DDIM, or DPM-Solver++ (2M), which needs fewer steps"""
+  image_guidance: float | None = None
+  """how closely a video follows the frames it is given, 1 = no guidance; None: the model's own"""
+  text_guidance: float | None = None
+  """how strongly it follows the prompt, 1 = no guidance; None: the model's own"""
+  rescale: float = 0.0
+  """how far guided predictions are brought back to the spread of unguided ones, 0 to 1"""
+  negative: str = ""
+  """prompt that guidance leads away from"""
+
+  def request(
+    self,
+    pipeline: Pipeline,
+    frames: int,
+    picture_guidance: float | None = None,
+    seam: str = "gapless",
+  ) -> Request:
+    """The model's own guidance wherever no scale was given."""
+    given = {"image": self.image_guidance, "text": self.text_guidance, "picture": picture_guidance}
+    given = {name: scale for name, scale in given.items() if scale is not None}
+    guidance = dataclasses.replace(pipeline.config.guidance, **given)
+    sampling = Sampling(solver=self.solver, num_steps=self.steps, rescale=self.rescale)
+    return Request(frames, self.seed, self.negative, guidance, sampling, seam)
+
+
+Shared = Annotated[Options, tyro.conf.arg(name="")]  # its options stand among a command's own
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,163 +89,112 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def sample(
-  prompt: Text,
+  prompt: Prompt,
   /,
   image: pathlib.Path | None = None,
-  seed: int = 0,
-  steps: int = 50,
-  image_guidance: float | None = None,
-  text_guidance: float | None = None,
   picture_guidance: float | None = None,
   frames: Literal["1", "8", "16", "37", "65"] = "8",
-  checkpoint: pathlib.Path = CHECKPOINT,
   out: pathlib.Path = pathlib.Path("sample.mp4"),
-  negative: str = "",
-  solver: Literal["ddim", "dpm++"] = "ddim",
-  rescale: float = 0.0,
   seam: Literal["gapless", "published"] = "gapless",
   enlarge: int = 0,
+  options: Shared = Options(),
 ) -> None:
   """Generates a video (or, with 1 frame, a picture) from a prompt.
 
   Args:
     prompt: what to show.
-    image: first frame; without it the model draws one from the prompt.
-    seed: of all noise; the same seed, prompt and options give the same file.
-    steps: network evaluations of each sampling run.
-    image_guidance: how closely the video follows its first frame; default: the model's own.
-    text_guidance: how strongly it follows the prompt; default: the model's own.
-    picture_guidance: the same for the picture it begins with; default: the model's own.
-    frames: length; 37 and 65 are interpolated from 8 and 16.
-    checkpoint: folder of a training run, or of a recipe's runs.
-    out: .mp4, .gif, .webp or .png (frames side by side).
-    negative: what guidance leads away from, instead of the empty prompt.
-    solver: DDIM, or DPM-Solver++ (2M), which needs fewer steps.
-    rescale: how far the guided prediction's spread is brought back, 0 to 1.
-    seam: how two interpolated halves are joined (65 frames).
-    enlarge: times each pixel is repeated in the file; 0 = up to some 256 pixels a side.
+    image: picture to begin with, cropped square; without it the model draws one from the prompt.
+    picture_guidance: how strongly a picture drawn follows the prompt; None: the model's own.
+    frames: length; 37 and 65 are interpolated from 8 and 16 at four times their rate.
+    out: file to write: .mp4, .gif, .webp, or .png with the frames side by side.
+    seam: how the two halves of 65 frames are joined: without a gap, or as the paper did.
+    enlarge: times that each pixel is repeated in the file; 0: up to some 256 pixels a side.
   """
-  request, pipeline = open_model(
-    checkpoint, out, int(frames), seed, steps, solver, rescale, negative, seam,
-    image_guidance, text_guidance, picture_guidance,
-  )  # fmt: skip
-  check_frames(pipeline, request.frames)
-  pipeline.prompts([prompt, negative])  # too long a prompt ends here, before any sampling
-  picture = None if image is None else load_picture(image, pipeline.config.image.size)[None]
-  with progress() as say:
+  with working() as say:
+    pipeline = opened(options, out, enlarge, say)
+    request = options.request(pipeline, int(frames), picture_guidance, seam)
+    check_frames(pipeline, request.frames)
+    picture = None if image is None else load_picture(image, pipeline.config.image.size)[None]
     videos, fps = generate(pipeline, [prompt], request, picture, say)
-    write(out, videos[0], fps, enlarge)
+    write(out, videos[0], fps, enlarge, say)
 
 
 def interpolate_clip(
-  clip: Path,
+  clip: Clip,
   /,
   prompt: str = "",
-  checkpoint: pathlib.Path = CHECKPOINT,
-  out: pathlib.Path = pathlib.Path("interpolated.mp4"),
   frames: Literal["8", "16"] = "8",
-  seed: int = 0,
-  steps: int = 50,
-  image_guidance: float | None = None,
-  text_guidance: float | None = None,
-  solver: Literal["ddim", "dpm++"] = "ddim",
+  out: pathlib.Path = pathlib.Path("interpolated.mp4"),
   seam: Literal["gapless", "published"] = "gapless",
   enlarge: int = 0,
+  options: Shared = Options(),
 ) -> None:
   """Raises the frame rate of a clip fourfold: 8 of its frames become 37, or 16 become 65.
 
   Args:
-    clip: a video file; its first frames at the model's rate are the key frames.
+    clip: video file; its first frames at the model's rate are the key frames.
     prompt: what it shows.
     frames: key frames to take.
+    out: file to write: .mp4, .gif, .webp, or .png with the frames side by side.
+    seam: how the two halves of 65 frames are joined: without a gap, or as the paper did.
+    enlarge: times that each pixel is repeated in the file; 0: up to some 256 pixels a side.
   """
-  request, pipeline = open_model(
-    checkpoint, out, 37, seed, steps, solver, 0.0, "", seam, image_guidance, text_guidance, None
-  )
-  pipeline.require("interpolation")
-  pipeline.prompts([prompt])
-  config = pipeline.config
-  given = load_clip(clip, ClipSpec(int(frames), config.fps), config.image.size)
-  with progress() as say:
+  with working() as say:
+    pipeline = opened(options, out, enlarge, say)
+    pipeline.require("interpolation")
+    config = pipeline.config
+    given = load_clip(clip, ClipSpec(int(frames), config.fps), config.image.size)
+    request = options.request(pipeline, 37, seam=seam)
     videos, fps = interpolate(pipeline, given[None], [prompt], request, say)
-    write(out, videos[0], fps, enlarge)
+    write(out, videos[0], fps, enlarge, say)
 
 
 def extend_clip(
-  clip: Path,
-  prompt: Text,
+  clip: Clip,
+  prompt: Prompt,
   /,
-  checkpoint: pathlib.Path = CHECKPOINT,
   out: pathlib.Path = pathlib.Path("extended.mp4"),
-  seed: int = 0,
-  steps: int = 50,
-  image_guidance: float | None = None,
-  text_guidance: float | None = None,
-  solver: Literal["ddim", "dpm++"] = "ddim",
   enlarge: int = 0,
+  options: Shared = Options(),
 ) -> None:
   """Continues a clip by 16 frames that follow a new prompt.
 
   Args:
-    clip: a video file; its first 16 frames at the model's rate are continued.
+    clip: video file of 16 frames or more at the model's rate; its last 16 are continued.
     prompt: what happens next.
+    out: file to write, the clip and what follows: .mp4, .gif, .webp, or .png side by side.
+    enlarge: times that each pixel is repeated in the file; 0: up to some 256 pixels a side.
   """
-  request, pipeline = open_model(
-    checkpoint,
-    out,
-    16,
-    seed,
-    steps,
-    solver,
-    0.0,
-    "",
-    "gapless",
-    image_guidance,
-    text_guidance,
-    None,
-  )
-  pipeline.require("extension")
-  pipeline.prompts([prompt])
-  config = pipeline.config
-  given = load_clip(clip, ClipSpec(16, config.fps), config.image.size)
-  with progress() as say:
-    say("16 -> 32 frames")
-    videos, fps = extend(pipeline, given[None], [prompt], request)
-    write(out, videos[0], fps, enlarge)
+  with working() as say:
+    pipeline = opened(options, out, enlarge, say)
+    pipeline.require("extension")
+    given = whole_clip(clip, 16, pipeline.config.fps, pipeline.config.image.size)
+    request = options.request(pipeline, 16)
+    videos, fps = extend(pipeline, given[None], [prompt], request, say)
+    write(out, videos[0], fps, enlarge, say)
 
 
 def evaluate(
-  checkpoint: pathlib.Path = CHECKPOINT,
   out: pathlib.Path | None = None,
   sheet: pathlib.Path | None = None,
   num_prompts: int = 256,
   batch_size: int = 32,
   split: Literal["validation", "test", "image_only"] = "test",
-  seed: int = 0,
-  steps: int = 50,
-  solver: Literal["ddim", "dpm++"] = "ddim",
-  image_guidance: float | None = None,
-  text_guidance: float | None = None,
   picture_guidance: float | None = None,
+  options: Shared = Options(),
 ) -> None:
   """Measures a model of the moving shapes against its prompts, by an oracle that reads pixels.
 
   Real clips of the same prompts are read beside the generated ones; every figure has its interval.
 
   Args:
-    checkpoint: folder of a training run, or of a recipe's runs.
     out: .json or .md file for the report; it is printed in any case.
     sheet: .png with the first 8 prompts' clips, generated above real.
     num_prompts: prompts, each sampled once.
     batch_size: clips sampled at a time.
     split: "validation": motions of looks that training has seen; "test": motions held out from it;
       "image_only": motions of looks that only pictures have shown.
-    seed: of prompts and of noise.
-    steps: network evaluations of each sampling run.
-    solver: DDIM, or DPM-Solver++ (2M).
-    image_guidance: how closely the video follows its first frame; default: the model's own.
-    text_guidance: how strongly it follows the prompt; default: the model's own.
-    picture_guidance: the same for the picture it begins with; default: the model's own.
+    picture_guidance: how strongly a picture drawn follows its prompt; None: the model's own.
   """
   if num_prompts < 1 or batch_size < 1:
     raise InputError(
@@ -214,15 +204,14 @@ def evaluate(
     media.check_output(out, report.ENDINGS)
   if sheet is not None:
     media.check_output(sheet, (".png",))
-  pipeline = load_pipeline(checkpoint)
-  request = requested(
-    pipeline, 8, seed, steps, solver, 0.0, "", "gapless",
-    image_guidance, text_guidance, picture_guidance,
-  )  # fmt: skip
+  pipeline = load_pipeline(options.checkpoint)
+  request = options.request(pipeline, 8, picture_guidance)
   check_frames(pipeline, request.frames)
   found = measure(
     pipeline, request, num_prompts=num_prompts, batch_size=batch_size, split=split,
-    progress=lambda batches, total: tqdm(batches, total=total, desc="sampling", unit="batch"),
+    progress=lambda batches, total: tqdm(
+      batches, total=total, desc="sampling", unit="batch", disable=None  # on a terminal only
+    ),
   )  # fmt: skip
   Console(width=120).print(report.table(found.reports))
   if out is not None:
@@ -233,56 +222,62 @@ def evaluate(
     media.save_picture(sheet, media.contact_sheet(both, captions, columns=8))
 
 
-def open_model(checkpoint, out, *options) -> tuple[Request, Pipeline]:
+def opened(
+  options: Options, out: pathlib.Path, enlarge: int, say: Callable[[str], None]
+) -> Pipeline:
   """What every sampling command begins with: cheap checks first, then the weights."""
   media.check_output(out)
-  pipeline = load_pipeline(checkpoint)
-  return requested(pipeline, *options), pipeline
+  if enlarge < 0:
+    raise InputError(f"enlarge={enlarge} is negative; 0 = as far as is good to look at")
+  say(f"loading {options.checkpoint}")
+  pipeline = load_pipeline(options.checkpoint)
+  if enlarge * pipeline.config.image.size > LARGEST_SIDE:
+    raise InputError(
+      f"enlarge={enlarge} makes {enlarge * pipeline.config.image.size} pixels a side of the "
+      f"model's {pipeline.config.image.size}; stay below {LARGEST_SIDE}"
+    )
+  return pipeline
 
 
-def requested(
-  pipeline: Pipeline,
-  frames: int,
-  seed: int,
-  steps: int,
-  solver: str,
-  rescale: float,
-  negative: str,
-  seam: str,
-  image_guidance: float | None,
-  text_guidance: float | None,
-  picture_guidance: float | None,
-) -> Request:
-  """A request with the model's own guidance wherever a scale was not given."""
-  own = pipeline.config.guidance
-  given = {"image": image_guidance, "text": text_guidance, "picture": picture_guidance}
-  scales = {name: getattr(own, name) if x is None else x for name, x in given.items()}
-  if seed < 0:
-    raise InputError(f"seed={seed} is negative; give 0 or more")
-  try:
-    sampling = Sampling(solver=solver, num_steps=steps, rescale=rescale)
-    for schedule in (pipeline.config.schedule, pipeline.config.image.schedule):
-      sampling.check(schedule)
-  except ValueError as error:
-    raise InputError(str(error)) from error
-  return Request(frames, seed, negative, Guidance(**scales), sampling, seam)
+def whole_clip(clip: pathlib.Path, least: int, fps: float, size: int) -> np.ndarray:
+  """All frames of a file at a rate; InputError for less than `least`."""
+  num_frames = least
+  if not decode.is_picture(clip):
+    line = decode.timeline(clip)
+    num_frames = max(least, decode.fitting_frames(line, min(fps, line.fps)))
+  return load_clip(clip, ClipSpec(num_frames, fps), size)
 
 
-def write(out: pathlib.Path, frames: np.ndarray, fps: float, enlarge: int) -> None:
-  """Saves frames, each pixel repeated so that small videos can be seen."""
-  scale = enlarge or max(1, 256 // frames.shape[1])
+def write(
+  out: pathlib.Path, frames: np.ndarray, fps: float, enlarge: int, say: Callable[[str], None]
+) -> None:
+  """Saves frames, each pixel repeated so that small videos can be seen, and says what it saved."""
+  say(f"writing {out}")
+  T, H, W, _ = frames.shape
+  scale = enlarge or max(1, READABLE_SIDE // H)
   media.save_video(out, media.enlarge(frames, scale), fps)
+  length = f"{T} frames at {fps:g} a second ({T / fps:.3g} s)" if T > 1 else "1 frame"
+  larger = f", shown {scale} times as large" if scale > 1 else ""
+  print(f"{out}: {length} of {W}x{H} pixels{larger}")
 
 
 @contextlib.contextmanager
-def progress():
-  """A function that shows what is being done, with the time each part took."""
-  console, start = Console(stderr=True), time.perf_counter()
-  with console.status("starting") as status:
+def working() -> Iterator[Callable[[str], None]]:
+  """A function that is told each step as it begins; the end prints how long each one took.
 
-    def say(line: str) -> None:
-      console.print(f"[{time.perf_counter() - start:6.1f} s] {line}", highlight=False)
-      status.update(line)
+  On a terminal a moving line says what is being done; elsewhere nothing moves.
+  """
+  steps, began = [], time.perf_counter()
+  console = Console(stderr=True)
+  with console.status("starting") if console.is_terminal else contextlib.nullcontext() as status:
+
+    def say(step: str) -> None:
+      steps.append((step, time.perf_counter()))
+      if status is not None:
+        status.update(step)
 
     yield say
-    say("done")
+  ended = time.perf_counter()
+  times = [t for _, t in steps[1:]] + [ended]
+  parts = [f"{step} {end - start:.1f} s" for (step, start), end in zip(steps, times, strict=True)]
+  print(f"{ended - began:.1f} s: {', '.join(parts)}")

@@ -43,7 +43,7 @@ def from_dict(values: Any, kind: type[Config], who: str) -> Config:
 
 
 def override(config: Config, words: Sequence[str]) -> Config:
-  """A config with the fields of `--optim.peak_lr 3e-4 --data.sources a b` set, checked once all are.
+  """A config with fields set by `--optim.peak_lr 3e-4 --data.sources a b`, checked once all are.
 
   A part of a tuple goes by its number: `--model.image.text.0.width 64`.
 
@@ -79,14 +79,14 @@ def _structured(values: Any, kind: type[Config], who: str, remedy: str = "") -> 
     raise InputError(f"{who}: {'; '.join(places)}{remedy}") from error
 
 
-def _reason(error: BaseException, kind: type | None) -> str:
+def _reason(error: BaseException, kind: Any) -> str:
   if isinstance(error, cattrs.ForbiddenExtraKeysError):
     extra = ", ".join(map(repr, sorted(error.extra_fields)))
     return f"{error.cl.__name__} has no field {extra}; it has {_names(error.cl)}"
   if isinstance(error, KeyError):
-    return f"field {error} is missing"
-  if isinstance(error, ValueError):
-    return str(error)
+    return f"field {error} is missing or unknown"
+  if isinstance(error, ValueError) or typing.get_origin(kind) is Literal:
+    return str(error).replace("typing.", "")
   return f"not of type {getattr(kind, '__name__', kind)} ({error})"
 
 
@@ -145,17 +145,19 @@ def _parsed(option: str, kind: Any, given: list[str]) -> Any:
     raise InputError(f"{option}: {len(given)} values were given; it takes one")
   (word,) = given
   if origin is Literal or kind is bool:
-    choices = {"true": True, "false": False} if kind is bool else dict(zip(parts, parts, strict=True))
+    choices = {"true": True, "false": False} if kind is bool else {part: part for part in parts}
     found = choices.get(word.lower() if kind is bool else word)
     if found is None:
-      raise InputError(f"{option}: {word!r} is not one of {', '.join(choices)}")
+      raise InputError(f"{option}: {word!r} is unknown; choose one of {', '.join(choices)}")
     return found
   if kind not in (int, float, str):
-    raise InputError(f"{option}: holds fields of its own or is not simple; set those, or edit the file")
+    raise InputError(f"{option}: is no single value; set its own fields, or edit the config file")
   try:
     value = kind(word)
   except ValueError:
-    raise InputError(f"{option}: {word!r} is not of type {kind.__name__}") from None
+    raise InputError(
+      f"{option}: {word!r} is not of type {kind.__name__}; give one that is"
+    ) from None
   if kind is float and not math.isfinite(value):
     raise InputError(f"{option}: {word} is not a finite number; give one")
   return value

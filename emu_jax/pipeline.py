@@ -6,6 +6,7 @@ inputs, so another prompt or seed compiles nothing.
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -16,18 +17,20 @@ import numpy as np
 from jaxtyping import UInt8
 
 from emu_jax.conditioning import KnownFrames, every_fourth, first_frame, past_frames
-from emu_jax.config import from_dict
+from emu_jax.config import from_dict, refused
 from emu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from emu_jax.errors import InputError
+from emu_jax.models.autoencoder import Autoencoder
 from emu_jax.run import latest_step, load_ema
-from emu_jax.systems.emu import sample_image
+from emu_jax.systems.emu import init_spatial, init_text, sample_image
 from emu_jax.systems.emu_video import (
   EmuVideoConfig,
   Guidance,
+  init_temporal,
   join_interpolated,
   sample_video,
 )
-from emu_jax.systems.latent import Sampling, decode_latents, encode_frames, encode_text
+from emu_jax.systems.latent import Sampling, TextConfig, decode_latents, encode_frames, encode_text
 from emu_jax.typing import Params, Video
 
 Prompts = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]  # tokens and masks, one an encoder
@@ -70,7 +73,10 @@ def _decode(trees, latents, *, config: EmuVideoConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-  """A trained model with its tokenizers; make one with `load_pipeline`."""
+  """A trained model with its tokenizers; make one with `load_pipeline`.
+
+  Its methods return when the device is done, so that a caller's clock tells what took how long.
+  """
 
   config: EmuVideoConfig
   trees: Params
@@ -88,6 +94,11 @@ class Pipeline:
 
   def prompts(self, texts: Sequence[str]) -> Prompts:
     """Token ids and masks; InputError for a prompt that is too long for an encoder."""
+    if len(self.tokenizers) != len(self.config.image.text):
+      raise InputError(
+        f"{self.where}: has {len(self.tokenizers)} tokenizers for {len(self.config.image.text)} "
+        "text encoders; copy its folder tokenizers/ from the original run"
+      )
     pairs = [tokenizer(list(texts), overflow="error") for tokenizer in self.tokenizers]
     return tuple(jnp.asarray(ids) for ids, _ in pairs), tuple(jnp.asarray(m) for _, m in pairs)
 
@@ -99,7 +110,8 @@ class Pipeline:
         f"encode: frames of {frames.shape[2]}x{frames.shape[3]} pixels; this model works at "
         f"{size}x{size}, so resize them"
       )
-    return _encode(self.trees, jnp.asarray(frames), config=self.config)
+    self.require("autoencoder", "latents")
+    return jax.block_until_ready(_encode(self.trees, jnp.asarray(frames), config=self.config))
 
   def decode(self, latents: Video) -> Frames:
     """Frames of latents, as bytes on the host."""
@@ -110,10 +122,16 @@ class Pipeline:
   ) -> Video:
     """Latents [B, 1, H, W, C] of pictures of prompts."""
     self.require("autoencoder", "latents", "text", "spatial")
-    empty = self.prompts([negative] * len(texts))
-    return _image(
-      self.trees, self.prompts(texts), empty, key, scale, config=self.config, sampling=sampling
+    latents = _image(
+      self.trees,
+      self.prompts(texts),
+      self.prompts([negative] * len(texts)),
+      key,
+      jnp.float32(scale),  # 3 and 3.0 would be two programs
+      config=self.config,
+      sampling=sampling,
     )
+    return jax.block_until_ready(latents)
 
   def video(
     self,
@@ -128,19 +146,20 @@ class Pipeline:
   ) -> Video:
     """Latents of clips with the given latents at the known frames, by the temporal tree `name`."""
     self.require("autoencoder", "latents", "text", "spatial", name)
-    return _video(
+    latents = _video(
       self.trees,
       given,
       self.prompts(texts),
       self.prompts([negative] * len(texts)),
       key,
-      guidance.image,
-      guidance.text,
+      jnp.float32(guidance.image),
+      jnp.float32(guidance.text),
       config=self.config,
       known=known,
       name=name,
       sampling=sampling,
     )
+    return jax.block_until_ready(latents)
 
 
 def furthest_stage(folder: str | pathlib.Path) -> pathlib.Path:
@@ -161,21 +180,69 @@ def load_pipeline(folder: str | pathlib.Path) -> Pipeline:
   """
   folder = furthest_stage(folder)
   values, trees = load_ema(folder)
-  if "model" not in values:
+  if not isinstance(values, dict) or "model" not in values:
     raise InputError(f"{folder}: config.json has no 'model'; give the folder of a run of emu-train")
   config = from_dict(values["model"], EmuVideoConfig, str(folder / "config.json"))
-  tokenizers = ()
-  if (folder / "tokenizers").is_dir():
-    tokenizers = tuple(
-      load_tokenizer(folder / "tokenizers" / str(i), text.max_length)
-      for i, text in enumerate(config.image.text)
-    )
+  check_trees(config, trees, str(folder))
+  tokenizers = load_tokenizers(config, folder) if "text" in trees else ()
   return Pipeline(config, jax.tree.map(jnp.asarray, trees), tokenizers, str(folder))
+
+
+def load_tokenizers(config: EmuVideoConfig, folder: pathlib.Path) -> tuple[Tokenizer, ...]:
+  """The tokenizers of a run, one a text encoder, none with ids that its encoder does not have."""
+  loaded = []
+  for i, encoder in enumerate(config.image.text):
+    path = folder / "tokenizers" / str(i)
+    loaded.append(load_tokenizer(path, encoder.max_length))
+    check_tokenizer(loaded[-1], encoder, path)
+  return tuple(loaded)
+
+
+def check_tokenizer(tokenizer: Tokenizer, encoder: TextConfig, path: str | pathlib.Path) -> None:
+  """Raises InputError for token ids that an encoder does not have."""
+  if tokenizer.vocab_size > encoder.vocab_size:
+    raise InputError(
+      f"{path}: has {tokenizer.vocab_size} tokens, its text encoder vocab_size="
+      f"{encoder.vocab_size}; use the tokenizer that the encoder was trained with"
+    )
+
+
+def check_trees(config: EmuVideoConfig, trees: Params, who: str) -> None:
+  """Raises InputError, beginning with `who`, where a tree is not that of the config's network.
+
+  Names and shapes are compared, tree by tree; trees with names of other systems are let be.
+  """
+  image = config.image
+  pixels = jnp.zeros((1, 1, image.size, image.size, 3))
+  z = jnp.zeros(image.autoencoder.z_channels)
+  temporal = functools.partial(init_temporal, config)
+  inits = {
+    "autoencoder": lambda key: Autoencoder(image.autoencoder).init(key, pixels)["params"],
+    "latents": lambda key: {"shift": z, "scale": z},
+    "text": functools.partial(init_text, image),
+    "spatial": functools.partial(init_spatial, image),
+    "temporal": temporal,
+    "interpolation": temporal,
+    "extension": temporal,
+  }
+  shapes = {init: jax.eval_shape(init, jax.random.key(0)) for name, init in inits.items()
+            if name in trees}  # fmt: skip
+  for name in inits.keys() & trees.keys():
+    got, want = (
+      {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+      for leaves in map(jax.tree_util.tree_leaves_with_path, (trees[name], shapes[inits[name]]))
+    )
+    for leaf in sorted(got.keys() | want.keys()):
+      if got.get(leaf) != want.get(leaf):
+        raise InputError(
+          f"{who}: holds the weights of another config: {name}/{leaf} is {got.get(leaf, 'absent')} "
+          f"there and {want.get(leaf, 'absent')} by the config; use the config that made them"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What to generate, beside the prompts."""
+  """What to generate, beside the prompts. Raises InputError for numbers that no model can use."""
 
   frames: int = 8
   seed: int = 0
@@ -183,6 +250,15 @@ class Request:
   guidance: Guidance = Guidance()
   sampling: Sampling = Sampling()
   seam: Literal["gapless", "published"] = "gapless"
+
+  def __post_init__(self):
+    if not 0 <= self.seed < 2**32:
+      raise InputError(f"seed={self.seed} is not from 0 to {2**32 - 1}; give one that is")
+    for name, scale in dataclasses.asdict(self.guidance).items():
+      if not math.isfinite(scale):
+        raise InputError(f"{name} guidance {scale} is not a number; give one, 1 = none")
+    if not 0 <= self.sampling.rescale <= 1:
+      raise InputError(f"rescale={self.sampling.rescale} is not from 0 to 1; 0 = off")
 
 
 def generate(
@@ -196,10 +272,13 @@ def generate(
 
   Text -> picture (or the given one, [B, 1, H, W, 3]) -> video -> more frames.
 
-  Raises: InputError for a number of frames that the model cannot give, before any sampling.
+  Args:
+    say: told each step as it begins.
+  Raises: InputError for what the model cannot do, before any sampling.
   """
   config = pipeline.config
   check_frames(pipeline, request.frames)
+  check_request(pipeline, texts, request)
   keys = dict(zip("ivn", jax.random.split(jax.random.key(request.seed), 3), strict=True))
   asked = texts, request.negative
   if picture is None:
@@ -209,6 +288,7 @@ def generate(
   else:
     start = pipeline.encode(picture)
   if request.frames == 1:
+    say("latents -> pixels")
     return pipeline.decode(start), config.fps
 
   num_frames = {37: 8, 65: 16}.get(request.frames, request.frames)
@@ -216,6 +296,7 @@ def generate(
   how = request.guidance, request.sampling
   clip = pipeline.video("temporal", first_frame(num_frames), start, *asked, keys["v"], *how)
   if request.frames == num_frames:
+    say("latents -> pixels")
     return pipeline.decode(clip), config.fps
   return interpolate_latents(pipeline, clip, texts, request, keys["n"], say), 4 * config.fps
 
@@ -229,10 +310,19 @@ def check_frames(pipeline: Pipeline, frames: int) -> None:
       f"generate: frames={frames} needs a model trained on 16 frames, {pipeline.where} was trained "
       f"on {pipeline.config.num_frames}; choose 8 or 37"
     )
+  pipeline.require("autoencoder", "latents", "text", "spatial")
   if frames > 1:
     pipeline.require("temporal")
   if frames in (37, 65):
     pipeline.require("interpolation")
+
+
+def check_request(pipeline: Pipeline, texts: Sequence[str], request: Request) -> None:
+  """Raises InputError for a prompt that is too long, or a sampler that does not fit a schedule."""
+  pipeline.prompts([*texts, request.negative])
+  with refused("sampling"):
+    request.sampling.check(pipeline.config.image.schedule)
+    request.sampling.check(pipeline.config.schedule)
 
 
 def interpolate(
@@ -245,7 +335,8 @@ def interpolate(
   """37 frames of each clip of 8, or 65 of each of 16, with those as key frames."""
   if clip.shape[1] not in (8, 16):
     raise InputError(f"interpolate: the clip has {clip.shape[1]} frames; give one of 8 or of 16")
-  pipeline.require("interpolation")
+  pipeline.require("autoencoder", "latents", "text", "spatial", "interpolation")
+  check_request(pipeline, texts, request)
   key = jax.random.key(request.seed)
   frames = interpolate_latents(pipeline, pipeline.encode(clip), texts, request, key, say)
   return frames, 4 * pipeline.config.fps
@@ -266,11 +357,16 @@ def interpolate_latents(
     given = clip[:, 8 * i : 8 * i + 8]
     how = texts, request.negative, part_key, request.guidance, request.sampling
     parts.append(pipeline.video("interpolation", every_fourth(), given, *how))
+  say("latents -> pixels")
   return pipeline.decode(parts[0] if total == 1 else join_interpolated(*parts, request.seam))
 
 
 def extend(
-  pipeline: Pipeline, clip: Frames, texts: Sequence[str], request: Request
+  pipeline: Pipeline,
+  clip: Frames,
+  texts: Sequence[str],
+  request: Request,
+  say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Frames, float]:
   """The clip with 16 more frames that follow another prompt and its last 16 frames.
 
@@ -282,8 +378,12 @@ def extend(
       f"extend: the clip has {clip.shape[1]} frames, the model continues from the last "
       f"{len(known.positions)}; give a longer one"
     )
+  pipeline.require("autoencoder", "latents", "text", "spatial", "extension")
+  check_request(pipeline, texts, request)
+  say("16 -> 32 frames")
   past = pipeline.encode(clip[:, -len(known.positions) :])
   how = jax.random.key(request.seed), request.guidance, request.sampling
   latents = pipeline.video("extension", known, past, texts, request.negative, *how)
+  say("latents -> pixels")
   new = pipeline.decode(latents[:, len(known.positions) :])
   return np.concatenate([clip, new], axis=1), pipeline.config.fps

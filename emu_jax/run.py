@@ -85,4 +85,5 @@ def _load_numpy(folder: pathlib.Path) -> dict:
     with ocp.PyTreeCheckpointer() as checkpointer:
       return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
   except (OSError, ValueError, KeyError) as error:
-    raise InputError(f"{folder} cannot be read: {error}; copy it again from the run") from error
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    raise InputError(f"{folder} cannot be read: {reason}; copy it again from the run") from error

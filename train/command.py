@@ -1,62 +1,84 @@
 """The command `emu-train`: what one does to make a model."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import jax
 import numpy as np
 import tyro
+from jax.experimental import multihost_utils
 
 from emu_jax import command_line
 from emu_jax.compilation import enable_cache
-from emu_jax.config import to_dict
-from emu_jax.data.folder import prepare_folder
-from emu_jax.data.pipeline import Source, batches, open_source
+from emu_jax.config import override, refused, to_dict
+from emu_jax.data.folder import Report, prepare_folder
+from emu_jax.data.pipeline import Source, batches, open_source, usable
 from emu_jax.data.shapes import prepare_shapes
 from emu_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from emu_jax.errors import InputError
+from emu_jax.pipeline import check_tokenizer, check_trees, load_tokenizers
 from emu_jax.run import latest_step, load_ema
+from train.checkpoint import claim
 from train.config import Experiment, load_stages
 from train.loop import train
 from train.stages import build, check_inherited, initial_trees
 
 STATISTICS_EXAMPLES = 512  # from which the spread of latents is measured
+SHOWN = 10  # skipped clips that are printed one by one
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
   """Trains the stages of a config file, each from the one before it; continues what was begun.
 
-  Every field of the config's experiments is an option too: `--data.sources data/clips`.
+  Every field of the config's experiments is an option too, and is set in every stage that trains:
+  `--data.sources data/clips --loop.num_steps 2000`.
   """
 
-  config: pathlib.Path  # a file of configs/
-  fields: bool = False  # list those options and stop
-  stage: tuple[str, ...] = ()  # train only these; the runs of the stages before must be there
-  out: pathlib.Path | None = None  # folder of the runs, one a stage; default: runs/<config's name>
+  config: pathlib.Path
+  """Python file that defines STAGES, such as those of configs/."""
+  fields: bool = False
+  """List the options that the config's fields are, with their values, and stop."""
+  stage: tuple[str, ...] = ()
+  """Train only these stages; the runs of the stages before must be there."""
+  out: pathlib.Path | None = None
+  """Folder of the runs, one a stage; None: runs/ and the config's name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
   """Packs a folder of captioned clips, or the built-in moving shapes, for training."""
 
-  source: Annotated[str, tyro.conf.Positional]
-  """A folder with metadata.jsonl or metadata.csv (file_name, text), or the word `shapes`."""
-  out: pathlib.Path  # new folder
-  size: int = 64  # pixels on a side: centre crop, antialiased resize
-  fps: float = 0.0  # stored frames a second; 0 = the files' own
-  max_seconds: float = 10.0  # of a record; longer clips are cut into several
-  validation_fraction: float = 0.05  # of the files, chosen by their names
-  workers: int = 2  # decoding processes
-  overwrite: bool = False  # replace what other arguments packed there
-  num_images: int = 20_000  # shapes only
-  num_clips: int = 10_000  # shapes only
-  seed: int = 0  # shapes only
+  source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|shapes")]
+  """Folder with metadata.jsonl or metadata.csv (file_name, text), or the word `shapes`."""
+  out: pathlib.Path
+  """New folder for the records; the same command again changes nothing in it."""
+  size: int = 64
+  """Pixels a side of the stored frames: central square, antialiased resize."""
+  fps: float = 0.0
+  """Stored frames a second, at most; 0: the files' own. Shapes have 16."""
+  max_seconds: float = 10.0
+  """Longest record in seconds; longer clips are cut into several of equal length."""
+  validation_fraction: float = 0.05
+  """Share of the files kept for validation, chosen by their names."""
+  workers: int = 2
+  """Decoding processes, 1 or more."""
+  overwrite: bool = False
+  """Replace what other arguments packed there."""
+  num_images: int = 20_000
+  """Training pictures (shapes only); validation and test get a tenth as many each."""
+  num_clips: int = 10_000
+  """Training clips of 2.5 s (shapes only); validation and test get a tenth as many each."""
+  seed: int = 0
+  """Of what is drawn, 0 or more (shapes only)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,79 +89,170 @@ def main(arguments: Sequence[str] | None = None) -> None:
     | Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
   )
   with command_line.errors("emu-train"):
-    parsed, fields = tyro.cli(commands, prog="emu-train", args=arguments, return_unknown_args=True)
+    parsed, words = tyro.cli(commands, prog="emu-train", args=arguments, return_unknown_args=True)
     if isinstance(parsed, Run):
-      run(parsed, fields)
-    elif fields:
-      raise InputError(f"prepare: {fields[0]} is not an option; see `emu-train prepare --help`")
+      run(parsed, words)
+    elif words:
+      raise InputError(f"prepare: {words[0]} is not an option; see `emu-train prepare --help`")
     else:
       prepare(parsed)
 
 
 def prepare(arguments: Prepare) -> None:
   """Packs clips; prints what was packed and what was left out, and why."""
-  a = arguments
+  a, bar = arguments, sys.stderr.isatty()
+  for name in ("fps", "max_seconds", "validation_fraction"):
+    if not math.isfinite(getattr(a, name)):
+      raise InputError(f"prepare: {name}={getattr(a, name)} is not a number; give one")
+  if a.seed < 0 or a.workers < 1:
+    raise InputError(f"prepare: seed={a.seed} must be 0 or more, and workers={a.workers} 1 or more")
   if a.source == "shapes":
-    prepare_shapes(a.out, size=a.size, num_images=a.num_images, num_clips=a.num_clips, seed=a.seed)
+    report = prepare_shapes(
+      a.out, size=a.size, num_images=a.num_images, num_clips=a.num_clips, seed=a.seed,
+      overwrite=a.overwrite, progress=bar,
+    )  # fmt: skip
+    for kind, counts in report["num_records"].items():
+      print(f"{a.out / kind}: {splits(counts)} of {a.size}x{a.size} pixels")
+    print(finished(report["seconds"], report["existing"]))
     return
   report = prepare_folder(
     a.source, a.out, size=a.size, fps=a.fps, max_seconds=a.max_seconds,
     validation_fraction=a.validation_fraction, workers=a.workers, overwrite=a.overwrite,
+    progress=bar,
   )  # fmt: skip
-  print(report)
+  summarise(report, a.size)
 
 
-def run(arguments: Run, fields: list[str]) -> None:
+def summarise(report: Report, size: int) -> None:
+  """Prints what became of a folder."""
+  packed = report.num_clips - len(report.skipped)
+  print(
+    f"{report.out}: {packed} of {report.num_clips} clips packed as {splits(report.num_records)} of "
+    f"{size}x{size} pixels"
+  )
+  for skipped in report.skipped[:SHOWN]:
+    print(f"  skipped {skipped.file_name}: {skipped.reason}")
+  if len(report.skipped) > SHOWN:
+    print(f"  and {len(report.skipped) - SHOWN} more; {report.out}/report.json names them all")
+  print(finished(report.seconds, report.existing))
+
+
+def splits(counts: dict[str, int]) -> str:
+  """`120 train and 6 validation records`."""
+  return f"{' and '.join(f'{count} {split}' for split, count in counts.items())} records"
+
+
+def finished(seconds: float, existing: bool) -> str:
+  """How long it took, or that it was not done again."""
+  return f"was there already (made in {seconds:.1f} s)" if existing else f"done in {seconds:.1f} s"
+
+
+def run(arguments: Run, words: list[str]) -> None:
   """Trains the chosen stages in order; one that is complete is not touched."""
   stages = load_stages(str(arguments.config))
   if arguments.fields:
-    override(stages[-1], ["--help"])
-  names = [experiment.stage for experiment in stages]
-  for name in arguments.stage:
-    if name not in names:
-      raise InputError(f"--stage {name}: {arguments.config} has the stages {names}")
-  root = arguments.out or pathlib.Path("runs") / arguments.config.stem
-  before = ""
-  for experiment in stages:
-    folder = root / experiment.stage
-    if not experiment.init_from and before:
-      experiment = dataclasses.replace(experiment, init_from=before)
-    before = str(folder)
-    if arguments.stage and experiment.stage not in arguments.stage:
-      continue
-    experiment = override(experiment, fields)
-    if (latest_step(folder) or 0) >= experiment.loop.num_steps:
-      print(f"{folder}: complete at step {latest_step(folder)}")
-    elif not train_stage(experiment, folder):
+    list_fields(override(stages[-1], words))
+  folders = arguments.out or pathlib.Path("runs") / arguments.config.stem
+  pending = []
+  for experiment, folder in plan(arguments, stages, folders, words):
+    done = latest_step(folder) or 0
+    if done >= experiment.loop.num_steps:
+      print(f"{folder}: complete at step {done}, not trained again")
+    else:
+      check_data(experiment)  # of every stage, before the first one trains
+      pending.append((experiment, folder))
+  for experiment, folder in pending:
+    if not train_stage(experiment, folder):
       return  # it was asked to stop, and so was the recipe
 
 
-def override(experiment: Experiment, fields: list[str]) -> Experiment:
-  """The experiment with `--field value` pairs applied; its checks run again."""
-  try:
-    return tyro.cli(
-      Experiment,
-      prog="emu-train run",
-      default=experiment,
-      args=fields,
-      config=(tyro.conf.AvoidSubcommands,),
-    )
-  except ValueError as error:
-    raise InputError(str(error)) from error
+def list_fields(experiment: Experiment) -> None:
+  """Prints the options that an experiment's fields are, and ends the process."""
+  marks = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+  tyro.cli(Experiment, prog="emu-train run", default=experiment, args=["--help"], config=marks)
 
 
-def train_stage(experiment: Experiment, folder: pathlib.Path) -> bool:
-  """Trains one stage in its folder; True once it has done all its steps."""
+def plan(
+  arguments: Run, stages: Sequence[Experiment], folders: pathlib.Path, words: list[str]
+) -> list[tuple[Experiment, pathlib.Path]]:
+  """The chosen stages as they will train, each with the folder of its run."""
+  names = [experiment.stage for experiment in stages]
+  for name in arguments.stage:
+    if name not in names:
+      raise InputError(
+        f"--stage {name}: {arguments.config} has no such stage; choose of {', '.join(names)}"
+      )
+  planned, before = [], ""
+  for experiment in stages:
+    folder, chained = folders / experiment.stage, not experiment.init_from
+    if not arguments.stage or experiment.stage in arguments.stage:
+      experiment = dataclasses.replace(experiment, init_from=experiment.init_from or before)
+      changed = override(experiment, words)
+      if planned and chained:  # --init_from is for the first of the chosen stages
+        changed = dataclasses.replace(changed, init_from=before)
+      planned.append((changed, folder))
+    before = str(folder)
+  ready = {str(folder) for _, folder in planned}
+  for experiment, _ in planned:
+    source = experiment.init_from
+    if source and source not in ready and latest_step(source) is None:
+      raise InputError(
+        f"stage {experiment.stage!r} begins with the run {source}, which holds no checkpoint; "
+        "train that stage first, or name another run with --init_from"
+      )
+  return planned
+
+
+def check_data(experiment: Experiment) -> None:
+  """Raises InputError for data that a stage cannot train on, and for numbers that do not fit it."""
   if not experiment.data.sources:
     raise InputError(
       "--data.sources: no clips given; pack some with `emu-train prepare` and name the folder"
     )
+  encoders = experiment.model.image.text
+  if experiment.tokenizers and len(experiment.tokenizers) != len(encoders):
+    raise InputError(
+      f"--tokenizers: {len(experiment.tokenizers)} given for {len(encoders)} text encoders; give "
+      "one each"
+    )
+  for path, encoder in zip(experiment.tokenizers, encoders, strict=False):
+    check_tokenizer(load_tokenizer(path, encoder.max_length), encoder, path)
+  with refused(f"stage {experiment.stage!r}"):
+    spec, loop = experiment.clips, experiment.loop
+  needed = ("train", "validation") if loop.validate_every or loop.sample_every else ("train",)
+  each = experiment.data.batch_size // jax.process_count()
+  if each < 1 or experiment.data.batch_size % jax.device_count():
+    raise InputError(
+      f"--data.batch_size {experiment.data.batch_size}: does not split over "
+      f"{jax.device_count()} devices; choose a multiple of {jax.device_count()}"
+    )
+  for split in needed:
+    counts = [len(usable(source, spec)) for source in opened(experiment, split)]
+    # A pass over the validation data has no repetition to fill a batch with.
+    if split == "validation" and sum(counts) // jax.process_count() < each:
+      raise InputError(
+        f"--data.batch_size {experiment.data.batch_size}: {list(experiment.data.sources)} have "
+        f"{sum(counts)} usable validation records, fewer than a batch; lower it, prepare more "
+        "clips, or set --loop.validate_every 0 --loop.sample_every 0"
+      )
+
+
+def train_stage(experiment: Experiment, folder: pathlib.Path) -> bool:
+  """Trains one stage in its folder; True once it has done all its steps."""
   inherited = {}
   if experiment.init_from:
     inherited = load_ema(experiment.init_from)[1]
   check_inherited(experiment, inherited)
+  check_trees(experiment.model, inherited, experiment.init_from)
   sources = opened(experiment, "train")
+  config = json.dumps(to_dict(experiment))
+  claim(folder, config)  # a run of another config is refused before anything is written to it
   tokenizers = stage_tokenizers(experiment, folder, sources)
+
+  def validation() -> Iterator:
+    options = data_options(experiment, tokenizers)
+    return batches(opened(experiment, "validation"), **options, shuffle=False, repeat=False)
+
   training = batches(
     sources,
     **data_options(experiment, tokenizers),
@@ -149,37 +262,30 @@ def train_stage(experiment: Experiment, folder: pathlib.Path) -> bool:
     weights=experiment.data.weights or None,
     workers=experiment.data.workers,
   )
-
-  def validation() -> Iterator:
-    options = data_options(experiment, tokenizers)
-    return batches(opened(experiment, "validation"), **options, shuffle=False, repeat=False)
-
   empty = tuple(zip(*(t([""], overflow="error") for t in tokenizers), strict=True)) or ((), ())
-  stage = build(experiment, inherited, some_frames(experiment, training), empty)
-  state = train(
-    stage,
-    training,
-    run_dir=folder,
-    optim=experiment.optim,
-    loop=experiment.loop,
-    config=json.dumps(to_dict(experiment)),
-    validation=validation,
-    initial=initial_trees(experiment, inherited),
-  )
+  with contextlib.closing(training):
+    state = train(
+      build(experiment, inherited, statistics_batch(experiment, inherited, training), empty),
+      training,
+      run_dir=folder,
+      optim=experiment.optim,
+      loop=experiment.loop,
+      config=config,
+      validation=validation,
+      initial=initial_trees(experiment, inherited),
+    )
   return int(state.step) >= experiment.loop.num_steps
 
 
 def opened(experiment: Experiment, split: str) -> list[Source]:
   """A split of each source, checked against the model."""
-  sources, size = (
-    [open_source(p, split) for p in experiment.data.sources],
-    experiment.model.image.size,
-  )
-  for source in sources:
+  size = experiment.model.image.size
+  sources = [open_source(path, split) for path in experiment.data.sources]
+  for path, source in zip(experiment.data.sources, sources, strict=True):
     if source.size != size:
       raise InputError(
-        f"--data.sources: {source.name} was prepared at {source.size} pixels, the model works at "
-        f"{size}; prepare it with --size {size}"
+        f"--data.sources {path}: was prepared at {source.size} pixels, the model works at {size}; "
+        f"prepare it with --size {size}"
       )
   return sources
 
@@ -202,8 +308,10 @@ def captions(source: Source) -> Iterator[str]:
     yield source.records[i]["caption"].decode()
 
 
-def some_frames(experiment: Experiment, data: Iterator) -> dict:
-  """Frames of the first batches; the data is left where it was."""
+def statistics_batch(experiment: Experiment, inherited: dict, data: Iterator) -> dict:
+  """Frames of the first batches, where latents are still to be measured; the data stays put."""
+  if experiment.stage == "autoencoder" or "latents" in inherited:
+    return {}
   position = data.get_state()
   count = max(1, STATISTICS_EXAMPLES // experiment.data.batch_size)
   frames = [batch["frames"] for batch in itertools.islice(data, count)]
@@ -217,30 +325,42 @@ def stage_tokenizers(
   """The tokenizers of a run, kept in its folder: named ones, those before it, or learned ones."""
   if experiment.stage == "autoencoder":
     return ()
-  kept, inherited = folder / "tokenizers", pathlib.Path(experiment.init_from) / "tokenizers"
-  encoders = experiment.model.image.text
-  if not kept.is_dir():
-    part = kept.with_name("tokenizers.part")
+  kept = folder / "tokenizers"
+  if jax.process_index() == 0 and not kept.is_dir():
+    part = folder / "tokenizers.part"
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for i, encoder in enumerate(encoders):
-      if experiment.tokenizers:
-        copy(pathlib.Path(experiment.tokenizers[i]), part / str(i))
-      elif (inherited / str(i)).is_dir():
-        copy(inherited / str(i), part / str(i))
-      else:
-        texts = itertools.chain.from_iterable(map(captions, sources))
-        train_tokenizer(texts, part / str(i), encoder.vocab_size)
-    part.rename(kept)
-  return tuple(load_tokenizer(kept / str(i), e.max_length) for i, e in enumerate(encoders))
+    try:
+      part.mkdir()
+      for i in range(len(experiment.model.image.text)):
+        keep_tokenizer(experiment, i, part / str(i), sources)
+      part.rename(kept)
+    finally:
+      shutil.rmtree(part, ignore_errors=True)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("tokenizers kept")
+  return load_tokenizers(experiment.model, folder)
 
 
-def copy(source: pathlib.Path, target: pathlib.Path) -> None:
-  """A folder, or a file into a new folder."""
-  if source.is_dir():
-    shutil.copytree(source, target)
-  elif source.is_file():
-    target.mkdir()
-    shutil.copy(source, target)
+def keep_tokenizer(
+  experiment: Experiment, i: int, target: pathlib.Path, sources: Sequence[Source]
+) -> None:
+  """Leaves the tokenizer of text encoder `i` in a new folder."""
+  inherited = pathlib.Path(experiment.init_from) / "tokenizers" / str(i)
+  if experiment.tokenizers:
+    named = pathlib.Path(experiment.tokenizers[i])
+    shutil.copytree(named, target) if named.is_dir() else copy_file(named, target)
+  elif experiment.init_from and inherited.is_dir():
+    shutil.copytree(inherited, target)
   else:
-    raise InputError(f"--tokenizers {source}: there is no such file or folder")
+    texts = itertools.chain.from_iterable(map(captions, sources))
+    train_tokenizer(texts, target, experiment.model.image.text[i].vocab_size)
+
+
+def copy_file(file: pathlib.Path, target: pathlib.Path) -> None:
+  """A tokenizer's file into a new folder, with the merges that CLIP's vocabulary needs."""
+  target.mkdir()
+  names = (
+    ("vocab.json", "merges.txt") if file.name in ("vocab.json", "merges.txt") else (file.name,)
+  )
+  for name in names:
+    shutil.copy(file.with_name(name), target)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import os
 import pathlib
@@ -24,7 +23,7 @@ from train.optimiser import OptimConfig
 from train.progress import Clock, ProgressLine
 from train.stage import Stage
 from train.state import TrainState, abstract_state, initial_state
-from train.step import train_step, validation_step
+from train.step import jitted_step, validation_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,18 +93,7 @@ def train(
     )  # fmt: skip
     if first:
       run.line.say(f"{run_dir}: continuing from step {first}")
-    update = functools.partial(
-      # Static arguments and not a closure: a second run in this process reuses the program.
-      jax.jit(
-        train_step,
-        static_argnames=("loss", "config", "num_steps"),
-        donate_argnums=0,
-        out_shardings=replicated(mesh),
-      ),
-      loss=stage.loss,
-      config=optim,
-      num_steps=loop.num_steps,
-    )
+    update = jitted_step(stage.loss, optim, loop.num_steps, replicated(mesh))
     return _loop(run, update, state, data)
 
 

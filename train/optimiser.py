@@ -25,7 +25,7 @@ class OptimConfig:
   weight_decay: float = 0.01  # on arrays of two axes or more: kernels, not biases or scales
   betas: tuple[float, float] = (0.9, 0.999)
   eps: float = 1e-8
-  clip_norm: float = 1.0  # largest global norm of a gradient; 0 = off
+  clip_norm: float = 1.0  # largest norm of the gradient of each trained tree; 0 = off
   ema_decay: float = 0.9999  # of the moving average that samples are drawn with; 0 = no average
   accumulate: int = 1  # micro-batches a step; the batch is split into so many
   on_non_finite: Literal["raise", "skip"] = "raise"  # skip leaves the state and counts it
@@ -58,18 +58,30 @@ def learning_rate(config: OptimConfig, num_steps: int, step: ArrayLike) -> jax.A
 def optimiser(config: OptimConfig) -> optax.GradientTransformation:
   """Gradients -> AdamW's direction, before it is multiplied by minus the learning rate.
 
-  Source: Decoupled weight decay, arXiv:1711.05101, algorithm 2; clipping to a global norm before.
-  Differs: biases and normalisation scales do not decay.
+  Source: Decoupled weight decay, arXiv:1711.05101, algorithm 2; clipping to a norm before.
+  Differs: biases and normalisation scales do not decay; each trained tree is clipped to the norm by
+    itself, so that a discriminator's large gradients do not shrink the autoencoder's to nothing.
   """
   b1, b2 = config.betas
-  clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
   return optax.chain(
-    clip,
+    clip_each_tree(config.clip_norm) if config.clip_norm else optax.identity(),
     optax.scale_by_adam(b1, b2, config.eps),
     optax.add_decayed_weights(
       config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     ),
   )
+
+
+def clip_each_tree(max_norm: float) -> optax.GradientTransformation:
+  """Scales each of the trees (the top-level entries) down to a norm of at most `max_norm`."""
+
+  def update(grads, state, params=None):
+    del params
+    norms = {name: optax.tree.norm(tree) for name, tree in grads.items()}
+    factors = {name: jnp.minimum(1.0, max_norm / (norm + 1e-12)) for name, norm in norms.items()}
+    return {n: optax.tree.scale(factors[n], tree) for n, tree in grads.items()}, state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def ema_decay(config: OptimConfig, step: ArrayLike) -> jax.Array:

@@ -1,10 +1,13 @@
 """One update: a pure function of the state, the frozen trees, the batch and the run's key."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Sharding
 from jax.typing import ArrayLike
 
 from emu_jax.typing import Params
@@ -57,6 +60,18 @@ def train_step(
   metrics |= {"loss": value, "lr": rate, "grad_norm": jnp.sqrt(squares.sum())}
   metrics |= {"param_norm": optax.tree.norm(new.params), "update_norm": optax.tree.norm(updates)}
   return new, metrics, fault
+
+
+def jitted_step(loss: Loss, config: OptimConfig, num_steps: int, sharding: Sharding) -> Callable:
+  """`train_step` of state, frozen, batch and seed key, whose state is donated to the next one."""
+  step = jax.jit(
+    train_step,
+    static_argnames=("loss", "config", "num_steps"),
+    donate_argnums=0,
+    out_shardings=sharding,
+  )
+  # Static arguments and not a closure: a second run in one process reuses the program.
+  return functools.partial(step, loss=loss, config=config, num_steps=num_steps)
 
 
 def first_fault(loss: jax.Array, squares: jax.Array) -> jax.Array:

@@ -5,7 +5,9 @@ that they stand for) and no drawing code: its shapes are signed distances of its
 least squares to what it finds. It reads any clip, real or generated, and says where there is
 nothing to read. Lengths are pixels unless a name says `sides`: shares of the picture's side.
 
-Measured on 2000 real clips or pictures of each set, at 32 and at 64 px: see the test's bounds.
+Measured on 2000 drawn pictures and 2 x 2000 clips (8 frames at 4 a second; looks of the videos and
+looks of pictures only), at 32 and at 64 px: every word of every clean one is read, and at least
+99.6 % of each attribute with noise of 8 levels and a blur of 0.6 pixels of 32 together.
 """
 
 import dataclasses
@@ -268,8 +270,8 @@ def _motion(
     count = seen.sum(axis=1, keepdims=True)
     t = np.where(seen, seconds - np.nansum(seconds, axis=1, keepdims=True) / count, 0)
     places = np.where(seen[..., None], centroid_sides, 0)
+    # 0 / 0 where fewer than two frames are seen
     velocity = np.einsum("BT,BTC->BC", t, places) / np.square(t).sum(axis=1, keepdims=True)
-  velocity[seen.sum(axis=1) < 2] = np.nan
   speed = np.abs(velocity).max(axis=1)
   sideways = np.abs(velocity[:, 0]) > np.abs(velocity[:, 1])
   horizontal = np.where(velocity[:, 0] > 0, "right", "left")

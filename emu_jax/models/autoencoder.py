@@ -22,6 +22,8 @@ from emu_jax.typing import PerExample, Video
 
 Latents = Float[Array, "B T h w Z"]  # one for `downsample` x `downsample` pixels
 MIN_LOG_VAR, MAX_LOG_VAR = -30.0, 20.0  # Latent Diffusion: keeps exp() of an untrained net finite
+# Ours: at 0 the first latents are drowned in noise, and the KL weight is too small to be missed.
+INITIAL_LOG_VAR = -5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Autoencoder(nn.Module):
     cfg = self.config
     self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
     if cfg.quant_conv:
-      self.quant = nn.Conv(2 * cfg.z_channels, (1, 1), dtype=cfg.dtype)
+      self.quant = nn.Conv(2 * cfg.z_channels, (1, 1), dtype=cfg.dtype, bias_init=initial_moments)
       self.post_quant = nn.Conv(cfg.z_channels, (1, 1), dtype=cfg.dtype)
 
   def __call__(self, x: Video) -> Video:
@@ -129,7 +131,8 @@ class Encoder(nn.Module):
         h = res_block(cfg, features, f"down_{level}_res_{i}")(h)
       if level < len(cfg.channels) - 1:
         h = Downsample(cfg.dtype, name=f"down_{level}_sample")(h)
-    return head(cfg, 2 * cfg.z_channels, middle(cfg, h))
+    last = {} if cfg.quant_conv else {"bias_init": initial_moments}
+    return head(cfg, 2 * cfg.z_channels, middle(cfg, h), **last)
 
 
 class Decoder(nn.Module):
@@ -198,9 +201,16 @@ class PixelAttention(nn.Module):
     return x + nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(h.reshape(x.shape))
 
 
-def conv(features: int, dtype: DTypeLike, name: str) -> nn.Conv:
+def conv(features: int, dtype: DTypeLike, name: str, **kwargs) -> nn.Conv:
   """3x3 convolution of every frame, padded by one pixel."""
-  return nn.Conv(features, (3, 3), padding=((1, 1), (1, 1)), dtype=dtype, name=name)
+  return nn.Conv(features, (3, 3), padding=((1, 1), (1, 1)), dtype=dtype, name=name, **kwargs)
+
+
+def initial_moments(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32):
+  """Bias of the last layer before the moments: mean 0, log-variance INITIAL_LOG_VAR."""
+  del key
+  half = shape[0] // 2
+  return jnp.concatenate([jnp.zeros(half, dtype), jnp.full(half, INITIAL_LOG_VAR, dtype)])
 
 
 def res_block(cfg: AutoencoderConfig, features: int, name: str) -> nn.Module:
@@ -218,11 +228,11 @@ def middle(cfg: AutoencoderConfig, h: Float[Array, "B T H W C"]) -> Float[Array,
 
 
 def head(
-  cfg: AutoencoderConfig, features: int, h: Float[Array, "B T H W C"]
+  cfg: AutoencoderConfig, features: int, h: Float[Array, "B T H W C"], **kwargs
 ) -> Float[Array, "B T H W D"]:
   """GroupNorm, SiLU and the last convolution."""
   h = jax.nn.silu(GroupNorm(cfg.norm_groups, epsilon=1e-6, name="norm_out")(h)).astype(cfg.dtype)
-  return conv(features, cfg.dtype, "conv_out")(h)
+  return conv(features, cfg.dtype, "conv_out", **kwargs)(h)
 
 
 def fourier_features(x: Float[Array, "B T H W C"], octaves: int) -> Float[Array, "B T H W D"]:

@@ -176,20 +176,21 @@ def autoencoder_loss(
 
   Source: VQGAN, arXiv:2012.09841, eq. 6 and 7 (hinge losses, adaptive weight); Latent Diffusion,
     arXiv:2112.10752, app. G (KL weight).
-  Differs: absolute error alone, no perceptual network; the adaptive weight compares gradients at
-    the reconstruction, not at the decoder's last kernel, and for each example by itself.
+  Differs: no perceptual network, and a squared error beside the absolute one, which alone leaves
+    small objects out for long; the adaptive weight compares gradients at the reconstruction, not at
+    the decoder's last kernel, and for each example by itself.
   """
   net = Autoencoder(config)
   mean, log_var = net.apply({"params": trees["autoencoder"]}, frames, method="encode")
   z = sample_posterior(mean, log_var, key)
   decoded = net.apply({"params": trees["autoencoder"]}, z, method="decode")
 
-  axes = (1, 2, 3, 4)
-  error = jnp.abs(decoded - frames).mean(axis=axes)
+  error = reconstruction_error(decoded, frames, objective.squared_weight)
   pixels = frames.shape[2] * frames.shape[3] * frames.shape[4]
   kl = kl_divergence(mean, log_var) / pixels
-  metrics = {"l1": error.mean(), "kl": kl.mean(), "latent_std": z.std()}
-  metrics["psnr"] = (-10 * jnp.log10(jnp.square(decoded - frames).mean(axis=axes) / 4)).mean()
+  mse = jnp.square(decoded - frames).mean(axis=(1, 2, 3, 4))
+  metrics = {"reconstruction": error.mean(), "kl": kl.mean(), "latent_std": z.std()}
+  metrics["psnr"] = (-10 * jnp.log10(mse / 4)).mean()  # dB, of pixels that range over 2
   losses = error + objective.kl_weight * kl
   if objective.adversarial_weight == 0:
     return losses, metrics
@@ -205,17 +206,28 @@ def autoencoder_loss(
     logits(frames, trees["discriminator"]),
     logits(jax.lax.stop_gradient(decoded), trees["discriminator"]),
   )
-  weight = adaptive_weight(decoded, frames, lambda x: hinge_generator(logits(x, fixed)))
-  active = jnp.where(step >= objective.adversarial_start, objective.adversarial_weight, 0.0)
+  weight = objective.adversarial_weight * adaptive_weight(
+    decoded,
+    lambda x: reconstruction_error(x, frames, objective.squared_weight),
+    lambda x: hinge_generator(logits(x, fixed)),
+  )
+  active = jnp.where(step >= objective.adversarial_start, 1.0, 0.0)
   metrics |= {"generator": generator.mean(), "discriminator": discriminator.mean()}
   metrics["adaptive_weight"] = weight.mean()
-  return losses + active * weight * generator + discriminator, metrics
+  return losses + active * (weight * generator + discriminator), metrics
 
 
-def adaptive_weight(decoded: Video, frames: Video, adversary) -> PerExample:
-  """|gradient of the absolute error| / |gradient of the adversary|, at the decoded picture."""
+def reconstruction_error(decoded: Video, frames: Video, squared_weight: float) -> PerExample:
+  """Mean over pixels of |e| + squared_weight * e^2."""
+  e = decoded - frames
+  return (jnp.abs(e) + squared_weight * jnp.square(e)).mean(axis=(1, 2, 3, 4))
+
+
+def adaptive_weight(decoded: Video, error, adversary) -> PerExample:
+  """|gradient of the error| / |gradient of the adversary|, at the decoded picture."""
   decoded = jax.lax.stop_gradient(decoded)
-  own = jax.grad(lambda x: jnp.abs(x - frames).mean(axis=(1, 2, 3, 4)).sum())(decoded)
-  theirs = jax.grad(lambda x: adversary(x).sum())(decoded)
-  own, theirs = (jnp.sqrt(jnp.square(g).sum(axis=(1, 2, 3, 4))) for g in (own, theirs))
-  return jax.lax.stop_gradient(jnp.clip(own / (theirs + 1e-6), 0.0, 1e4))
+  own, theirs = (
+    jnp.sqrt(jnp.square(jax.grad(lambda x, f=f: f(x).sum())(decoded)).sum(axis=(1, 2, 3, 4)))
+    for f in (error, adversary)
+  )
+  return jnp.clip(own / (theirs + 1e-6), 0.0, 1e4)

@@ -32,11 +32,11 @@ def test_frames_are_the_nearest_in_time(long_clip, start, fps):
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "webm"])
 def test_a_constant_rate_file_gives_each_frame_once(tmp_path, suffix):
   codec = {"webm": "libvpx-vp9", "avi": "mpeg4"}.get(suffix, "libx264")
-  path = write_numbered(tmp_path / f"a.{suffix}", 40, fps=30, codec=codec)
+  path = write_numbered(tmp_path / f"a.{suffix}", 41, fps=30, codec=codec)
   line = decode.timeline(path)
-  assert (line.num_frames, line.fps) == (40, 30)
-  assert line.span == pytest.approx(39 / 30, abs=1e-3)  # Matroska's clock ticks in ms
-  assert numbers(decode.frames_at(path, np.arange(40) / 30, 16, line)) == list(range(40))
+  assert (line.num_frames, line.fps) == (41, 30)
+  assert line.span == pytest.approx(40 / 30, abs=1e-3)  # Matroska's clock ticks in ms
+  assert numbers(decode.frames_at(path, np.arange(41) / 30, 16, line)) == list(range(41))
 
 
 def test_variable_frame_rates_are_read_by_time(tmp_path):

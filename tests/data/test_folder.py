@@ -326,8 +326,10 @@ def test_decoding_processes_end_with_their_parent(tmp_path):
   )
   (tmp_path / "parent.py").write_text(script)
   environment = os.environ | {"PYTHONPATH": str(ROOT)}
-  command = [sys.executable, str(tmp_path / "parent.py")]
-  worker = int(subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=False).stdout)
+  with (tmp_path / "pid").open("w") as pid:  # no pipe: an orphan would hold it open
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    subprocess.run(command, stdout=pid, env=environment, check=False)
+  worker = int((tmp_path / "pid").read_text())
   for _ in range(100):
     if not pathlib.Path(f"/proc/{worker}").exists() or "Z" in state(worker):
       return

@@ -13,7 +13,9 @@ from tiny_run import OPTIM, data, noisy_loss, plain_loss, stage
 from emu_jax.errors import InputError
 from emu_jax.sharding import global_batch, make_mesh, replicated
 from train.state import initial_state, leaf_names
-from train.step import train_step
+from train.step import jitted_step, train_step
+
+STATIC = ("loss", "config", "num_steps")
 
 
 def updates(
@@ -22,13 +24,11 @@ def updates(
 ):  # fmt: skip
   """The states after 0..num updates on the tiny data, and the last metrics and fault."""
   mesh, tiny = make_mesh(jax.devices()[:num_devices]), stage(loss)
-  step = jax.jit(
-    train_step,
-    static_argnames=("loss", "config", "num_steps"),
-    donate_argnums=0 if donate else (),
-    out_shardings=replicated(mesh),
-  )
-  step = functools.partial(step, loss=loss, config=optim, num_steps=100)
+  if donate:
+    step = jitted_step(loss, optim, 100, replicated(mesh))
+  else:  # the states are wanted afterwards
+    step = jax.jit(train_step, static_argnames=STATIC, out_shardings=replicated(mesh))
+    step = functools.partial(step, loss=loss, config=optim, num_steps=100)
   place = functools.partial(jax.device_put, device=replicated(mesh))
   state = initial_state(tiny, optim, jax.random.key(1), replicated(mesh), initial)
   batches, states, metrics, fault = data(batch_size), [state], None, None

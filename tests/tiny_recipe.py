@@ -1,0 +1,80 @@
+"""The whole of training in little: data, a config of all five stages, and their runs, made once."""
+
+import contextlib
+import functools
+
+import jax
+import pytest
+
+from emu_jax.sharding import make_mesh
+from train import command, loop
+
+# Shapes hold 40 frames at 16 fps: enough for 37 of interpolation (4 x 4 fps), and 32 of extension.
+CONFIG = """
+import dataclasses
+
+from emu_jax.models.discriminator import PatchDiscriminatorConfig
+from emu_jax.systems.emu import AutoencoderObjective
+from emu_jax.systems.latent import Sampling
+from tests.tiny import MODEL
+from train.config import DataConfig, Experiment
+from train.loop import LoopConfig
+from train.optimiser import OptimConfig
+
+DISCRIMINATOR = PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4)
+PARTS = dict(
+  data=DataConfig(sources=({clips!r},), batch_size=4),
+  optim=OptimConfig(peak_lr=1e-2, warmup_steps=1, ema_decay=0.5),
+  loop=LoopConfig(num_steps=2, log_every=1, validate_batches=1),
+  sampling=Sampling(num_steps=2),
+  num_samples=1,
+)
+STAGES = (
+  Experiment(
+    stage="autoencoder",
+    model=MODEL,
+    objective=AutoencoderObjective(adversarial_start=1, discriminator=DISCRIMINATOR),
+    **PARTS,
+  ),
+  Experiment(stage="image", model=MODEL, train_text=True, **PARTS),
+  Experiment(stage="video", model=MODEL, **PARTS),
+  Experiment(stage="interpolation", model=MODEL, **PARTS),
+  Experiment(stage="extension", model=dataclasses.replace(MODEL, fps=16.0), **PARTS),
+)
+"""
+
+
+@functools.cache
+def shapes(base):
+  """Packed shapes, `images` and `videos`, below a folder that lasts for the session."""
+  out = base / "tiny_recipe" / "shapes"
+  sizes = ["--size", "16", "--num-images", "8", "--num-clips", "40"]
+  command.main(["prepare", "shapes", "--out", str(out), *sizes])
+  return out
+
+
+@functools.cache
+def config(base):
+  """A config file of five stages, two steps each."""
+  clips = shapes(base) / "videos"
+  file = base / "tiny_recipe" / "tiny.py"
+  file.write_text(CONFIG.format(clips=str(clips)))
+  return file
+
+
+@functools.cache
+def trained(base):
+  """The runs of the five stages, by the command that users give."""
+  runs = base / "tiny_recipe" / "runs"
+  with one_device():
+    command.main(["run", "--config", str(config(base)), "--out", str(runs)])
+  return runs
+
+
+@contextlib.contextmanager
+def one_device():
+  """Training on one of the eight devices: what is small compiles and saves faster there."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
+    patch.setattr(jax, "device_count", lambda: 1)
+    yield
