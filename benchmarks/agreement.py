@@ -26,8 +26,10 @@ def agreement(case: with_jax.Case, *, num_steps: int = 3, layout: str = "channel
   arrays, flat = inputs(problem), with_jax.weights(case)
   ours = with_jax.Training(case, arrays, flat)
   theirs = with_torch.Training(with_torch.Model(problem, flat, layout), arrays)
-  figures = counts(flat, theirs.model) | outputs(ours, theirs) | gradients(ours, theirs)
-  figures |= {"losses": losses(ours, theirs, num_steps)}
+  figures = counts(flat, theirs.model) | outputs(ours, theirs)
+  pairs = losses(ours, theirs, 1)
+  figures |= gradients(ours, theirs)
+  figures |= {"losses": pairs + losses(ours, theirs, num_steps - 1)}
   # The updates above have changed the first model's weights.
   sampler = with_torch.Sampling(with_torch.Model(problem, flat, layout), arrays)
   return figures | samples(with_jax.Sampling(case, arrays, flat), sampler)
@@ -51,8 +53,7 @@ def disagreements(figures: Mapping) -> list[str]:
 
 def counts(flat: Mapping[str, np.ndarray], model: with_torch.Model) -> dict:
   """Numbers of parameters, (ours, theirs), in all and of those that train."""
-  temporal = with_jax.partition(with_jax.unflatten_dict(dict(flat), sep="/"), with_jax.TRAINED)
-  mine = with_jax.flatten_dict(temporal["temporal"], sep="/").values()
+  mine = [array for path, array in flat.items() if with_jax.trained(path)]
   return {
     "parameters": {
       "all": (sum(a.size for a in flat.values()), sum(p.numel() for p in model.net.parameters())),
@@ -74,22 +75,18 @@ def outputs(ours: with_jax.Training, theirs: with_torch.Training) -> dict:
 
 
 def gradients(ours: with_jax.Training, theirs: with_torch.Training) -> dict:
-  """Of every trained parameter, each against its own standard deviation; the worst one counts."""
-  mine = ours.gradients()
-  t, eps = ours.draws()
-  parameters = theirs.model.parameters()
-  found = torch.autograd.grad(
-    theirs.loss(torch.from_numpy(t), with_torch.clips(eps)), list(parameters.values())
-  )
-  found = dict(zip(parameters, found, strict=True))
-  levels = len(theirs.problem.channels)
-  worst = {}
-  for path, gradient in mine.items():
-    expected = torch_layout(gradient)
-    other = found[torch_name(path, levels)].numpy().reshape(expected.shape)
-    worst[path] = difference(expected, other)
-  path = max(worst, key=worst.get)
-  return {"gradient": worst[path], "worst_gradient": path}
+  """Of every trained parameter, each against its own standard deviation; the worst one counts.
+
+  They are read, clipped, from AdamW's first moments after the first step.
+  """
+  levels, parameters = len(theirs.problem.channels), theirs.model.parameters()
+  found = {}
+  for path, moment in ours.moments().items():
+    expected = torch_layout(moment)
+    other = theirs.optimiser.state[parameters[torch_name(path, levels)]]["exp_avg"]
+    found[path] = difference(expected, other.numpy().reshape(expected.shape))
+  worst = max(found, key=found.get)
+  return {"gradient": found[worst], "worst_gradient": worst}
 
 
 def losses(ours: with_jax.Training, theirs: with_torch.Training, num_steps: int) -> list:

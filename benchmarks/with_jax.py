@@ -5,6 +5,7 @@ short, from latents and text features instead of pixels and tokens.
 """
 
 import dataclasses
+import fnmatch
 import functools
 import json
 import math
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from benchmarks.problem import Problem, inputs, memory_of
@@ -35,7 +37,7 @@ from emu_jax.typing import Conditions, Params
 from train.optimiser import OptimConfig
 from train.stage import Stage
 from train.state import initial_state
-from train.step import mean_gradients, train_step
+from train.step import jitted_step
 
 OPTIM = OptimConfig(peak_lr=1e-4, warmup_steps=100, weight_decay=0.01, ema_decay=0.9999)
 
@@ -134,6 +136,11 @@ def trees(flat: Mapping[str, np.ndarray]) -> dict[str, Params]:
   return jax.tree.map(jnp.asarray, partition(unflatten_dict(dict(flat), sep="/"), TRAINED))
 
 
+def trained(path: str) -> bool:
+  """Whether a factorized model trains what lies under this path."""
+  return next(tree for glob, tree in TRAINED if fnmatch.fnmatchcase(path, glob)) == "temporal"
+
+
 @dataclasses.dataclass(frozen=True)
 class LatentLoss:
   """`video_loss` from latents and text features on; hashable, as the trainer wants it."""
@@ -162,12 +169,7 @@ class Training:
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     stage = Stage(init=lambda key: {"temporal": both["temporal"]}, frozen={}, loss=self.loss)
     self.state = initial_state(stage, case.optim, jax.random.key(0), place)
-    self.update = functools.partial(
-      jax.jit(train_step, static_argnames=("loss", "config", "num_steps"), donate_argnums=0),
-      loss=self.loss,
-      config=case.optim,
-      num_steps=self.NUM_STEPS,
-    )
+    self.update = jitted_step(self.loss, case.optim, self.NUM_STEPS, place)
 
   def __call__(self) -> float:
     """One step of the trainer; returns its loss when the new state is there."""
@@ -177,13 +179,10 @@ class Training:
       raise FloatingPointError(f"benchmark: loss {metrics['loss']} or its gradient is not finite")
     return float(metrics["loss"])
 
-  def gradients(self) -> dict[str, np.ndarray]:
-    """Of the next step, by path."""
-    get = jax.jit(mean_gradients, static_argnums=(0, 6))
-    key = jax.random.fold_in(seed_key(), self.state.step)
-    args = self.state.params, self.frozen, self.batch, key, self.state.step
-    _, grads = get(self.loss, *args, 1)
-    return jax.device_get(flatten_dict(grads["temporal"], sep="/"))
+  def moments(self) -> dict[str, np.ndarray]:
+    """AdamW's first moments by path: after one step, 1 - beta_1 times the clipped gradient."""
+    moments = optax.tree_utils.tree_get(self.state.opt_state, "mu")["temporal"]
+    return jax.device_get(flatten_dict(moments, sep="/"))
 
   def draws(self) -> tuple[np.ndarray, np.ndarray]:
     """(t, eps) of the next step: what the loss makes of a clip of zeros is sigma eps."""
@@ -212,6 +211,16 @@ class Training:
     return np.asarray(jax.jit(call)(self.state.params, self.frozen, jnp.asarray(noise), t))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def sample(case, trees, given, prompt, empty, key, image_scale, text_scale):
+  """`sample_video` of a case: text features and a first frame's latents to a clip's latents."""
+  text, none = (TextFeatures((features,), ()) for features in (prompt, empty))
+  return sample_video(
+    case.model, first_frame(case.model.num_frames), "temporal", trees, given, text, none, key,
+    image_scale, text_scale, sampling=case.discretisation,
+  )  # fmt: skip
+
+
 class Sampling:
   """A guided sampling run from a prompt and a first frame's latents."""
 
@@ -221,22 +230,11 @@ class Sampling:
     self.given = jnp.asarray(arrays["given"])
     self.scales = jnp.float32(model.guidance.image), jnp.float32(model.guidance.text)
 
-    def run(trees, given, prompt, empty, key, image_scale, text_scale):
-      text, none = (TextFeatures((features,), ()) for features in (prompt, empty))
-      known = first_frame(model.num_frames)
-      return sample_video(
-        model, known, "temporal", trees, given, text, none, key, image_scale, text_scale,
-        sampling=case.discretisation,
-      )  # fmt: skip
-
-    self.run = jax.jit(run)
-
   def __call__(self, seed: int = 0) -> np.ndarray:
     """Latents `B T H W C`."""
     features = (text.texts[0] for text in self.texts)
-    return np.asarray(
-      self.run(self.trees, self.given, *features, jax.random.key(seed), *self.scales)
-    )
+    key = jax.random.key(seed)
+    return np.asarray(sample(self.case, self.trees, self.given, *features, key, *self.scales))
 
   def noise(self, seed: int = 0) -> np.ndarray:
     """What `sample_video` begins with: drawn from the first of the three keys it makes."""

@@ -35,7 +35,7 @@ class Model:
     for parameter in self.net.parameters():
       if parameter.ndim == 4:
         parameter.data = parameter.data.contiguous(memory_format=self.layout)
-    self.call = torch.compile(self.net) if compiled else self.net
+    self.call = torch.compile(self.net, dynamic=False) if compiled else self.net
     roots = (np.sqrt(problem.alphas_cumprod), np.sqrt(1 - np.array(problem.alphas_cumprod)))
     self.alpha, self.sigma = (torch.tensor(r, dtype=torch.float32) for r in roots)
 

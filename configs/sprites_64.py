@@ -10,14 +10,12 @@ From a folder of clips with metadata.jsonl (`file_name`, `text`):
 import dataclasses
 
 from configs.shapes_32 import MODEL as SHAPES
-from configs.shapes_32 import OPTIM
-from emu_jax.models.discriminator import PatchDiscriminatorConfig
+from configs.shapes_32 import loop, optim
 from emu_jax.models.text import ClipTextConfig
 from emu_jax.models.unet import UNetConfig
 from emu_jax.systems.emu import AutoencoderObjective
 from emu_jax.systems.emu_video import Guidance
 from train.config import DataConfig, Experiment
-from train.loop import LoopConfig
 
 MODEL = dataclasses.replace(
   SHAPES,
@@ -57,34 +55,24 @@ STAGES = (
   Experiment(
     stage="autoencoder",
     model=MODEL,
-    objective=AutoencoderObjective(
-      adversarial_weight=0.2,
-      adversarial_start=500,
-      discriminator=PatchDiscriminatorConfig(width=16, num_layers=2, norm_groups=8),
-    ),
-    data=DataConfig(batch_size=32),
-    optim=OPTIM,
-    loop=LoopConfig(
-      num_steps=1200, log_every=20, save_every=200, keep=1, validate_every=200, sample_every=400
-    ),
+    objective=AutoencoderObjective(adversarial_weight=0.0),
+    data=DataConfig(batch_size=16),
+    optim=optim(1.5e-3),
+    loop=loop(2500, 500),
   ),
   Experiment(
     stage="image",
     model=MODEL,
     train_text=True,
-    data=DataConfig(batch_size=32, drop_text=0.1, drop_both=0.0),
-    optim=OPTIM,
-    loop=LoopConfig(
-      num_steps=2500, log_every=20, save_every=250, keep=1, validate_every=500, sample_every=500
-    ),
+    data=DataConfig(batch_size=16, drop_text=0.1, drop_both=0.0),
+    optim=optim(1e-3),
+    loop=loop(4000, 500),
   ),
   Experiment(
     stage="video",
     model=MODEL,
     data=DataConfig(batch_size=8),
-    optim=OPTIM,
-    loop=LoopConfig(
-      num_steps=1000, log_every=20, save_every=250, keep=1, validate_every=250, sample_every=250
-    ),
+    optim=optim(1e-3),
+    loop=loop(1000, 250),
   ),
 )

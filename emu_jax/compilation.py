@@ -11,6 +11,6 @@ def enable_cache() -> pathlib.Path:
   default = pathlib.Path.home() / ".cache" / "emu_jax" / "xla"
   folder = pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or default)
   jax.config.update("jax_compilation_cache_dir", str(folder))
-  # A sampling command is many small programs; each is worth reading rather than compiling.
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+  # A command is a few large programs and many small ones: all kept, a second one compiles nothing.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   return folder

@@ -14,7 +14,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, Float, UInt8
 
 from emu_jax.conditioning import KnownFrames, every_fourth, first_frame, past_frames
 from emu_jax.config import from_dict, refused
@@ -35,9 +35,18 @@ from emu_jax.typing import Params, Video
 
 Prompts = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]  # tokens and masks, one an encoder
 Frames = UInt8[np.ndarray, "B T H W 3"]
+Given = UInt8[np.ndarray, "B K H W 3"]  # what the user brings: a picture or a clip
+Latents = Float[Array, "B K h w C"]  # of frames of another size, and maybe another number
 FRAMES = (1, 8, 16, 37, 65)  # what can be asked for: 16 and 65 of a model trained on 16 frames
-STAGES = {"spatial": "image", "temporal": "video", "interpolation": "interpolation",
-          "extension": "extension"}  # fmt: skip
+MADE_BY = {
+  "autoencoder": "autoencoder",
+  "latents": "image",
+  "text": "image",
+  "spatial": "image",
+  "temporal": "video",
+  "interpolation": "interpolation",
+  "extension": "extension",
+}  # the stage that leaves each tree, in the order of training
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampling"))
@@ -88,8 +97,8 @@ class Pipeline:
     for name in names:
       if name not in self.trees:
         raise InputError(
-          f"{self.where}: the model has no {name!r} weights; train its {STAGES.get(name, name)!r} "
-          "stage, or ask for less"
+          f"{self.where}: the model has no {name!r} weights; train its {MADE_BY[name]!r} stage, or "
+          "ask for less"
         )
 
   def prompts(self, texts: Sequence[str]) -> Prompts:
@@ -102,7 +111,7 @@ class Pipeline:
     pairs = [tokenizer(list(texts), overflow="error") for tokenizer in self.tokenizers]
     return tuple(jnp.asarray(ids) for ids, _ in pairs), tuple(jnp.asarray(m) for _, m in pairs)
 
-  def encode(self, frames: Frames) -> Video:
+  def encode(self, frames: Given) -> Latents:
     """Normalised latents of frames of the model's size."""
     size = self.config.image.size
     if frames.shape[2:4] != (size, size):
@@ -113,7 +122,7 @@ class Pipeline:
     self.require("autoencoder", "latents")
     return jax.block_until_ready(_encode(self.trees, jnp.asarray(frames), config=self.config))
 
-  def decode(self, latents: Video) -> Frames:
+  def decode(self, latents: Float[Array, "B T h w C"]) -> Frames:
     """Frames of latents, as bytes on the host."""
     return np.asarray(_decode(self.trees, latents, config=self.config))
 
@@ -137,7 +146,7 @@ class Pipeline:
     self,
     name: Literal["temporal", "interpolation", "extension"],
     known: KnownFrames,
-    given: Video,
+    given: Latents,
     texts: Sequence[str],
     negative: str,
     key: jax.Array,
@@ -165,9 +174,10 @@ class Pipeline:
 def furthest_stage(folder: str | pathlib.Path) -> pathlib.Path:
   """The folder itself if it is a run; of a folder of runs, that of the last trained stage."""
   folder = pathlib.Path(folder)
-  for name in reversed(STAGES.values()):
-    if latest_step(folder) is None and latest_step(folder / name) is not None:
-      return folder / name
+  if latest_step(folder) is None:
+    for stage in reversed(MADE_BY.values()):
+      if latest_step(folder / stage) is not None:
+        return folder / stage
   return folder
 
 
@@ -225,12 +235,15 @@ def check_trees(config: EmuVideoConfig, trees: Params, who: str) -> None:
     "interpolation": temporal,
     "extension": temporal,
   }
-  shapes = {init: jax.eval_shape(init, jax.random.key(0)) for name, init in inits.items()
-            if name in trees}  # fmt: skip
-  for name in inits.keys() & trees.keys():
+  shapes = {}  # by function: three names share one
+  for name, init in inits.items():
+    if name not in trees:
+      continue
+    if init not in shapes:
+      shapes[init] = jax.eval_shape(init, jax.random.key(0))
     got, want = (
       {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-      for leaves in map(jax.tree_util.tree_leaves_with_path, (trees[name], shapes[inits[name]]))
+      for leaves in map(jax.tree_util.tree_leaves_with_path, (trees[name], shapes[init]))
     )
     for leaf in sorted(got.keys() | want.keys()):
       if got.get(leaf) != want.get(leaf):
@@ -265,7 +278,7 @@ def generate(
   pipeline: Pipeline,
   texts: Sequence[str],
   request: Request,
-  picture: Frames | None = None,
+  picture: Given | None = None,
   say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Frames, float]:
   """Frames [B, T, H, W, 3] of prompts and their rate in frames a second.
@@ -327,7 +340,7 @@ def check_request(pipeline: Pipeline, texts: Sequence[str], request: Request) ->
 
 def interpolate(
   pipeline: Pipeline,
-  clip: Frames,
+  clip: Given,
   texts: Sequence[str],
   request: Request,
   say: Callable[[str], None] = lambda line: None,
@@ -344,7 +357,7 @@ def interpolate(
 
 def interpolate_latents(
   pipeline: Pipeline,
-  clip: Video,
+  clip: Latents,
   texts: Sequence[str],
   request: Request,
   key: jax.Array,
@@ -363,7 +376,7 @@ def interpolate_latents(
 
 def extend(
   pipeline: Pipeline,
-  clip: Frames,
+  clip: Given,
   texts: Sequence[str],
   request: Request,
   say: Callable[[str], None] = lambda line: None,

@@ -25,7 +25,7 @@ DISCRIMINATOR = PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4)
 PARTS = dict(
   data=DataConfig(sources=({clips!r},), batch_size=4),
   optim=OptimConfig(peak_lr=1e-2, warmup_steps=1, ema_decay=0.5),
-  loop=LoopConfig(num_steps=2, log_every=1, validate_batches=1),
+  loop=LoopConfig(num_steps=2, log_every=1, validate_every=2, validate_batches=1, sample_every=2),
   sampling=Sampling(num_steps=2),
   num_samples=1,
 )

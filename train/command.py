@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.experimental import multihost_utils
@@ -138,8 +139,8 @@ def summarise(report: Report, size: int) -> None:
 
 
 def splits(counts: dict[str, int]) -> str:
-  """`120 train and 6 validation records`."""
-  return f"{' and '.join(f'{count} {split}' for split, count in counts.items())} records"
+  """`120 train, 6 validation records`."""
+  return f"{', '.join(f'{count} {split}' for split, count in counts.items())} records"
 
 
 def finished(seconds: float, existing: bool) -> str:
@@ -316,7 +317,7 @@ def statistics_batch(experiment: Experiment, inherited: dict, data: Iterator) ->
   count = max(1, STATISTICS_EXAMPLES // experiment.data.batch_size)
   frames = [batch["frames"] for batch in itertools.islice(data, count)]
   data.set_state(position)
-  return {"frames": np.concatenate(frames)[:STATISTICS_EXAMPLES]}
+  return {"frames": jnp.asarray(np.concatenate(frames)[:STATISTICS_EXAMPLES])}
 
 
 def stage_tokenizers(

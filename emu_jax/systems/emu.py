@@ -137,13 +137,10 @@ def sample_image(
 class AutoencoderObjective:
   """Weights of the autoencoder's losses. None is published; ours, after VQGAN's."""
 
-  kl_weight: float = (
-    1e-6  # of the divergence, beside a squared or absolute error summed over pixels
-  )
+  squared_weight: float = 2.0  # of the squared error, beside the absolute one
+  kl_weight: float = 1e-6  # of the divergence, beside an error summed over pixels
   adversarial_weight: float = 0.5  # times the adaptive weight below
-  adversarial_start: int = (
-    10_000  # updates of reconstruction alone; the discriminator learns before
-  )
+  adversarial_start: int = 10_000  # updates of reconstruction alone, before the adversaries begin
   discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()
 
 

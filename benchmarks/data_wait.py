@@ -1,0 +1,103 @@
+"""Share of time that the trainer waits for data, in a short run on the built-in moving shapes.
+
+The video stage of configs/shapes_32.py with its own batch size, on freshly initialised image
+trees: neither the time of a step nor that of a batch depends on what they hold.
+
+  python -m benchmarks.data_wait default
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+import tempfile
+
+import jax
+import jax.numpy as jnp
+
+from configs.shapes_32 import STAGES
+from emu_jax.config import to_dict
+from emu_jax.data.pipeline import batches, open_source
+from emu_jax.data.shapes import prepare_shapes
+from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from emu_jax.systems.emu import init_autoencoder, init_spatial, init_text
+from train.config import Experiment
+from train.loop import LoopConfig, train
+from train.stages import build
+
+
+LAP = 9  # steps; in the first lap the batches are those that were read during compilation
+
+
+def experiment(size: str, data: str) -> Experiment:
+  """The stage, for two laps."""
+  video = next(stage for stage in STAGES if stage.stage == "video")
+  batch = 4 if size == "small" else video.data.batch_size
+  return dataclasses.replace(
+    video,
+    data=dataclasses.replace(video.data, sources=(data,), batch_size=batch),
+    loop=LoopConfig(num_steps=2 * LAP, log_every=LAP, save_every=0),
+  )
+
+
+def initial(stage: Experiment) -> dict:
+  """Trees of the stages before, at their initialisation."""
+  image = stage.model.image
+  make = {
+    "autoencoder": lambda key: init_autoencoder(
+      image.autoencoder, stage.objective, image.size, key
+    )["autoencoder"],
+    "text": functools.partial(init_text, image),
+    "spatial": functools.partial(init_spatial, image),
+  }
+  keys = jax.random.split(jax.random.key(0), len(make))
+  trees = {name: jax.jit(init)(key) for (name, init), key in zip(make.items(), keys, strict=True)}
+  channels = image.autoencoder.z_channels
+  return trees | {"latents": {"shift": jnp.zeros(channels), "scale": jnp.ones(channels)}}
+
+
+def measured(size: str, folder: pathlib.Path) -> dict:
+  """What train.progress.Clock found in the second lap: share waiting, clips/s, seconds a step."""
+  clips = 64 if size == "small" else 512
+  prepare_shapes(folder / "data", size=32, num_images=1, num_clips=clips, progress=False)
+  stage, run_dir = experiment(size, str(folder / "data" / "videos")), folder / "run"
+  source = open_source(folder / "data" / "videos", "train")
+  (text,) = stage.model.image.text
+  captions = (record["caption"].decode() for record in source.records)
+  train_tokenizer(captions, folder / "tokenizer", text.vocab_size)
+  tokenizer = load_tokenizer(folder / "tokenizer", text.max_length)
+  data = batches(
+    source,
+    spec=stage.clips,
+    tokenizers=(tokenizer,),
+    batch_size=stage.data.batch_size,
+    seed=stage.loop.seed,
+    drop_text=stage.data.drop_text,
+    drop_both=stage.data.drop_both,
+  )
+  empty = tuple((a,) for a in tokenizer([""], overflow="error"))
+  train(
+    build(stage, initial(stage), {}, empty), data, run_dir=run_dir, optim=stage.optim, loop=stage.loop,
+    config=json.dumps(to_dict(stage)),
+  )  # fmt: skip
+  last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+  return {
+    "config": "configs/shapes_32.py, stage video",
+    "batch": stage.data.batch_size,
+    "steps": LAP,
+    "data_wait": last["time/data_wait"],
+    "step_s": last["time/step_s"],
+    "clips_per_s": last["time/clips_per_s"],
+  }
+
+
+def main() -> None:
+  """Prints it as JSON."""
+  (size,) = sys.argv[1:]
+  with tempfile.TemporaryDirectory() as folder:
+    print(json.dumps(measured(size, pathlib.Path(folder))))
+
+
+if __name__ == "__main__":
+  main()
