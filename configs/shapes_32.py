@@ -29,19 +29,19 @@ MODEL = EmuVideoConfig(
     autoencoder=AutoencoderConfig(
       channels=(64,),
       num_res_blocks=2,
-      z_channels=8,
+      z_channels=16,
       norm_groups=16,
       mid_attention=False,
-      patch=4,  # 8x8 latents of 8 channels
+      patch=4,  # 8x8 latents of 16 channels
     ),
     text=(
       ClipTextConfig(
-        vocab_size=256, width=96, max_length=24, num_layers=2, num_heads=4, mlp_width=384
+        vocab_size=320, width=96, max_length=24, num_layers=2, num_heads=4, mlp_width=384
       ),
     ),
     unet=UNetConfig(
-      in_channels=8,
-      out_channels=8,
+      in_channels=16,
+      out_channels=16,
       channels=(64, 128),
       num_res_blocks=(2, 2),
       transformer_depth=(1, 1),

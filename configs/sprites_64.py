@@ -26,7 +26,7 @@ MODEL = dataclasses.replace(
       SHAPES.image.autoencoder,
       channels=(64,),
       num_res_blocks=2,
-      z_channels=8,
+      z_channels=16,
       patch=4,  # 16x16 latents
     ),
     text=(
@@ -35,8 +35,8 @@ MODEL = dataclasses.replace(
       ),
     ),
     unet=UNetConfig(
-      in_channels=8,
-      out_channels=8,
+      in_channels=16,
+      out_channels=16,
       channels=(64, 96, 160),
       num_res_blocks=(1, 1, 2),
       transformer_depth=(0, 1, 1),

@@ -1,7 +1,9 @@
 """What a network is told beside the noise: masks, known frames and text, for each branch."""
 
 import dataclasses
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -71,12 +73,13 @@ def concat_known(
   return jnp.where(dropped[:, None, None, None, None], 0.0, concat)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TextFeatures:
-  """A batch of prompts as each text encoder sees it."""
+  """A batch of prompts as each text encoder sees it; see `Conditions` for why loosely annotated."""
 
-  texts: tuple[Float[Array, "B _ _"], ...]
-  masks: tuple[Bool[Array, "B _"] | None, ...]
+  texts: tuple[Any, ...]  # Text, one an encoder
+  masks: tuple[Any, ...]  # TextMask or None, one a text
 
 
 def image_branches(text: TextFeatures, empty: TextFeatures) -> tuple[Conditions, Conditions]:

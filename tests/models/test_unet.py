@@ -310,3 +310,30 @@ def test_inputs_that_do_not_fit_are_refused_at_trace_time(key, change, words):
   x, conditions = change(x, conditions)
   with pytest.raises(ValueError, match=words):
     jax.eval_shape(UNet(SMALL).init, key, x, t, conditions)
+
+
+def test_every_vector_condition_moves_the_output_of_its_own_example_only(key):
+  cfg = dataclasses.replace(
+    SMALL, temporal=None, concat_channels=0, num_classes=3, num_tasks=2, num_micro=2, pooled_dim=5
+  )
+  x, t, conditions = example(cfg, key)
+  vectors = {
+    "class": jnp.array([0, 1]),
+    "task": jnp.array([1, 0]),
+    "micro": jnp.array([[64.0, 8.0], [32.0, 4.0]]),
+    "pooled": jax.random.normal(jax.random.key(1), (2, 5)),
+  }
+  conditions = dataclasses.replace(conditions, vectors=vectors)
+  params = redraw(initialise(cfg, x, t, conditions), jax.random.key(2))
+  net = jax.jit(partial(UNet(cfg).apply, {"params": params}))
+  before = net(x, t, conditions)
+  for name, value in vectors.items():
+    changed = {**vectors, name: value.at[1].set(value[1] + 1)}
+    after = net(x, t, dataclasses.replace(conditions, vectors=changed))
+    np.testing.assert_array_equal(after[0], before[0])
+    assert float(jnp.abs(after[1] - before[1]).max()) > 1e-3, name
+  # The sinusoids, the tables and the two MLPs, beside what the network has without them.
+  plain = initialise(dataclasses.replace(cfg, num_classes=0, num_tasks=0, num_micro=0, pooled_dim=0),
+                     x, t, dataclasses.replace(conditions, vectors={}))  # fmt: skip
+  tables, wide = (3 + 2) * 64, (5 + 2 * 256) * 64 + 64 + 64 * 64 + 64
+  assert count(params) - count(plain) == tables + wide

@@ -1,0 +1,307 @@
+"""emu_jax against the same mathematics in PyTorch: speed, memory, and time spent waiting for data.
+
+  python -m benchmarks.torch_comparison --out docs/results
+
+Two tasks, a training step and a guided sampling run, in one process and on the same cores. First
+the two sides must agree to float32 rounding (benchmarks/agreement.py). Then they take turns, A B B
+A a round, so that a machine that becomes slower meanwhile slows both. Needs requirements-reference.
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import tyro
+
+from benchmarks import with_jax, with_torch
+from benchmarks.agreement import LOSSES, TOLERANCE, agreement, disagreements
+from benchmarks.problem import inputs
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "diffusers", "numpy")
+TASKS = ("training", "sampling")
+MODULES = {"emu_jax": "benchmarks.with_jax", "torch": "benchmarks.with_torch"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+  """Compares emu_jax with diffusers' U-Net and temporal layers of the same size in PyTorch."""
+
+  rounds: int = 5  # each A B B A
+  threads: int = 0  # cores for either side; 0 = all of this process's
+  small: bool = False  # a network and clips small enough to try this command
+  compile: bool = False  # torch.compile as a third contender; minutes more
+  layout: Literal["contiguous", "channels_last"] = "contiguous"  # of PyTorch's arrays
+  out: pathlib.Path | None = None  # folder for torch_comparison.json and .md; default: only print
+
+  def __post_init__(self):
+    if self.rounds < 1:
+      raise ValueError(f"torch_comparison: rounds={self.rounds} is below 1; give 1 or more")
+
+
+def main() -> None:
+  """Runs everything and prints the report; exits with 1 where the two sides disagree."""
+  arguments = tyro.cli(Arguments, prog="python -m benchmarks.torch_comparison")
+  threads = pin(arguments.threads)
+  case = with_jax.small() if arguments.small else with_jax.Case()
+  results = {"machine": machine(threads), "arguments": settings(arguments)}
+  results["configuration"] = case.problem().describe()
+
+  say("checking that both compute the same")
+  results["agreement"] = agreement(case, layout=arguments.layout)
+  if problems := disagreements(results["agreement"]):
+    sys.exit("torch_comparison: the two sides disagree, nothing was timed\n" + "\n".join(problems))
+  contenders, results["compile"] = prepared(case, arguments)
+  results["times"] = {task: timed(task, contenders[task], arguments.rounds) for task in TASKS}
+  size = "small" if arguments.small else "default"
+  results["memory"] = memory(case, size, arguments.layout, threads)
+  say("a short run of the training loop")
+  results["loop"] = child("benchmarks.data_wait", size)
+
+  text = report(results, case)
+  print(text)
+  if arguments.out:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "torch_comparison.json").write_text(json.dumps(results, indent=1) + "\n")
+    (arguments.out / "torch_comparison.md").write_text(text)
+
+
+def pin(threads: int) -> int:
+  """Confines this process, and those it starts, to so many cores; returns their number.
+
+  XLA makes as many threads as it finds cores when the first array is made.
+  """
+  cores = sorted(os.sched_getaffinity(0))
+  threads = threads or len(cores)
+  if not 1 <= threads <= len(cores):
+    sys.exit(f"torch_comparison: --threads {threads} is not within the {len(cores)} cores there are")
+  os.sched_setaffinity(0, cores[:threads])
+  torch.set_num_threads(threads)
+  return threads
+
+
+def prepared(case: with_jax.Case, arguments: Arguments) -> tuple[dict, str]:
+  """Each task of each contender, warmed up, and what became of torch.compile."""
+  problem, flat = case.problem(), with_jax.weights(case)
+  arrays, fate = inputs(problem), "not tried"
+
+  def make(task, compiled):
+    model = with_torch.Model(problem, flat, arguments.layout, compiled)
+    return warm(with_torch.TASKS[task](model, arrays))
+
+  contenders = {}
+  for task in TASKS:
+    say(f"preparing {task}")
+    contenders[task] = {
+      "emu_jax": warm(with_jax.TASKS[task](case, arrays, flat)),
+      "torch": make(task, False),
+    }
+  if arguments.compile:
+    try:
+      for task in TASKS:
+        say(f"torch.compile of {task}")
+        contenders[task]["torch.compile"] = make(task, True)
+      fate = "works"
+    except (RuntimeError, TypeError) as error:  # what Dynamo and Inductor raise derives from these
+      fate = f"fails: {str(error).strip().splitlines()[0]}"
+      for task in TASKS:
+        contenders[task].pop("torch.compile", None)
+  return contenders, fate
+
+
+def warm(run: Callable) -> Callable:
+  """The task after two calls: compiled, caches filled."""
+  for _ in range(2):
+    run()
+  return run
+
+
+def timed(task: str, contenders: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
+  """Seconds a call of each contender in each round: the mean of its two turns, A B … B A."""
+  seconds = {name: [] for name in contenders}
+  for i in range(rounds):
+    say(f"{task}: round {i + 1} of {rounds}")
+    total = dict.fromkeys(contenders, 0.0)
+    for name in [*contenders, *reversed(contenders)]:
+      start = time.perf_counter()
+      contenders[name]()
+      total[name] += time.perf_counter() - start
+    for name, both in total.items():
+      seconds[name].append(both / 2)
+  return seconds
+
+
+def memory(case: with_jax.Case, size: str, layout: str, threads: int) -> dict:
+  """High-water marks in MiB, each task of each side in a process of its own."""
+  found = {}
+  for task in TASKS:
+    say(f"memory of {task}")
+    problem = case.problem().to_json()
+    found[task] = {
+      "emu_jax": child(MODULES["emu_jax"], task, size, "2"),
+      "torch": child(MODULES["torch"], task, layout, str(threads), "2", given=problem),
+    }
+  return found
+
+
+def child(module: str, *arguments: str, given: str = "") -> dict:
+  """What a module of this benchmark prints as its last line, from a process of its own."""
+  command = [sys.executable, "-m", module, *arguments]
+  done = subprocess.run(command, input=given, capture_output=True, text=True, cwd=root())
+  if done.returncode:
+    sys.exit(f"torch_comparison: {' '.join(command[1:])} failed\n{done.stderr[-4000:]}")
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def machine(threads: int) -> dict:
+  """Where and with what this was measured."""
+  lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+  pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  return {
+    "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    "commit": commit(),
+    "processor": model or platform.processor(),
+    "cores": threads,
+    "memory_GiB": round(pages / 2**30),
+    "load_before": round(os.getloadavg()[0], 2),
+    "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    "dtype": "float32",
+  }
+
+
+def commit() -> str:
+  """The checkout's commit, with a mark where files differ from it."""
+  git = lambda *words: subprocess.run(
+    ["git", *words], capture_output=True, text=True, cwd=root()
+  ).stdout.strip()
+  changed = git("status", "--porcelain", "--untracked-files=no")
+  return (git("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if changed else "")
+
+
+def root() -> pathlib.Path:
+  return pathlib.Path(__file__).resolve().parents[1]
+
+
+def settings(arguments: Arguments) -> dict:
+  return {k: v for k, v in dataclasses.asdict(arguments).items() if k != "out"}
+
+
+def report(results: dict, case: with_jax.Case) -> str:
+  """The results as Markdown."""
+  versions = ", ".join(f"{k} {v}" for k, v in results["machine"]["versions"].items())
+  m, words = results["machine"], results["arguments"]
+  options = "".join(
+    f" --{k} {v}" if v is not True else f" --{k}" for k, v in words.items() if v not in (False, 0)
+  )
+  return "\n".join(
+    [
+      "# Speed against PyTorch",
+      "",
+      f"`python -m benchmarks.torch_comparison{options}` on {m['date']} at commit {m['commit']}: "
+      f"{m['processor']}, {m['cores']} cores for either side, {m['memory_GiB']} GiB, {m['system']}; "
+      f"load before the run {m['load_before']}; {versions}; {m['dtype']}.",
+      "",
+      results["configuration"],
+      "",
+      "PyTorch is diffusers' `UNet2DConditionModel` with temporal layers of the same size after "
+      f"each spatial one, {words['layout']} arrays, fused AdamW; emu_jax is jitted. Training "
+      "updates the temporal layers alone: loss in latents, gradient, clipping, AdamW and average.",
+      "",
+      *agreement_lines(results["agreement"]),
+      "",
+      *time_lines(results, case),
+      "",
+      *memory_lines(results["memory"]),
+      "",
+      *loop_lines(results["loop"]),
+      "",
+    ]
+  )
+
+
+def agreement_lines(figures: dict) -> list[str]:
+  counts = figures["parameters"]
+  worst = max(abs(a - b) / abs(a) for a, b in figures["losses"])
+  return [
+    "## Same mathematics",
+    "",
+    f"Randomly drawn weights copied over; {counts['all'][0]:,} parameters on both sides, of which "
+    f"{counts['trained'][0]:,} train. Largest difference over the standard deviation (at most "
+    f"{TOLERANCE:.0e}): outputs {figures['output']:.1e}, gradients {figures['gradient']:.1e} (worst "
+    f"of all trained arrays: `{figures['worst_gradient']}`), samples {figures['samples']:.1e}. "
+    f"Losses of {len(figures['losses'])} training steps: {worst:.1e} relative (at most "
+    f"{LOSSES:.0e}).",
+  ]
+
+
+def time_lines(results: dict, case: with_jax.Case) -> list[str]:
+  clips = {"training": case.batch, "sampling": case.sampled}
+  lines = [
+    "## Time",
+    "",
+    f"{results['arguments']['rounds']} rounds, order alternated within each; a ratio below 1 means "
+    f"that emu_jax is faster. torch.compile: {results['compile']}.",
+    "",
+    "| task | contender | seconds: median (min to max) | clips/s | emu_jax / it: median (min to max) |",
+    "|---|---|---|---|---|",
+  ]
+  for task, seconds in results["times"].items():
+    for name, values in seconds.items():
+      ratios = [a / b for a, b in zip(seconds["emu_jax"], values, strict=True)]
+      ratio = "" if name == "emu_jax" else spread(ratios)
+      rate = clips[task] / statistics.median(values)
+      lines.append(f"| {task} | {name} | {spread(values)} | {rate:.3g} | {ratio} |")
+  return lines
+
+
+def memory_lines(found: dict) -> list[str]:
+  lines = [
+    "## Memory",
+    "",
+    "Largest resident set in MiB (VmHWM), each task of each side in a process of its own that loads "
+    "one framework: after the imports; from the second run of the task on, the mark begun anew "
+    "before it; and of everything, compilation included.",
+    "",
+    "| task | contender | imports | running | everything |",
+    "|---|---|---|---|---|",
+  ]
+  for task, sides in found.items():
+    for name, v in sides.items():
+      running = "unknown" if v["running"] is None else f"{v['running']:.0f}"
+      lines.append(f"| {task} | {name} | {v['loaded']:.0f} | {running} | {v['peak']:.0f} |")
+  return lines
+
+
+def loop_lines(v: dict) -> list[str]:
+  return [
+    "## Waiting for data",
+    "",
+    f"emu_jax's training loop on its moving shapes ({v['config']}, {v['batch']} clips a step, "
+    f"{v['steps']} steps after as many that used up what was read during compilation): "
+    f"**{v['data_wait']:.1%}** of the time waiting for data, {v['step_s']:.3g} s a step, "
+    f"{v['clips_per_s']:.3g} clips/s. Waiting counts while the device has nothing to do.",
+  ]
+
+
+def spread(values: list[float]) -> str:
+  return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def say(text: str) -> None:
+  print(f"{datetime.datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+  main()
