@@ -1,6 +1,7 @@
-"""Whether the two frameworks compute the same: parameter counts, outputs, gradients, losses, samples.
+"""Whether the two frameworks compute the same.
 
-Every figure is the largest absolute difference over the standard deviation of ours.
+Compared are parameter counts, outputs, gradients, losses and samples. Every figure but
+counts and losses is the largest absolute difference over the standard deviation of ours.
 """
 
 from collections.abc import Mapping

@@ -1,11 +1,12 @@
 """Share of time that the trainer waits for data, in a short run on the built-in moving shapes.
 
-The video stage of configs/shapes_32.py with its own batch size, on freshly initialised image
-trees: neither the time of a step nor that of a batch depends on what they hold.
+The video stage of configs/shapes_32.py with its own batch size, on image trees drawn at
+random: neither the time of a step nor that of a batch depends on what they hold.
 
   python -m benchmarks.data_wait default
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -13,9 +14,10 @@ import pathlib
 import sys
 import tempfile
 
-import jax
-import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
 
+from benchmarks.with_jax import drawn
 from configs.shapes_32 import STAGES
 from emu_jax.config import to_dict
 from emu_jax.data.pipeline import batches, open_source
@@ -25,7 +27,6 @@ from emu_jax.systems.emu import init_autoencoder, init_spatial, init_text
 from train.config import Experiment
 from train.loop import LoopConfig, train
 from train.stages import build
-
 
 LAP = 9  # steps; in the first lap the batches are those that were read during compilation
 
@@ -41,20 +42,19 @@ def experiment(size: str, data: str) -> Experiment:
   )
 
 
-def initial(stage: Experiment) -> dict:
-  """Trees of the stages before, at their initialisation."""
+def before(stage: Experiment) -> dict:
+  """Trees of the stages before, drawn at random."""
   image = stage.model.image
-  make = {
+  init = {
     "autoencoder": lambda key: init_autoencoder(
       image.autoencoder, stage.objective, image.size, key
     )["autoencoder"],
     "text": functools.partial(init_text, image),
     "spatial": functools.partial(init_spatial, image),
   }
-  keys = jax.random.split(jax.random.key(0), len(make))
-  trees = {name: jax.jit(init)(key) for (name, init), key in zip(make.items(), keys, strict=True)}
-  channels = image.autoencoder.z_channels
-  return trees | {"latents": {"shift": jnp.zeros(channels), "scale": jnp.ones(channels)}}
+  trees = {name: unflatten_dict(drawn(make, 0), sep="/") for name, make in init.items()}
+  ones = np.ones(image.autoencoder.z_channels, np.float32)
+  return trees | {"latents": {"shift": 0 * ones, "scale": ones}}
 
 
 def measured(size: str, folder: pathlib.Path) -> dict:
@@ -77,10 +77,9 @@ def measured(size: str, folder: pathlib.Path) -> dict:
     drop_both=stage.data.drop_both,
   )
   empty = tuple((a,) for a in tokenizer([""], overflow="error"))
-  train(
-    build(stage, initial(stage), {}, empty), data, run_dir=run_dir, optim=stage.optim, loop=stage.loop,
-    config=json.dumps(to_dict(stage)),
-  )  # fmt: skip
+  built, config = build(stage, before(stage), {}, empty), json.dumps(to_dict(stage))
+  with contextlib.closing(data):
+    train(built, data, run_dir=run_dir, optim=stage.optim, loop=stage.loop, config=config)
   last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
   return {
     "config": "configs/shapes_32.py, stage video",

@@ -4,7 +4,9 @@ A process that measures the memory of one framework must not load the other, so 
 crosses over is numbers: a `Problem`, and numpy arrays made from it.
 """
 
+import ctypes
 import dataclasses
+import gc
 import json
 import pathlib
 from typing import Any
@@ -60,15 +62,11 @@ class Problem:
   def describe(self) -> str:
     """The configuration in one paragraph, for reports."""
     frames, side = self.num_frames, self.side
-    levels = "; ".join(
-      f"{C} channels, {blocks} residual, {f'{depth} transformer layer' if depth else 'no attention'}"
-      for C, blocks, depth in zip(
-        self.channels, self.num_res_blocks, self.transformer_depth, strict=True
-      )
-    )
+    levels = zip(self.channels, self.num_res_blocks, self.transformer_depth, strict=True)
+    shape = "; ".join(f"{C} channels, {n} blocks, attention depth {d}" for C, n, d in levels)
     return (
-      f"Video U-Net of {len(self.channels)} levels ({levels}), temporal convolutions over "
-      f"{self.temporal_kernel} frames and temporal transformers of {self.temporal_layers} layer "
+      f"Video U-Net of {len(self.channels)} levels ({shape}), temporal convolutions over "
+      f"{self.temporal_kernel} frames and temporal transformers of depth {self.temporal_layers} "
       f"after every spatial one; {self.text_length} text tokens of {self.context_dim} features; "
       f"clips of {frames} frames of {side}x{side}x{self.in_channels} latents, {self.batch} a "
       f"training step and {self.sampled} a sampling run of {len(self.grid)} DDIM steps with three "
@@ -128,11 +126,20 @@ def memory_of(make: Any, repeats: int) -> dict[str, float | None]:
   run = make()
   run()
   peak = mark.peak()
+  give_back()
   again = mark.reset()
   for _ in range(repeats):
     run()
   values["running"] = mark.peak() if again else None
   return values | {"peak": max(peak, mark.peak())}
+
+
+def give_back() -> None:
+  """Returns freed memory to the system; the C library keeps what a compiler has used, otherwise."""
+  gc.collect()
+  trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+  if trim:
+    trim(0)
 
 
 def _status(field: str) -> float:

@@ -7,6 +7,7 @@ the two sides must agree to float32 rounding (benchmarks/agreement.py). Then the
 A a round, so that a machine that becomes slower meanwhile slows both. Needs requirements-reference.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -14,19 +15,21 @@ import json
 import os
 import pathlib
 import platform
-import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
+import jax
 import torch
 import tyro
 
 from benchmarks import with_jax, with_torch
-from benchmarks.agreement import LOSSES, TOLERANCE, agreement, disagreements
+from benchmarks.agreement import agreement, disagreements
 from benchmarks.problem import inputs
+from benchmarks.report import report
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "diffusers", "numpy")
 TASKS = ("training", "sampling")
@@ -56,24 +59,41 @@ def main() -> None:
   case = with_jax.small() if arguments.small else with_jax.Case()
   results = {"machine": machine(threads), "arguments": settings(arguments)}
   results["configuration"] = case.problem().describe()
+  results["clips"] = {"training": case.batch, "sampling": case.sampled}
 
+  size = "small" if arguments.small else "default"
+  with compilations_kept():  # a process that compiles to measure memory does so for the others too
+    results["memory"] = memory(case, size, arguments.layout, threads)
+    measure(results, case, arguments)
+  say("a short run of the training loop")
+  results["loop"] = child("benchmarks.data_wait", size)
+
+  text = report(results)
+  print(text)
+  if arguments.out:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "torch_comparison.json").write_text(json.dumps(results, indent=1) + "\n")
+    (arguments.out / "torch_comparison.md").write_text(text)
+
+
+def measure(results: dict, case: with_jax.Case, arguments: Arguments) -> None:
+  """Adds agreement and times."""
   say("checking that both compute the same")
   results["agreement"] = agreement(case, layout=arguments.layout)
   if problems := disagreements(results["agreement"]):
     sys.exit("torch_comparison: the two sides disagree, nothing was timed\n" + "\n".join(problems))
   contenders, results["compile"] = prepared(case, arguments)
   results["times"] = {task: timed(task, contenders[task], arguments.rounds) for task in TASKS}
-  size = "small" if arguments.small else "default"
-  results["memory"] = memory(case, size, arguments.layout, threads)
-  say("a short run of the training loop")
-  results["loop"] = child("benchmarks.data_wait", size)
 
-  text = report(results, case)
-  print(text)
-  if arguments.out:
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "torch_comparison.json").write_text(json.dumps(results, indent=1) + "\n")
-    (arguments.out / "torch_comparison.md").write_text(text)
+
+@contextlib.contextmanager
+def compilations_kept() -> Iterator[None]:
+  """JAX's compilation cache in a new folder, for this process and those it starts from here on."""
+  with tempfile.TemporaryDirectory() as folder:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # for the others
+    jax.config.update("jax_compilation_cache_dir", folder)  # for this one
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
 
 
 def pin(threads: int) -> int:
@@ -84,7 +104,9 @@ def pin(threads: int) -> int:
   cores = sorted(os.sched_getaffinity(0))
   threads = threads or len(cores)
   if not 1 <= threads <= len(cores):
-    sys.exit(f"torch_comparison: --threads {threads} is not within the {len(cores)} cores there are")
+    sys.exit(
+      f"torch_comparison: --threads {threads} is not within the {len(cores)} cores there are"
+    )
   os.sched_setaffinity(0, cores[:threads])
   torch.set_num_threads(threads)
   return threads
@@ -148,8 +170,8 @@ def memory(case: with_jax.Case, size: str, layout: str, threads: int) -> dict:
     say(f"memory of {task}")
     problem = case.problem().to_json()
     found[task] = {
-      "emu_jax": child(MODULES["emu_jax"], task, size, "2"),
-      "torch": child(MODULES["torch"], task, layout, str(threads), "2", given=problem),
+      "emu_jax": child(MODULES["emu_jax"], task, size, "1"),
+      "torch": child(MODULES["torch"], task, layout, str(threads), "1", given=problem),
     }
   return found
 
@@ -196,107 +218,6 @@ def root() -> pathlib.Path:
 
 def settings(arguments: Arguments) -> dict:
   return {k: v for k, v in dataclasses.asdict(arguments).items() if k != "out"}
-
-
-def report(results: dict, case: with_jax.Case) -> str:
-  """The results as Markdown."""
-  versions = ", ".join(f"{k} {v}" for k, v in results["machine"]["versions"].items())
-  m, words = results["machine"], results["arguments"]
-  options = "".join(
-    f" --{k} {v}" if v is not True else f" --{k}" for k, v in words.items() if v not in (False, 0)
-  )
-  return "\n".join(
-    [
-      "# Speed against PyTorch",
-      "",
-      f"`python -m benchmarks.torch_comparison{options}` on {m['date']} at commit {m['commit']}: "
-      f"{m['processor']}, {m['cores']} cores for either side, {m['memory_GiB']} GiB, {m['system']}; "
-      f"load before the run {m['load_before']}; {versions}; {m['dtype']}.",
-      "",
-      results["configuration"],
-      "",
-      "PyTorch is diffusers' `UNet2DConditionModel` with temporal layers of the same size after "
-      f"each spatial one, {words['layout']} arrays, fused AdamW; emu_jax is jitted. Training "
-      "updates the temporal layers alone: loss in latents, gradient, clipping, AdamW and average.",
-      "",
-      *agreement_lines(results["agreement"]),
-      "",
-      *time_lines(results, case),
-      "",
-      *memory_lines(results["memory"]),
-      "",
-      *loop_lines(results["loop"]),
-      "",
-    ]
-  )
-
-
-def agreement_lines(figures: dict) -> list[str]:
-  counts = figures["parameters"]
-  worst = max(abs(a - b) / abs(a) for a, b in figures["losses"])
-  return [
-    "## Same mathematics",
-    "",
-    f"Randomly drawn weights copied over; {counts['all'][0]:,} parameters on both sides, of which "
-    f"{counts['trained'][0]:,} train. Largest difference over the standard deviation (at most "
-    f"{TOLERANCE:.0e}): outputs {figures['output']:.1e}, gradients {figures['gradient']:.1e} (worst "
-    f"of all trained arrays: `{figures['worst_gradient']}`), samples {figures['samples']:.1e}. "
-    f"Losses of {len(figures['losses'])} training steps: {worst:.1e} relative (at most "
-    f"{LOSSES:.0e}).",
-  ]
-
-
-def time_lines(results: dict, case: with_jax.Case) -> list[str]:
-  clips = {"training": case.batch, "sampling": case.sampled}
-  lines = [
-    "## Time",
-    "",
-    f"{results['arguments']['rounds']} rounds, order alternated within each; a ratio below 1 means "
-    f"that emu_jax is faster. torch.compile: {results['compile']}.",
-    "",
-    "| task | contender | seconds: median (min to max) | clips/s | emu_jax / it: median (min to max) |",
-    "|---|---|---|---|---|",
-  ]
-  for task, seconds in results["times"].items():
-    for name, values in seconds.items():
-      ratios = [a / b for a, b in zip(seconds["emu_jax"], values, strict=True)]
-      ratio = "" if name == "emu_jax" else spread(ratios)
-      rate = clips[task] / statistics.median(values)
-      lines.append(f"| {task} | {name} | {spread(values)} | {rate:.3g} | {ratio} |")
-  return lines
-
-
-def memory_lines(found: dict) -> list[str]:
-  lines = [
-    "## Memory",
-    "",
-    "Largest resident set in MiB (VmHWM), each task of each side in a process of its own that loads "
-    "one framework: after the imports; from the second run of the task on, the mark begun anew "
-    "before it; and of everything, compilation included.",
-    "",
-    "| task | contender | imports | running | everything |",
-    "|---|---|---|---|---|",
-  ]
-  for task, sides in found.items():
-    for name, v in sides.items():
-      running = "unknown" if v["running"] is None else f"{v['running']:.0f}"
-      lines.append(f"| {task} | {name} | {v['loaded']:.0f} | {running} | {v['peak']:.0f} |")
-  return lines
-
-
-def loop_lines(v: dict) -> list[str]:
-  return [
-    "## Waiting for data",
-    "",
-    f"emu_jax's training loop on its moving shapes ({v['config']}, {v['batch']} clips a step, "
-    f"{v['steps']} steps after as many that used up what was read during compilation): "
-    f"**{v['data_wait']:.1%}** of the time waiting for data, {v['step_s']:.3g} s a step, "
-    f"{v['clips_per_s']:.3g} clips/s. Waiting counts while the device has nothing to do.",
-  ]
-
-
-def spread(values: list[float]) -> str:
-  return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
 def say(text: str) -> None:

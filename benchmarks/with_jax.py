@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -116,19 +116,22 @@ def small() -> Case:
 
 def weights(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
   """Every parameter of the video U-Net by path, drawn anew: none is zero, as some are at first."""
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  spatial = jax.eval_shape(functools.partial(init_spatial, case.model.image), key)
-  temporal = jax.eval_shape(functools.partial(init_temporal, case.model), key)
+  spatial = drawn(functools.partial(init_spatial, case.model.image), seed)
+  return spatial | drawn(functools.partial(init_temporal, case.model), seed + 1)
+
+
+def drawn(init: Callable[[jax.Array], Params], seed: int) -> dict[str, np.ndarray]:
+  """Parameters of the shapes that `init` makes, by path; nothing is compiled."""
   rng = np.random.default_rng(seed)
 
-  def drawn(path, shape):
+  def draw(path, shape):
     if path.endswith("kernel"):
       return rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(math.prod(shape[:-1])))
     small = np.float32(0.1) * rng.standard_normal(shape, np.float32)
     return small + 1 if path.endswith("scale") else small
 
-  leaves = flatten_dict(spatial, sep="/") | flatten_dict(temporal, sep="/")
-  return {path: drawn(path, leaf.shape) for path, leaf in leaves.items()}
+  leaves = flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
+  return {path: draw(path, leaf.shape) for path, leaf in leaves.items()}
 
 
 def trees(flat: Mapping[str, np.ndarray]) -> dict[str, Params]:
@@ -200,15 +203,17 @@ class Training:
 
   def predict(self, noise: np.ndarray) -> np.ndarray:
     """The network's output for a noise in place of x_t, at times spread over the schedule."""
-    known = first_frame(self.case.model.num_frames)
-    concat = concat_known(known, self.batch["latents"][:, :1])
-    conditions = Conditions((self.batch["text"],), (), concat)
-
-    def call(params, frozen, x_t, t):
-      return video_network(self.case.model, {**frozen, **params})(x_t, t, conditions)
-
     t = jnp.linspace(0, self.case.model.schedule.num_steps - 1, len(noise)).round()
-    return np.asarray(jax.jit(call)(self.state.params, self.frozen, jnp.asarray(noise), t))
+    both = {**self.frozen, **self.state.params}
+    arrays = jnp.asarray(noise), t, self.batch["text"], self.batch["latents"][:, :1]
+    return np.asarray(predict(self.case, both, *arrays))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predict(case, trees, x_t, t, text, given):
+  """The video network of a case, given first frames' latents."""
+  concat = concat_known(first_frame(case.model.num_frames), given)
+  return video_network(case.model, trees)(x_t, t, Conditions((text,), (), concat))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,6 +1,6 @@
 """The benchmark's two tasks in PyTorch; as a command, their memory in a process without JAX.
 
-  python -m benchmarks.with_torch training < problem.json
+python -m benchmarks.with_torch training < problem.json
 """
 
 import json
@@ -71,7 +71,9 @@ class Training:
   def loss(self, t: Tensor, eps: Tensor) -> Tensor:
     """Mean squared error to v at the steps t [B], with the noise eps."""
     x_0 = self.latents
-    alpha, sigma = (table[t].reshape(-1, 1, 1, 1, 1) for table in (self.model.alpha, self.model.sigma))
+    alpha, sigma = (
+      table[t].reshape(-1, 1, 1, 1, 1) for table in (self.model.alpha, self.model.sigma)
+    )
     concat = known(x_0[:, :1], self.problem.num_frames)
     concat = torch.where(self.dropped.reshape(-1, 1, 1, 1, 1), 0.0, concat)
     output = self.model(alpha * x_0 + sigma * eps, t, self.text, concat)

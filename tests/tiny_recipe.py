@@ -78,3 +78,14 @@ def one_device():
     patch.setattr(loop, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
     patch.setattr(jax, "device_count", lambda: 1)
     yield
+
+
+def refusal(main, words, capsys):
+  """The one line with which a command refuses bad input; fails where there is more, or less."""
+  capsys.readouterr()
+  with pytest.raises(SystemExit) as ended:
+    main([str(word) for word in words])
+  out, line = capsys.readouterr()
+  assert ended.value.code == 2, line
+  assert line.count("\n") == 1, line
+  return line

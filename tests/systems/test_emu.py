@@ -1,0 +1,113 @@
+"""Laws of the adversarial autoencoder's objective."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emu_jax.models.autoencoder import Autoencoder, sample_posterior
+from emu_jax.models.discriminator import (
+  PatchDiscriminator,
+  PatchDiscriminatorConfig,
+  hinge_discriminator,
+)
+from emu_jax.systems.emu import (
+  AutoencoderObjective,
+  adaptive_weight,
+  autoencoder_loss,
+  init_autoencoder,
+  reconstruction_error,
+)
+from tests.tiny import MODEL
+
+CONFIG = MODEL.image.autoencoder
+OBJECTIVE = AutoencoderObjective(
+  adversarial_start=10,
+  discriminator=PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4),
+)
+ALONE = dataclasses.replace(OBJECTIVE, adversarial_weight=0.0)
+
+
+@pytest.fixture(scope="module")
+def case():
+  init = jax.jit(partial(init_autoencoder, CONFIG, OBJECTIVE, 16))
+  frames = jax.random.uniform(jax.random.key(1), (2, 1, 16, 16, 3), minval=-1)
+  return init(jax.random.key(0)), frames
+
+
+@pytest.fixture(scope="module")
+def gradients(case):
+  """Gradients of the summed losses: of both trees, before and after the adversaries begin."""
+  trees, frames = case
+
+  @partial(jax.jit, static_argnums=0)
+  def gradient(objective, step):
+    total = lambda t: autoencoder_loss(CONFIG, objective, t, frames, jax.random.key(2), step)[
+      0
+    ].sum()
+    return jax.grad(total)(trees)
+
+  steps = {"before": jnp.array(9), "after": jnp.array(10)}
+  found = {name: gradient(OBJECTIVE, step) for name, step in steps.items()}
+  return found | {"alone": gradient(ALONE, steps["after"])}
+
+
+def assert_close(a, b):
+  # Sums of some 10^4 float32 terms in another order.
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-6), a, b)
+
+
+def largest(tree):
+  return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+
+
+def test_before_its_start_no_adversary_changes_anything(gradients):
+  assert largest(gradients["before"]["discriminator"]) == 0
+  assert_close(gradients["before"]["autoencoder"], gradients["alone"]["autoencoder"])
+
+
+def test_from_its_start_on_the_adversary_moves_the_autoencoder(gradients):
+  a, b = (gradients[name]["autoencoder"] for name in ("after", "alone"))
+  assert max(jax.tree.leaves(jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), a, b))) > 1e-4
+
+
+def test_the_discriminator_learns_from_its_own_loss_alone(case, gradients):
+  """Its gradient in the sum of all losses is that of the hinge loss: the generator adds nothing."""
+  trees, frames = case
+
+  def decode(trees):
+    net = Autoencoder(CONFIG)
+    mean, log_var = net.apply({"params": trees["autoencoder"]}, frames, method="encode")
+    z = sample_posterior(mean, log_var, jax.random.key(2))
+    return net.apply({"params": trees["autoencoder"]}, z, method="decode")
+
+  decoded = jax.jit(decode)(trees)
+  critic = PatchDiscriminator(OBJECTIVE.discriminator)
+
+  def hinge(params):
+    real, fake = (critic.apply({"params": params}, x) for x in (frames, decoded))
+    return hinge_discriminator(real, fake).sum()
+
+  expected = jax.jit(jax.grad(hinge))(trees["discriminator"])
+  assert largest(expected) > 1e-3
+  assert_close(gradients["after"]["discriminator"], expected)
+
+
+def test_the_adaptive_weight_makes_both_gradients_equally_long(key):
+  frames, decoded = jax.random.normal(key, (2, 3, 1, 4, 4, 3))
+  error = lambda x: reconstruction_error(x, frames, 2.0)
+  adversary = lambda x: 0.01 * jnp.sin(x).sum(axis=(1, 2, 3, 4))
+  weight = adaptive_weight(decoded, error, adversary)
+  length = lambda f: jnp.sqrt(
+    jnp.square(jax.grad(lambda x: f(x).sum())(decoded)).sum(axis=(1, 2, 3, 4))
+  )
+  # 1e-6 in the denominator against a gradient of 0.01 * sqrt(24).
+  np.testing.assert_allclose(weight * length(adversary), length(error), rtol=1e-4)
+
+
+def test_the_reconstruction_error_is_the_sum_of_its_two_parts():
+  decoded, frames = jnp.full((1, 1, 2, 2, 3), 0.5), jnp.zeros((1, 1, 2, 2, 3))
+  np.testing.assert_allclose(reconstruction_error(decoded, frames, 2.0), 0.5 + 2 * 0.25)

@@ -1,0 +1,479 @@
+"""The command emu-train, as a user gives it: what it makes, and what it says to bad input."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from emu_jax.run import latest_step, load_ema
+from tests import tiny_recipe
+from tests.data.video_files import write_numbered, write_video
+from train import command
+from train.config import load_stages
+
+STAGES = ("autoencoder", "image", "video", "interpolation", "extension")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  return tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture(scope="module")
+def runs(base):
+  return tiny_recipe.trained(base)
+
+
+@pytest.fixture
+def run(base):
+  """Gives `emu-train run` of the tiny recipe, on one device."""
+
+  def run(*words):
+    with tiny_recipe.one_device():
+      command.main(["run", "--config", str(tiny_recipe.config(base)), *map(str, words)])
+
+  return run
+
+
+@pytest.fixture
+def refused(base, capsys):
+  """The line with which `emu-train run` of the tiny recipe ends."""
+
+  def refused(*words, config=None):
+    tiny_recipe.shapes(base)  # what it prints is no part of the test
+    with tiny_recipe.one_device():
+      words = ["run", "--config", config or tiny_recipe.config(base), *words]
+      return tiny_recipe.refusal(command.main, words, capsys)
+
+  return refused
+
+
+# What a recipe leaves.
+
+
+def test_a_recipe_leaves_a_run_of_each_stage(runs):
+  assert {folder.name for folder in runs.iterdir()} == set(STAGES)
+  for stage in STAGES:
+    assert latest_step(runs / stage) == 2
+    lines = [json.loads(line) for line in (runs / stage / "metrics.jsonl").read_text().splitlines()]
+    values = {name for line in lines for name in line}
+    assert {"train/loss", "validation/loss", "time/clips_per_s", "time/data_wait"} <= values
+    assert not list((runs / stage).glob("*part*"))
+
+
+def test_each_stage_begins_with_the_run_before_it(runs):
+  for before, stage in zip(STAGES, STAGES[1:], strict=False):
+    config = json.loads((runs / stage / "config.json").read_text())
+    assert config["init_from"] == str(runs / before)
+
+
+def test_tokenizers_are_learned_once_and_handed_on(runs):
+  assert not (runs / "autoencoder" / "tokenizers").exists()
+  for encoder in ("0", "1"):
+    files = [runs / s / "tokenizers" / encoder / "tokenizer.json" for s in STAGES[1:]]
+    assert len({file.read_bytes() for file in files}) == 1
+
+
+def test_what_is_complete_is_not_trained_again(runs, run, capsys):
+  before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
+  run("--out", runs)
+  out, err = capsys.readouterr()
+  assert out.count("complete at step 2, not trained again") == len(STAGES)
+  assert not err
+  assert {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()} == before
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(runs, run, tmp_path, capsys):
+  run("--out", tmp_path, "--stage", "autoencoder", "--loop.num_steps", "1")
+  assert latest_step(tmp_path / "autoencoder") == 1
+  capsys.readouterr()
+  run("--out", tmp_path, "--stage", "autoencoder")
+  assert "continuing from step 1" in capsys.readouterr().err
+  resumed, whole = (load_ema(folder / "autoencoder")[1] for folder in (tmp_path, runs))
+  jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+def test_a_stage_that_was_stopped_stops_the_recipe(run, tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(command, "train_stage", lambda e, folder: asked.append(e.stage))
+  run("--out", tmp_path)
+  assert asked == ["autoencoder"]
+
+
+def test_fields_reach_the_run_and_its_config(run, tmp_path):
+  words = ["--loop.num_steps", "1", "--optim.peak-lr", "0.003", "--loop.sample_every=0"]
+  run("--out", tmp_path, "--stage", "autoencoder", *words)
+  config = json.loads((tmp_path / "autoencoder" / "config.json").read_text())
+  assert config["optim"]["peak_lr"] == 0.003
+  assert config["loop"]["sample_every"] == 0
+  assert not (tmp_path / "autoencoder" / "samples").exists()
+
+
+def test_init_from_is_for_the_first_of_the_chosen_stages(base, runs):
+  arguments = command.Run(tiny_recipe.config(base), stage=("video", "interpolation"))
+  stages = load_stages(str(arguments.config))
+  words = ["--init_from", str(runs / "image")]
+  planned = command.plan(arguments, stages, base / "elsewhere", words)
+  assert [experiment.init_from for experiment, _ in planned] == [
+    str(runs / "image"), str(base / "elsewhere" / "video")
+  ]  # fmt: skip
+
+
+def test_validation_is_the_same_at_every_call(run, tmp_path):
+  """At a rate of 0 nothing else could change the loss either."""
+  words = ["--optim.peak_lr", "0", "--loop.validate_every", "1", "--loop.sample_every", "0"]
+  run("--out", tmp_path, "--stage", "autoencoder", *words)
+  lines = map(json.loads, (tmp_path / "autoencoder/metrics.jsonl").read_text().splitlines())
+  losses = [line["validation/loss"] for line in lines if "validation/loss" in line]
+  assert len(losses) == 2
+  assert losses[0] == losses[1]
+
+
+def test_latents_are_measured_on_data_that_is_then_trained_on(base):
+  experiment = next(e for e in load_stages(str(tiny_recipe.config(base))) if e.stage == "image")
+
+  def data():
+    sources = command.opened(experiment, "train")
+    return command.batches(sources, **command.data_options(experiment, ()))
+
+  first, again = data(), data()
+  some = command.statistics_batch(experiment, {}, first)["frames"]
+  assert some.shape == (command.STATISTICS_EXAMPLES, 1, 16, 16, 3)
+  np.testing.assert_array_equal(next(first)["frames"], next(again)["frames"])
+  assert command.statistics_batch(experiment, {"latents": {}}, first) == {}
+
+
+def test_the_users_own_tokenizers_are_kept_with_the_run(base, tmp_path):
+  experiment = next(e for e in load_stages(str(tiny_recipe.config(base))) if e.stage == "image")
+  named = [train_tokenizer(["red circle"], tmp_path / f"{i}.json", 270) for i in range(2)]
+  experiment = dataclasses.replace(experiment, tokenizers=tuple(map(str, named)))
+  (tmp_path / "run").mkdir()
+  kept = command.stage_tokenizers(experiment, tmp_path / "run", [])
+  assert [t.max_length for t in kept] == [12, 10]
+  text = ["a red circle"]
+  expected = load_tokenizer(named[0], 12).encode(text)
+  assert kept[0].encode(text) == expected
+  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["tokenizers"]
+
+
+def test_training_that_diverges_says_so_in_one_line(run, tmp_path, capsys):
+  words = ["--optim.peak_lr", "1e30", "--loop.num_steps", "9", "--loop.validate_every", "0"]
+  with pytest.raises(SystemExit) as ended:
+    run("--out", tmp_path, "--stage", "autoencoder", *words, "--loop.sample_every", "0")
+  assert ended.value.code == 1
+  assert re.match(r"emu-train: error: train: .* not finite at step \d",
+                  capsys.readouterr().err.splitlines()[-1])  # fmt: skip
+
+
+def test_fields_are_listed_with_their_values_and_meanings(base, capsys):
+  with pytest.raises(SystemExit) as ended:
+    command.main(["run", "--config", str(tiny_recipe.config(base)), "--fields"])
+  assert not ended.value.code
+  out = capsys.readouterr().out
+  assert "--loop.num-steps" in out
+  assert "--model.image.text.0.width" in out
+
+
+@pytest.mark.parametrize("words", [[], ["run"], ["prepare"]])
+def test_help_has_a_text_for_every_option(words, capsys):
+  with pytest.raises(SystemExit) as ended:
+    command.main([*words, "--help"])
+  assert not ended.value.code
+  out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+  for option in re.findall(r"--[a-z-]+ (?:PATH|INT|FLOAT)", out):
+    assert not re.search(re.escape(option) + r" \((default|required)", out), option
+
+
+# Packing.
+
+
+def metadata(folder, rows, name="metadata.jsonl"):
+  folder.mkdir(exist_ok=True)
+  (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return folder
+
+
+def clips(folder, *names):
+  """A folder with a good clip of 12 frames and whatever other files the test has put there."""
+  metadata(folder, [{"file_name": name, "text": f"clip {name}"} for name in ("good.mp4", *names)])
+  write_numbered(folder / "good.mp4", 12)
+  return folder
+
+
+def pack(source, out, *words):
+  words = ["--size", "16", "--validation-fraction", "0", "--workers", "1", *words]
+  command.main(["prepare", str(source), "--out", str(out), *words])
+
+
+def test_packing_says_what_was_packed_and_what_was_left_out_and_why(tmp_path, capsys):
+  folder = clips(tmp_path / "clips", "missing.mp4", "text.mp4", "empty.mp4", "cut.mp4")
+  (folder / "text.mp4").write_text("no video")
+  write_video(folder / "empty.mp4", [])
+  whole = write_numbered(tmp_path / "whole.mp4", 40).read_bytes()
+  (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+  pack(folder, tmp_path / "out")
+  out, err = capsys.readouterr()
+  assert not err  # no bar where there is no terminal
+  lines = out.splitlines()
+  assert lines[0] == f"{tmp_path}/out: 1 of 5 clips packed as 1 train records of 16x16 pixels"
+  skipped = {line.split()[1].rstrip(":"): line for line in lines if line.startswith("  skipped")}
+  assert set(skipped) == {"missing.mp4", "text.mp4", "empty.mp4", "cut.mp4"}
+  assert "is missing" in skipped["missing.mp4"]
+  assert re.fullmatch(r"done in \d+\.\d s", lines[-1])
+
+  pack(folder, tmp_path / "out")
+  assert "was there already" in capsys.readouterr().out
+
+
+def test_packing_names_only_the_first_of_many_skipped_clips(tmp_path, capsys):
+  pack(clips(tmp_path / "clips", *(f"{i}.mp4" for i in range(30))), tmp_path / "out")
+  out = capsys.readouterr().out
+  assert out.count("skipped") == command.SHOWN
+  assert f"and 20 more; {tmp_path}/out/report.json names them all" in out
+
+
+def test_drawing_says_what_was_drawn(tmp_path, capsys):
+  words = ["--size", "16", "--num-images", "2", "--num-clips", "1"]
+  command.main(["prepare", "shapes", "--out", str(tmp_path / "shapes"), *words])
+  out, err = capsys.readouterr()
+  assert not err
+  assert f"{tmp_path}/shapes/images: 2 train, 1 validation, 1 test records of 16x16" in out
+
+
+def bad_folder(tmp_path, kind):
+  """A folder that cannot be packed."""
+  folder = tmp_path / "clips"
+  if kind == "missing folder":
+    return folder
+  folder.mkdir()
+  if kind == "empty folder":
+    return folder
+  if kind == "no metadata":
+    write_numbered(folder / "a.mp4", 12)
+    return folder
+  row = {"file_name": "a.mp4", "text": "a clip"}
+  if kind == "no text column":
+    return metadata(folder, [{"file_name": "a.mp4", "caption": "a clip"}])
+  if kind == "no file_name column":
+    (folder / "metadata.csv").write_text("file,text\na.mp4,a clip\n")
+    return folder
+  if kind == "broken json":
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.mp4", \n')
+    return folder
+  if kind == "no clips":
+    (folder / "metadata.csv").write_text("file_name,text\n")
+    return folder
+  metadata(folder, [row])
+  if kind == "missing clip":
+    return folder
+  if kind == "text file":
+    (folder / "a.mp4").write_text("no video")
+  if kind == "zero frames":
+    write_video(folder / "a.mp4", [])
+  if kind == "empty file":
+    (folder / "a.mp4").touch()
+  if kind == "truncated":
+    whole = write_numbered(tmp_path / "whole.mp4", 40).read_bytes()
+    (folder / "a.mp4").write_bytes(whole[: len(whole) // 2])
+  return folder
+
+
+@pytest.mark.parametrize(
+  ("kind", "says"),
+  [
+    ("missing folder", "clips is not a folder; name the folder that holds the clips"),
+    ("empty folder", "clips is empty; put clips and a metadata.jsonl in it"),
+    ("no metadata", "holds no metadata.jsonl or metadata.csv; keep one file"),
+    ("no text column", "line 1 has no text in the column 'text', its columns are"),
+    ("no file_name column", "line 2 has no text in the column 'file_name'"),
+    ("broken json", "metadata.jsonl line 1 is not a JSON object"),
+    ("no clips", "metadata.csv holds 0 clips; write a line for each"),
+    ("missing clip", "names 1 clips and none exists, the first being 'a.mp4'"),
+    ("text file", "a.mp4 cannot be read as video"),
+    ("zero frames", "a.mp4"),
+    ("empty file", "a.mp4 cannot be read as video"),
+    ("truncated", "a.mp4"),
+  ],
+)
+def test_a_folder_that_cannot_be_packed(kind, says, tmp_path, capsys):
+  words = ["prepare", bad_folder(tmp_path, kind), "--out", tmp_path / "out", "--workers", "1"]
+  line = tiny_recipe.refusal(command.main, words, capsys)
+  assert line.startswith("emu-train: error: prepare: ")
+  assert says in line
+  assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize(
+  ("words", "says"),
+  [
+    ("--size 4", "size=4 is below 8; raise it"),
+    ("--workers 0", "workers=0 1 or more"),
+    ("--seed -1", "seed=-1 must be 0 or more"),
+    ("--fps nan", "fps=nan is not a number"),
+    ("--fps -1", "fps=-1.0 is below 0"),
+    ("--max-seconds inf", "max_seconds=inf is not a number"),
+    ("--max-seconds 0", "max_seconds=0.0 is below 0.1"),
+    ("--validation-fraction 1.5", "validation_fraction=1.5 is not in [0, 1); try 0.05"),
+    ("--nonsense 3", "--nonsense is not an option; see"),
+  ],
+)
+def test_packing_with_a_number_out_of_range(words, says, tmp_path, capsys):
+  folder = clips(tmp_path / "clips")
+  words = ["prepare", folder, "--out", tmp_path / "out", *words.split()]
+  assert says in tiny_recipe.refusal(command.main, words, capsys)
+  assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize(
+  ("words", "says"),
+  [("--num-clips 0", "num_clips=0"), ("--size 8", "size=8"), ("--seed -5", "seed=-5")],
+)
+def test_drawing_with_a_number_out_of_range(words, says, tmp_path, capsys):
+  words = ["prepare", "shapes", "--out", tmp_path / "out", *words.split()]
+  assert says in tiny_recipe.refusal(command.main, words, capsys)
+  assert not list(tmp_path.glob("*out*"))
+
+
+def test_packing_where_something_is_in_the_way(tmp_path, capsys):
+  folder = clips(tmp_path / "clips")
+  (tmp_path / "file").write_text("mine")
+  (tmp_path / "full").mkdir()
+  (tmp_path / "full" / "notes").write_text("mine")
+  pack(folder, tmp_path / "packed")
+  for out, words, says in (
+    ("file", (), "exists and was not made by prepare; name a new or an empty folder"),
+    ("full", (), "exists and was not made by prepare"),
+    ("file/below", (), "cannot be written (Not a directory)"),
+    ("packed", ("--size", "24"), "was prepared from other arguments (size=16 there, 24 asked"),
+  ):
+    words = ["prepare", folder, "--out", tmp_path / out, *words]
+    assert says in tiny_recipe.refusal(command.main, words, capsys)
+  assert (tmp_path / "file").read_text() == (tmp_path / "full" / "notes").read_text() == "mine"
+
+
+# Training.
+
+
+@pytest.mark.parametrize(
+  ("text", "says"),
+  [
+    (None, "there is no such file; see configs/"),
+    ("STAGES = (", "config"),
+    ("MODEL = 3", "defines no STAGES"),
+    ("STAGES = (1, 2)", "defines no STAGES"),
+    ("from train.config import DataConfig\nDataConfig(batchsize=3)", "'batchsize'"),
+    ("from train.loop import LoopConfig\nLoopConfig(num_steps=0)", "num_steps=0 is below 1"),
+    ("from emu_jax.diffusion.schedule import Schedule\nSchedule(zero_terminal_snr=True)",
+     "prediction='epsilon' with zero_terminal_snr=True"),
+    ("import no_such_module", "no_such_module"),
+  ],
+)  # fmt: skip
+def test_a_config_file_that_cannot_be_used(text, says, refused, tmp_path):
+  file = tmp_path / "config.py"
+  if text is not None:
+    file.write_text(text)
+  line = refused("--out", tmp_path / "runs", config=file)
+  assert str(file) in line
+  assert says in line
+  assert not (tmp_path / "runs").exists()
+
+
+def test_a_config_file_that_is_not_python(refused, tmp_path):
+  (tmp_path / "config.yaml").write_text("stages: []")
+  assert "not a Python file; give one that ends in .py" in refused(config=tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+  ("words", "says"),
+  [
+    ("--loop.steps 3", "--loop.steps: LoopConfig has no field 'steps'; it has num_steps"),
+    ("--loop.num_steps 0", "num_steps=0 is below 1; give 1 or more"),
+    ("--loop.num_steps few", "--loop.num_steps: 'few' is not of type int"),
+    ("--model.image.size 20", "size=20 pixels must be a multiple of 8"),
+    ("--model.schedule.prediction epsilon", "prediction='epsilon' with zero_terminal_snr=True"),
+    ("--model.image.unet.context_dims 8 8", "context_dims=(8, 8) must be the widths (8, 12)"),
+    ("--sampling.num_steps 0", "num_steps=0"),
+    ("--data.drop_text 2", "drop_text=2.0"),
+    ("--data.batch_size 0", "--data.batch_size 0"),
+    ("--optim.accumulate 3", "batch_size=4 must be a multiple of optim.accumulate=3"),
+    ("--optim.peak_lr nan", "nan is not a finite number"),
+    ("--model.fps -1", "fps=-1.0 must both be positive"),
+    ("--model.num_frames 0", "clip of 0 frames"),
+    ("--stage movie", "has no such stage; choose of autoencoder, image, video, interpolation"),
+    ("--stage video", "which holds no checkpoint; train that stage first"),
+    ("--stage video --init_from nowhere", "begins with the run nowhere, which holds no checkpoint"),
+    ("--data.sources", "--data.sources: no clips given; pack some with `emu-train prepare`"),
+    ("--data.sources nowhere", "nowhere holds no prepared records; prepare it with"),
+    ("--tokenizers one", "--tokenizers: 1 given for 2 text encoders; give one each"),
+    ("--tokenizers one two", "one does not exist; give a folder or file with"),
+    ("--model.fps 16", "gives 37 frames at 64 fps without repeating any"),
+    ("--data.batch_size 8", "have 4 usable validation records, fewer than a batch; lower it"),
+    ("stray", "'stray' belongs to no option"),
+  ],
+)
+def test_training_that_cannot_begin(words, says, refused, tmp_path):
+  """Also where only a later stage is wrong: nothing trains before everything is known to fit."""
+  assert says in refused("--out", tmp_path / "runs", *words.split())
+  assert not (tmp_path / "runs").exists()
+
+
+def test_data_of_another_size_and_data_without_validation(base, refused, tmp_path, capsys):
+  pack(clips(tmp_path / "clips"), tmp_path / "packed")
+  line = refused("--out", tmp_path / "runs", "--data.sources", tmp_path / "packed")
+  assert "has no split 'validation'; it has train" in line
+  larger = tmp_path / "larger"
+  pack(clips(tmp_path / "clips"), larger, "--size", "24")
+  line = refused("--out", tmp_path / "runs", "--data.sources", larger)
+  assert f"--data.sources {larger}: was prepared at 24 pixels, the model works at 16" in line
+  line = refused("--out", tmp_path / "runs", "--data.sources", tiny_recipe.shapes(base))
+  assert "name one of ['images', 'videos'] in it" in line
+  assert not (tmp_path / "runs").exists()
+
+
+def test_a_batch_that_does_not_split_over_the_devices(base, tmp_path, capsys):
+  words = ["run", "--config", tiny_recipe.config(base), "--out", tmp_path / "runs"]
+  line = tiny_recipe.refusal(command.main, words, capsys)
+  assert "--data.batch_size 4: does not split over 8 devices; choose a multiple of 8" in line
+  assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_of_another_config_is_not_touched(runs, refused):
+  before = (runs / "autoencoder" / "config.json").read_bytes()
+  words = ["--out", runs, "--stage", "autoencoder", "--loop.num_steps", "4"]
+  line = refused(*words, "--optim.peak_lr", "0.5")
+  assert "holds a run of another config: optim.peak_lr is 0.01 there and 0.5 here" in line
+  assert (runs / "autoencoder" / "config.json").read_bytes() == before
+
+
+def test_a_run_to_begin_with_of_another_model(runs, refused, tmp_path):
+  words = ["--out", tmp_path / "runs", "--stage", "image", "--init_from", runs / "autoencoder"]
+  line = refused(*words, "--model.image.autoencoder.channels", "12")
+  assert f"{runs}/autoencoder: holds the weights of another config: autoencoder/" in line
+  line = refused(*words[:2], "--stage", "interpolation", "--init_from", runs / "image")
+  assert "stage 'interpolation' needs the trees ['temporal']" in line
+  assert not (tmp_path / "runs").exists()
+
+
+def test_runs_in_a_place_that_cannot_be_written(refused, tmp_path):
+  (tmp_path / "file").write_text("mine")
+  line = refused("--out", tmp_path / "file" / "runs")
+  assert "cannot be written" in line
+  assert "choose another directory" in line
+
+
+def test_a_tokenizer_of_another_encoder(refused, tmp_path):
+  file = train_tokenizer([f"word{i} other{i}" for i in range(300)], tmp_path / "large.json", 400)
+  line = refused("--out", tmp_path / "runs", "--tokenizers", file, file)
+  assert f"{file}: has 400 tokens, its text encoder vocab_size=300" in line
+  assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("words", [["run"], ["prepare", "folder"], ["train"], ["run", "--stages"]])
+def test_a_command_that_is_not_understood_ends_with_code_2(words, capsys):
+  with pytest.raises(SystemExit) as ended:
+    command.main(words)
+  assert ended.value.code == 2

@@ -1,0 +1,236 @@
+"""Each stage of Emu Video trains what it should, and leaves everything else as it was, bit for bit.
+
+The runs are those of two steps a stage that `tests.tiny_recipe` makes by the command itself.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from emu_jax.errors import InputError
+from emu_jax.pipeline import Request, generate, load_pipeline
+from emu_jax.run import load_ema, stored_metadata
+from emu_jax.sharding import make_mesh, replicated
+from emu_jax.systems.latent import Sampling, encode_frames
+from tests import tiny_recipe
+from train.config import load_stages
+from train.stages import NEEDS, TREE, build, check_inherited, initial_trees, pixels
+from train.state import abstract_state, initial_state, leaf_names
+
+STAGES = ("autoencoder", "image", "video", "interpolation", "extension")
+TRAINED = {
+  "autoencoder": {"autoencoder", "discriminator"},
+  "image": {"spatial", "text"},
+  "video": {"temporal"},
+  "interpolation": {"interpolation"},
+  "extension": {"extension"},
+}
+# What each stage finds and leaves as it is; the discriminator is of no use after its own stage.
+FROZEN = {
+  "autoencoder": set(),
+  "image": {"autoencoder", "latents"},
+  "video": {"autoencoder", "latents", "text", "spatial"},
+  "interpolation": {"autoencoder", "latents", "text", "spatial", "temporal"},
+  "extension": {"autoencoder", "latents", "text", "spatial", "temporal", "interpolation"},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  return tiny_recipe.trained(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def saved(runs):
+  """The trees of a stage's run, read once."""
+  return functools.cache(lambda stage: load_ema(runs / stage)[1])
+
+
+@pytest.fixture(scope="module")
+def experiments(tmp_path_factory):
+  stages = load_stages(str(tiny_recipe.config(tmp_path_factory.getbasetemp())))
+  return {experiment.stage: experiment for experiment in stages}
+
+
+def assert_identical(a, b):
+  assert leaf_names(a) == leaf_names(b)
+  for name, x, y in zip(leaf_names(a), jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=name)
+
+
+def stored(runs, stage, part):
+  """Names of the arrays in a part of a run's checkpoint."""
+  return leaf_names(stored_metadata(runs / stage / "checkpoints" / "2" / part))
+
+
+def empty_prompt(experiment):
+  lengths = [encoder.max_length for encoder in experiment.model.image.text]
+  tokens = tuple(np.zeros((1, length), np.int32) for length in lengths)
+  return tokens, tuple(np.ones((1, length), bool) for length in lengths)
+
+
+def some_frames(seed=0, num=64):
+  """Frames whose channels differ in mean and spread, as real ones' do."""
+  noise = np.random.default_rng(seed).normal(size=(num, 1, 4, 4, 3)).repeat(4, 2).repeat(4, 3)
+  values = 128 + np.array([30, 0, -60]) + np.array([20, 40, 10]) * noise
+  return {"frames": jax.numpy.asarray(np.clip(values, 0, 255).astype(np.uint8))}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_holds_what_it_trained_and_what_it_found(runs, saved, stage):
+  assert set(saved(stage)) == FROZEN[stage] | TRAINED[stage]
+  frozen = runs / stage / "frozen"
+  found = leaf_names(stored_metadata(frozen)) if frozen.is_dir() else ()
+  assert {name.split("/")[0] for name in found} == FROZEN[stage]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradient_optimiser_and_average_hold_what_trains_and_nothing_else(runs, stage):
+  """A frozen array has no slot in the state, so that no update could reach it."""
+  names = stored(runs, stage, "state")
+  params = [name.removeprefix("params/") for name in names if name.startswith("params/")]
+  assert {name.split("/")[0] for name in params} == TRAINED[stage]
+  for moment in ("/mu/", "/nu/"):
+    assert sorted(n.split(moment)[1] for n in names if moment in n) == sorted(params)
+  # Beside these there are only the step and the optimiser's counters.
+  counters = [
+    n for n in names if not n.startswith("params/") and "/mu/" not in n and "/nu/" not in n
+  ]
+  assert all(name == "step" or name.endswith("/count") for name in counters)
+  assert sorted(stored(runs, stage, "ema")) == sorted(params)
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_frozen_trees_are_bit_identical_to_those_of_the_stage_before(saved, stage):
+  before, after = saved(STAGES[STAGES.index(stage) - 1]), saved(stage)
+  for name in FROZEN[stage] & set(before):
+    assert_identical(after[name], before[name])
+  assert FROZEN[stage] - set(before) == ({"latents"} if stage == "image" else set())
+
+
+def test_the_image_model_draws_the_same_bytes_after_all_video_training(runs):
+  request = Request(frames=1, sampling=Sampling(num_steps=2))
+  drawn = [
+    generate(load_pipeline(runs / stage), ["a square"], request)[0]
+    for stage in ("image", "extension")
+  ]
+  np.testing.assert_array_equal(*drawn)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradients_reach_every_network_that_trains(runs, stage):
+  """Adam's first moment is a sum of gradients; two steps are enough to see past zero layers."""
+  moments = state_of(runs, stage)["opt_state"]
+  names = ["text/0", "text/1", "spatial"] if stage == "image" else sorted(TRAINED[stage])
+  for name in names:
+    mine = [bool(np.any(v != 0)) for n, v in moments.items() if f"/mu/{name}/" in n]
+    assert len(mine) > 5
+    assert np.mean(mine) > 0.8, name
+
+
+def state_of(runs, stage):
+  """A run's last state with its parts flat: {"opt_state": {"0/mu/…": array}, …}."""
+  folder = runs / stage / "checkpoints" / "2" / "state"
+  with ocp.StandardCheckpointer() as checkpointer:
+    state = checkpointer.restore(folder)
+  return {
+    name: dict(zip(leaf_names(part), map(np.asarray, jax.tree.leaves(part)), strict=True))
+    for name, part in state.items()
+  }
+
+
+def test_text_encoders_rest_without_train_text(saved, experiments):
+  without = dataclasses.replace(experiments["image"], train_text=False)
+  stage = build(without, saved("video"), {}, empty_prompt(without))
+  assert_identical(stage.frozen["text"], saved("video")["text"])
+  assert set(jax.eval_shape(stage.init, jax.random.key(0))) == {"spatial"}
+
+
+def begin_state(experiment, inherited):
+  stage = build(experiment, inherited, some_frames(), empty_prompt(experiment))
+  sharding = replicated(make_mesh(jax.devices()[:1]))
+  initial = initial_trees(experiment, inherited)
+  return initial_state(stage, experiment.optim, jax.random.key(0), sharding, initial)
+
+
+@pytest.mark.parametrize("stage", ["interpolation", "extension"])
+def test_the_other_temporal_trees_begin_exactly_at_that_of_the_video_model(
+  saved, experiments, stage
+):
+  inherited = saved("video")
+  begun = begin_state(experiments[stage], inherited)
+  assert_identical(begun.params[TREE[stage]], inherited["temporal"])
+  assert_identical(begun.ema[TREE[stage]], inherited["temporal"])
+
+
+def test_a_stage_begins_at_its_own_tree_where_the_run_before_had_trained_it(saved, experiments):
+  inherited = saved("extension")
+  for stage in ("interpolation", "extension"):
+    assert_identical(initial_trees(experiments[stage], inherited)[stage], inherited[stage])
+  for stage in ("autoencoder", "image", "video"):
+    trees = initial_trees(experiments[stage], inherited)
+    assert set(trees) == TRAINED[stage] - {"discriminator"}
+    for name, tree in trees.items():
+      assert_identical(tree, inherited[name])
+
+
+def test_latents_have_mean_0_and_variance_1_in_each_channel(saved, experiments):
+  """z = (mean + std eps - shift) scale: the means' variance and the mean posterior variance add."""
+  inherited = saved("autoencoder")
+  experiment, some = experiments["image"], some_frames()
+  stage = build(experiment, inherited, some, empty_prompt(experiment))
+  config = experiment.model.image.autoencoder
+  encode = jax.jit(lambda key: encode_frames(config, stage.frozen, pixels(some), key))
+  means = encode_frames(config, stage.frozen, pixels(some))
+  draws = np.stack([encode(jax.random.key(i)) for i in range(16)])
+  n = means[..., 0].size
+  np.testing.assert_allclose(means.mean((0, 1, 2, 3)), 0, atol=1e-4)
+  # 16 draws of n values each: 5 standard errors of a variance of 1 are 5 sqrt(2 / 16 n), and the
+  # mean of the noise adds little to that of the means, which is 0.
+  tolerance = 5 * np.sqrt(2 / (16 * n))
+  np.testing.assert_allclose(draws.var((0, 1, 2, 3, 4)), 1, atol=tolerance)
+
+
+def test_latents_are_measured_once_and_then_handed_on(saved, experiments):
+  inherited = saved("image")
+  stage = build(experiments["video"], inherited, {}, empty_prompt(experiments["video"]))
+  assert_identical(stage.frozen["latents"], inherited["latents"])
+
+
+BUILT_ON = [(stage, name) for stage in STAGES for name in NEEDS[stage]] + [("image", "text")]
+
+
+@pytest.mark.parametrize(("stage", "missing"), BUILT_ON)
+def test_a_stage_is_refused_without_what_it_builds_on(experiments, stage, missing):
+  experiment = dataclasses.replace(experiments[stage], train_text=False, init_from="runs/before")
+  everything = {name: {} for name in ("autoencoder", "latents", "text", "spatial", "temporal")}
+  check_inherited(experiment, everything)
+  del everything[missing]
+  message = rf"stage '{stage}' needs the trees \['{missing}'\], .*'runs/before' does not hold"
+  with pytest.raises(InputError, match=message):
+    check_inherited(experiment, everything)
+
+
+def test_a_text_encoder_that_trains_need_not_be_inherited(experiments):
+  check_inherited(experiments["image"], {"autoencoder": {}})
+
+
+def test_no_stage_has_a_tree_that_both_trains_and_rests(saved, experiments):
+  everything = saved("extension")
+  sharding = replicated(make_mesh(jax.devices()[:1]))
+  for name, experiment in experiments.items():
+    stage = build(experiment, everything, some_frames(), empty_prompt(experiment))
+    state = abstract_state(stage, experiment.optim, jax.random.key(0), sharding)
+    assert set(state.params) == TRAINED[name]
+    assert not set(stage.frozen) & TRAINED[name]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_samples_are_left_to_look_at(runs, stage):
+  what = "reconstruction" if stage == "autoencoder" else stage
+  suffix = "mp4" if stage in TREE else "png"
+  assert [f.name for f in (runs / stage / "samples").iterdir()] == [f"00000002_{what}.{suffix}"]
