@@ -4,6 +4,9 @@ import statistics
 
 from benchmarks.agreement import LOSSES, TOLERANCE
 
+QUIET = 0.1  # of the machine, above which others' work shows in the times
+NOISY = " **That is too much: the times below are no measurement.**"
+
 
 def report(results: dict) -> str:
   """The whole page."""
@@ -18,8 +21,8 @@ def report(results: dict) -> str:
       "",
       f"`python -m benchmarks.torch_comparison{options}` on {m['date']} at commit {m['commit']}. "
       f"{m['processor']}, {m['cores']} cores for either side, {m['memory_GiB']} GiB; "
-      f"{m['system']}; {versions}; {m['dtype']}; load of the machine before the run "
-      f"{m['load_before']}.",
+      f"{m['system']}; {versions}; {m['dtype']}. Before the run others used "
+      f"{m['busy_before']:.0%} of the machine.{NOISY if m['busy_before'] > QUIET else ''}",
       "",
       results["configuration"],
       "",

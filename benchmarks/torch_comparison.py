@@ -33,7 +33,7 @@ from benchmarks.report import report
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "diffusers", "numpy")
 TASKS = ("training", "sampling")
-MODULES = {"emu_jax": "benchmarks.with_jax", "torch": "benchmarks.with_torch"}
+ALONE = "benchmarks.without_torch"  # followed by a module and its arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main() -> None:
     results["memory"] = memory(case, size, arguments.layout, threads)
     measure(results, case, arguments)
   say("a short run of the training loop")
-  results["loop"] = child("benchmarks.data_wait", size)
+  results["loop"] = child(ALONE, "benchmarks.data_wait", size)
 
   text = report(results)
   print(text)
@@ -169,19 +169,18 @@ def memory(case: with_jax.Case, size: str, layout: str, threads: int) -> dict:
   for task in TASKS:
     say(f"memory of {task}")
     problem = case.problem().to_json()
-    found[task] = {
-      "emu_jax": child(MODULES["emu_jax"], task, size, "1"),
-      "torch": child(MODULES["torch"], task, layout, str(threads), "1", given=problem),
-    }
+    ours = child(ALONE, "benchmarks.with_jax", task, size, "1")
+    theirs = child("benchmarks.with_torch", task, layout, str(threads), "1", given=problem)
+    found[task] = {"emu_jax": ours, "torch": theirs}
   return found
 
 
-def child(module: str, *arguments: str, given: str = "") -> dict:
-  """What a module of this benchmark prints as its last line, from a process of its own."""
-  command = [sys.executable, "-m", module, *arguments]
+def child(*words: str, given: str = "") -> dict:
+  """What modules of this benchmark print as their last line, from a process of their own."""
+  command = [sys.executable, "-m", *words]
   done = subprocess.run(command, input=given, capture_output=True, text=True, cwd=root())
   if done.returncode:
-    sys.exit(f"torch_comparison: {' '.join(command[1:])} failed\n{done.stderr[-4000:]}")
+    sys.exit(f"torch_comparison: {' '.join(words)} failed\n{done.stderr[-4000:]}")
   return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -196,11 +195,24 @@ def machine(threads: int) -> dict:
     "processor": model or platform.processor(),
     "cores": threads,
     "memory_GiB": round(pages / 2**30),
-    "load_before": round(os.getloadavg()[0], 2),
+    "busy_before": round(busy(), 2),
     "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     "dtype": "float32",
   }
+
+
+def busy(seconds: float = 2.0) -> float:
+  """Share of all cores' time that others use while this process sleeps."""
+
+  def read():
+    ticks = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    return sum(map(int, ticks)), int(ticks[3])  # all, idle
+
+  every, idle = read()
+  time.sleep(seconds)
+  every_after, idle_after = read()
+  return 1 - (idle_after - idle) / max(every_after - every, 1)
 
 
 def commit() -> str:

@@ -28,6 +28,7 @@ from emu_jax.pipeline import (
   interpolate,
   load_pipeline,
 )
+from emu_jax.systems.emu_video import Guidance
 from emu_jax.systems.latent import Sampling
 
 Prompt = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
@@ -59,15 +60,15 @@ class Options:
 
   def request(
     self,
-    pipeline: Pipeline,
+    own: Guidance,
     frames: int,
     picture_guidance: float | None = None,
     seam: str = "gapless",
   ) -> Request:
-    """The model's own guidance wherever no scale was given."""
+    """What to generate, with the model's own guidance wherever no scale was given."""
     given = {"image": self.image_guidance, "text": self.text_guidance, "picture": picture_guidance}
     given = {name: scale for name, scale in given.items() if scale is not None}
-    guidance = dataclasses.replace(pipeline.config.guidance, **given)
+    guidance = dataclasses.replace(own, **given)
     sampling = Sampling(solver=self.solver, num_steps=self.steps, rescale=self.rescale)
     return Request(frames, self.seed, self.negative, guidance, sampling, seam)
 
@@ -112,7 +113,7 @@ def sample(
   """
   with working() as say:
     pipeline = opened(options, out, enlarge, say)
-    request = options.request(pipeline, int(frames), picture_guidance, seam)
+    request = options.request(pipeline.config.guidance, int(frames), picture_guidance, seam)
     check_frames(pipeline, request.frames)
     picture = None if image is None else load_picture(image, pipeline.config.image.size)[None]
     videos, fps = generate(pipeline, [prompt], request, picture, say)
@@ -144,7 +145,7 @@ def interpolate_clip(
     pipeline.require("interpolation")
     config = pipeline.config
     given = load_clip(clip, ClipSpec(int(frames), config.fps), config.image.size)
-    request = options.request(pipeline, 37, seam=seam)
+    request = options.request(pipeline.config.guidance, 37, seam=seam)
     videos, fps = interpolate(pipeline, given[None], [prompt], request, say)
     write(out, videos[0], fps, enlarge, say)
 
@@ -169,7 +170,7 @@ def extend_clip(
     pipeline = opened(options, out, enlarge, say)
     pipeline.require("extension")
     given = whole_clip(clip, 16, pipeline.config.fps, pipeline.config.image.size)
-    request = options.request(pipeline, 16)
+    request = options.request(pipeline.config.guidance, 16)
     videos, fps = extend(pipeline, given[None], [prompt], request, say)
     write(out, videos[0], fps, enlarge, say)
 
@@ -205,7 +206,7 @@ def evaluate(
   if sheet is not None:
     media.check_output(sheet, (".png",))
   pipeline = load_pipeline(options.checkpoint)
-  request = options.request(pipeline, 8, picture_guidance)
+  request = options.request(pipeline.config.guidance, 8, picture_guidance)
   check_frames(pipeline, request.frames)
   found = measure(
     pipeline, request, num_prompts=num_prompts, batch_size=batch_size, split=split,
@@ -227,6 +228,7 @@ def opened(
 ) -> Pipeline:
   """What every sampling command begins with: cheap checks first, then the weights."""
   media.check_output(out)
+  options.request(Guidance(), 8)  # refuses its numbers
   if enlarge < 0:
     raise InputError(f"enlarge={enlarge} is negative; 0 = as far as is good to look at")
   say(f"loading {options.checkpoint}")

@@ -9,14 +9,14 @@ from emu_jax.errors import InputError
 
 @contextlib.contextmanager
 def errors(prog: str) -> Iterator[None]:
-  """Bad input ends the process in one line and exit code 2, an interruption in exit code 130.
+  """Bad input, or a system that refuses a file, ends in one line and exit code 2.
 
-  So does training that diverged, with exit code 1: its message says what to change.
+  Training that diverged ends in one line and exit code 1, an interruption in exit code 130.
   """
   try:
     yield
-  except (InputError, FloatingPointError) as error:
+  except (InputError, FloatingPointError, OSError) as error:
     print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-    raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+    raise SystemExit(1 if isinstance(error, FloatingPointError) else 2) from None
   except KeyboardInterrupt:
     raise SystemExit(130) from None

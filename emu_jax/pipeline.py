@@ -190,7 +190,7 @@ def load_pipeline(folder: str | pathlib.Path) -> Pipeline:
   """
   folder = furthest_stage(folder)
   values, trees = load_ema(folder)
-  if not isinstance(values, dict) or "model" not in values:
+  if "model" not in values:
     raise InputError(f"{folder}: config.json has no 'model'; give the folder of a run of emu-train")
   config = from_dict(values["model"], EmuVideoConfig, str(folder / "config.json"))
   check_trees(config, trees, str(folder))
@@ -220,37 +220,41 @@ def check_tokenizer(tokenizer: Tokenizer, encoder: TextConfig, path: str | pathl
 def check_trees(config: EmuVideoConfig, trees: Params, who: str) -> None:
   """Raises InputError, beginning with `who`, where a tree is not that of the config's network.
 
-  Names and shapes are compared, tree by tree; trees with names of other systems are let be.
+  Names and shapes are compared, tree by tree; trees that the config knows nothing of are let be.
   """
-  image = config.image
-  pixels = jnp.zeros((1, 1, image.size, image.size, 3))
-  z = jnp.zeros(image.autoencoder.z_channels)
-  temporal = functools.partial(init_temporal, config)
-  inits = {
-    "autoencoder": lambda key: Autoencoder(image.autoencoder).init(key, pixels)["params"],
-    "latents": lambda key: {"shift": z, "scale": z},
-    "text": functools.partial(init_text, image),
-    "spatial": functools.partial(init_spatial, image),
-    "temporal": temporal,
-    "interpolation": temporal,
-    "extension": temporal,
-  }
-  shapes = {}  # by function: three names share one
-  for name, init in inits.items():
-    if name not in trees:
-      continue
-    if init not in shapes:
-      shapes[init] = jax.eval_shape(init, jax.random.key(0))
-    got, want = (
-      {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-      for leaves in map(jax.tree_util.tree_leaves_with_path, (trees[name], shapes[init]))
-    )
+  for name in (name for name in MADE_BY if name in trees):
+    got, want = leaf_shapes(trees[name]), expected_shapes(config, name)
     for leaf in sorted(got.keys() | want.keys()):
       if got.get(leaf) != want.get(leaf):
         raise InputError(
           f"{who}: holds the weights of another config: {name}/{leaf} is {got.get(leaf, 'absent')} "
           f"there and {want.get(leaf, 'absent')} by the config; use the config that made them"
         )
+
+
+@functools.cache
+def expected_shapes(config: EmuVideoConfig, name: str) -> dict[str, tuple[int, ...]]:
+  """Shape of every leaf of the tree `name`, by its path."""
+  image = config.image
+  if name in ("interpolation", "extension"):
+    return expected_shapes(config, "temporal")
+  if name == "latents":
+    return dict.fromkeys(("shift", "scale"), (image.autoencoder.z_channels,))
+  pixels = jnp.zeros((1, 1, image.size, image.size, 3))
+  init = {
+    "autoencoder": lambda key: Autoencoder(image.autoencoder).init(key, pixels)["params"],
+    "text": functools.partial(init_text, image),
+    "spatial": functools.partial(init_spatial, image),
+    "temporal": functools.partial(init_temporal, config),
+  }[name]
+  return leaf_shapes(jax.eval_shape(init, jax.random.key(0)))
+
+
+def leaf_shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+  """Shape of every leaf by its path, such as `mid/conv/kernel`."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+  return {name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 @dataclasses.dataclass(frozen=True)

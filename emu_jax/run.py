@@ -55,11 +55,14 @@ def read_config(run_dir: pathlib.Path) -> dict | None:
   """config.json of a run; None where there is none."""
   path = pathlib.Path(run_dir) / "config.json"
   try:
-    return json.loads(path.read_text())
+    config = json.loads(path.read_text())
   except (FileNotFoundError, NotADirectoryError):
     return None
-  except json.JSONDecodeError as error:
+  except ValueError as error:  # of JSON and of its encoding
     raise InputError(f"{path} is not JSON ({error}); restore it or choose another run") from error
+  if not isinstance(config, dict):
+    raise InputError(f"{path} holds no JSON object; restore it or choose another run")
+  return config
 
 
 def complete(folder: pathlib.Path) -> bool:

@@ -163,7 +163,7 @@ def test_the_report_holds_every_number(figures):
   results = {
     "machine": {
       "date": "2000-01-01", "commit": "abc", "processor": "p", "cores": 2, "memory_GiB": 8,
-      "load_before": 0.1, "system": "s", "versions": {"jax": "1"}, "dtype": "float32",
+      "busy_before": 0.2, "system": "s", "versions": {"jax": "1"}, "dtype": "float32",
     },
     "arguments": {"rounds": 2, "threads": 0, "small": True, "layout": "contiguous"},
     "configuration": tiny().problem().describe(),
@@ -177,5 +177,13 @@ def test_the_report_holds_every_number(figures):
   }  # fmt: skip
   text = report(json.loads(json.dumps(results)))  # as it is read back
   # 1/4 and 3/6; 8 clips in the median of 1 and 3 seconds.
-  for part in ("0.375 (0.25 to 0.5)", "| 4 |", "77", "unknown", "12.5%", "--rounds 2 --small"):
+  for part in (
+    "0.375 (0.25 to 0.5)",
+    "| 4 |",
+    "77",
+    "unknown",
+    "12.5%",
+    "no measurement",
+    "--rounds 2 --small",
+  ):
     assert part in text

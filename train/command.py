@@ -23,7 +23,7 @@ from emu_jax.config import override, refused, to_dict
 from emu_jax.data.folder import Report, prepare_folder
 from emu_jax.data.pipeline import Source, batches, open_source, usable
 from emu_jax.data.shapes import prepare_shapes
-from emu_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from emu_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_file, train_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.pipeline import check_tokenizer, check_trees, load_tokenizers
 from emu_jax.run import latest_step, load_ema
@@ -348,8 +348,7 @@ def keep_tokenizer(
   """Leaves the tokenizer of text encoder `i` in a new folder."""
   inherited = pathlib.Path(experiment.init_from) / "tokenizers" / str(i)
   if experiment.tokenizers:
-    named = pathlib.Path(experiment.tokenizers[i])
-    shutil.copytree(named, target) if named.is_dir() else copy_file(named, target)
+    copy_tokenizer(pathlib.Path(experiment.tokenizers[i]), target)
   elif experiment.init_from and inherited.is_dir():
     shutil.copytree(inherited, target)
   else:
@@ -357,11 +356,12 @@ def keep_tokenizer(
     train_tokenizer(texts, target, experiment.model.image.text[i].vocab_size)
 
 
-def copy_file(file: pathlib.Path, target: pathlib.Path) -> None:
-  """A tokenizer's file into a new folder, with the merges that CLIP's vocabulary needs."""
+def copy_tokenizer(named: pathlib.Path, target: pathlib.Path) -> None:
+  """The files of a tokenizer into a new folder, and nothing else of what may lie beside them."""
+  file = tokenizer_file(named)
   target.mkdir()
-  names = (
-    ("vocab.json", "merges.txt") if file.name in ("vocab.json", "merges.txt") else (file.name,)
-  )
-  for name in names:
-    shutil.copy(file.with_name(name), target)
+  fixed = file.suffix == ".model" or file.name == "vocab.json"
+  shutil.copy(file, target / (file.name if fixed else "tokenizer.json"))
+  for name in ("merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
+    if file.with_name(name).is_file():
+      shutil.copy(file.with_name(name), target)

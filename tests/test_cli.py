@@ -1,0 +1,376 @@
+"""The command emu-jax, as a user gives it: the files it writes, and what it says to bad input."""
+
+import json
+import re
+import shutil
+
+import av
+import numpy as np
+import PIL.Image
+import pytest
+
+from emu_jax import cli
+from emu_jax.data.tokenizer import train_tokenizer
+from emu_jax.run import load_ema
+from tests import tiny_recipe
+from tests.data.video_files import numbered, numbers, write_numbered, write_video
+
+SHORT = ("--steps", "2")
+PROMPT = "a square"  # the tiny encoders take few tokens
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  return tiny_recipe.trained(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def emu(runs):
+  """Gives `emu-jax`, with the recipe's interpolation run (4 fps) unless told otherwise."""
+
+  def emu(*words):
+    words = [str(word) for word in words]
+    if "--checkpoint" not in words:
+      words += ["--checkpoint", str(runs / "interpolation")]
+    cli.main([*words, *(() if "--steps" in words else SHORT)])
+
+  return emu
+
+
+@pytest.fixture
+def refused(runs, capsys):
+  """The line with which `emu-jax` ends."""
+
+  def refused(*words):
+    words = [*words, *(() if "--steps" in words else SHORT)]
+    if "--checkpoint" not in words:
+      words += ["--checkpoint", runs / "interpolation"]
+    return tiny_recipe.refusal(cli.main, words, capsys)
+
+  return refused
+
+
+def read(file):
+  """Frames and rate of a video file."""
+  with av.open(str(file)) as container:
+    frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames), float(container.streams.video[0].average_rate)
+
+
+# What is written.
+
+
+def test_a_prompt_becomes_an_mp4_and_the_command_says_so(emu, tmp_path, capsys):
+  emu("sample", PROMPT, "--out", tmp_path / "a.mp4")
+  frames, fps = read(tmp_path / "a.mp4")
+  assert frames.shape == (8, 256, 256, 3)
+  assert fps == 4
+  out, err = capsys.readouterr()
+  assert not err  # nothing moves where there is no terminal
+  what, times = out.splitlines()
+  assert what == (
+    f"{tmp_path}/a.mp4: 8 frames at 4 a second (2 s) of 16x16 pixels, shown 16 times as large"
+  )
+  steps = ("loading", "text -> image", "image + text -> 8 frames", "latents -> pixels", "writing")
+  assert re.match(r"\d+\.\d s: " + r".* \d+\.\d s, ".join(map(re.escape, steps)), times)
+  assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_the_same_command_writes_the_same_bytes_and_another_seed_others(emu, tmp_path):
+  for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+    emu("sample", PROMPT, "--seed", seed, "--out", tmp_path / f"{name}.gif", "--enlarge", 1)
+  a, b, c = ((tmp_path / f"{name}.gif").read_bytes() for name in "abc")
+  assert a == b != c
+  assert read(tmp_path / "a.gif")[0].shape == (8, 16, 16, 3)
+
+
+def test_one_frame_is_a_picture_and_more_are_a_strip(emu, tmp_path):
+  emu("sample", PROMPT, "--frames", 1, "--out", tmp_path / "one.png", "--enlarge", 2)
+  assert PIL.Image.open(tmp_path / "one.png").size == (32, 32)
+  emu("sample", PROMPT, "--out", tmp_path / "strip.png", "--enlarge", 2)
+  assert PIL.Image.open(tmp_path / "strip.png").size == (8 * 32, 32)
+
+
+def test_the_users_picture_is_where_the_video_begins(emu, tmp_path):
+  PIL.Image.fromarray(numbered(20, 24, 40)).save(tmp_path / "own.jpg")
+  for name, words in (("a", ("--image", tmp_path / "own.jpg")), ("b", ())):
+    emu("sample", PROMPT, "--out", tmp_path / f"{name}.png", *words)
+  assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+def test_guidance_given_takes_the_place_of_the_models_own(emu, tmp_path):
+
+  def written(*words):
+    emu("sample", PROMPT, "--out", tmp_path / "a.png", "--enlarge", 1, *words)
+    return (tmp_path / "a.png").read_bytes()
+
+  own = written()
+  named = ("--text-guidance", 7.5, "--image-guidance", 2, "--picture-guidance", 7.5)
+  assert written(*named) == own  # what the config says
+  others = ("text-guidance", "image-guidance", "picture-guidance")
+  changed = {own, written("--negative", "blue"), *(written(f"--{name}", 1) for name in others)}
+  assert len(changed) == 5
+  ways = [(), ("--rescale", 0.7), ("--solver", "dpm++")]  # in 2 steps the solvers are one
+  assert len({written("--frames", 1, "--steps", 3, *words) for words in ways}) == 3
+
+
+def test_a_written_clip_is_interpolated(emu, tmp_path, capsys):
+  emu("sample", PROMPT, "--out", tmp_path / "a.mp4")
+  emu("interpolate", tmp_path / "a.mp4", "--prompt", PROMPT, "--out", tmp_path / "b.mp4")
+  frames, fps = read(tmp_path / "b.mp4")
+  assert frames.shape == (37, 256, 256, 3)
+  assert fps == 16
+  assert "8 -> 37 frames, part 1 of 1" in capsys.readouterr().out
+  write_numbered(tmp_path / "long.mp4", 16, fps=4)
+  emu("interpolate", tmp_path / "long.mp4", "--frames", 16, "--out", tmp_path / "c.gif")
+  assert len(read(tmp_path / "c.gif")[0]) == 65
+
+
+def test_37_frames_from_a_prompt(emu, tmp_path):
+  emu("sample", PROMPT, "--frames", 37, "--out", tmp_path / "a.webp", "--enlarge", 1)
+  assert PIL.Image.open(tmp_path / "a.webp").n_frames == 37
+
+
+def test_a_clip_is_continued_to_its_end_and_again(emu, runs, tmp_path):
+  """All of it is kept, 18 frames of 16 pixels here, and 16 more are made of its last 16."""
+  folder = ("--checkpoint", runs)  # of all the runs: the last stage's is taken, at 16 fps
+  write_numbered(tmp_path / "a.mp4", 18, fps=16)
+  emu("extend", tmp_path / "a.mp4", PROMPT, "--out", tmp_path / "b.mp4", *folder)
+  frames, fps = read(tmp_path / "b.mp4")
+  assert (len(frames), fps) == (34, 16)
+  emu("extend", tmp_path / "b.mp4", "red", "--out", tmp_path / "c.mp4", *folder)
+  longer = read(tmp_path / "c.mp4")[0]
+  assert len(longer) == 50
+  for kept in (frames, longer):
+    assert numbers(kept[:18]) == list(range(18))
+
+
+def test_a_folder_of_runs_stands_for_its_last_stage(runs, tmp_path):
+  assert str(cli.load_pipeline(runs).where) == str(runs / "extension")
+  shutil.copytree(runs / "image", tmp_path / "image")
+  assert str(cli.load_pipeline(tmp_path).where) == str(tmp_path / "image")
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+  ("words", "says"),
+  [
+    ("--out {}/a.avi", "the ending '.avi' is not known; use one of .mp4, .gif, .webp, .png"),
+    ("--out {}/a", "the ending '' is not known"),
+    ("--out {}/no/a.mp4", "there is no folder {}/no; create it or give another"),
+    ("--out {}/folder.mp4", "is a folder; give the name of a file"),
+    ("--out {}/file/a.mp4", "there is no folder {}/file"),
+    ("--out /proc/a.mp4", "/proc/a.mp4: cannot be written in folder /proc"),
+    ("--seed -1", "seed=-1 is not from 0 to 4294967295; give one that is"),
+    ("--seed 4294967296", "seed=4294967296 is not from 0"),
+    ("--steps 0", "num_steps=0"),
+    ("--steps 1001", "num_steps=1001"),
+    ("--text-guidance nan", "text guidance nan is not a number; give one, 1 = none"),
+    ("--image-guidance inf", "image guidance inf is not a number"),
+    ("--picture-guidance nan", "picture guidance nan is not a number"),
+    ("--rescale 2", "rescale=2.0 is not from 0 to 1; 0 = off"),
+    ("--enlarge -1", "enlarge=-1 is negative"),
+    ("--enlarge 9999", "enlarge=9999 makes 159984 pixels a side"),
+    ("--frames 16", "frames=16 needs a model trained on 16 frames, "),
+    ("--frames 65", "was trained on 8; choose 8 or 37"),
+    ("--image {}/none.png", "{}/none.png is missing; name an existing file"),
+    ("--image {}/file", "{}/file is no picture that Pillow can read"),
+    ("--image {}", "{} is a folder; name an existing file"),
+    ("--checkpoint {}/none", "{}/none holds no checkpoint; give the folder of a run"),
+    ("--checkpoint {}/empty", "{}/empty holds no checkpoint"),
+    ("--checkpoint {}/file", "{}/file holds no checkpoint"),
+  ],
+)
+def test_sampling_that_cannot_be(words, says, refused, tmp_path):
+  (tmp_path / "file").write_text("mine")
+  (tmp_path / "folder.mp4").mkdir()
+  (tmp_path / "empty").mkdir()
+  before = sorted(tmp_path.rglob("*"))
+  words = words.replace("{}", str(tmp_path)).split()
+  out = () if "--out" in words else ("--out", tmp_path / "out.mp4")
+  line = refused("sample", PROMPT, *words, *out)
+  assert line.startswith("emu-jax: error: ")
+  assert says.replace("{}", str(tmp_path)) in line
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("words", [("red " * 40,), ("red", "--negative", "blue " * 40)])
+def test_a_prompt_that_is_too_long(words, refused, tmp_path):
+  line = refused("sample", *words, "--out", tmp_path / "a.mp4")
+  assert re.search(r"the prompt '\w+ .*' has \d+ tokens, .* and the limit is 12; shorten it", line)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_that_is_not_unicode(refused, tmp_path):
+  line = refused("sample", "a \udcff square", "--out", tmp_path / "a.mp4")
+  assert "is not Unicode at character 2; give it in UTF-8" in line
+
+
+@pytest.mark.parametrize(("stage", "missing"), [("image", "temporal"), ("autoencoder", "latents")])
+def test_a_run_that_has_not_come_far_enough(stage, missing, runs, refused, tmp_path):
+  line = refused("sample", PROMPT, "--out", tmp_path / "a.mp4", "--checkpoint", runs / stage)
+  assert f"{runs}/{stage}: the model has no '{missing}' weights; train its" in line
+  line = refused("interpolate", tmp_path / "a.mp4", "--out", tmp_path / "b.mp4",
+                 "--checkpoint", runs / "video")  # fmt: skip
+  assert "no 'interpolation' weights; train its 'interpolation' stage" in line
+  line = refused("extend", tmp_path / "a.mp4", PROMPT, "--out", tmp_path / "b.mp4")
+  assert "no 'extension' weights; train its 'extension' stage" in line
+  assert not list(tmp_path.iterdir())
+
+
+def bad_clip(folder, kind):
+  file = folder / "clip.mp4"
+  if kind == "short":
+    write_numbered(file, 7, fps=4)
+  elif kind == "slow":
+    write_numbered(file, 40, fps=2)
+  elif kind == "text":
+    file.write_text("no video")
+  elif kind == "zero bytes":
+    file.touch()
+  elif kind == "zero frames":
+    write_video(file, [])
+  elif kind == "truncated":
+    whole = write_numbered(folder / "whole.mp4", 60, fps=4).read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    (folder / "whole.mp4").unlink()
+  elif kind == "picture":
+    file = folder / "clip.png"
+    PIL.Image.fromarray(numbered(3)).save(file)
+  elif kind == "folder":
+    file.mkdir()
+  return file
+
+
+@pytest.mark.parametrize(
+  ("kind", "says"),
+  [
+    ("short", "gives 7 frames at 4 fps from 0 s, 8 are needed; use a longer clip"),
+    ("slow", "has 2 fps, 4 are needed"),
+    ("text", "cannot be read as video"),
+    ("zero bytes", "cannot be read as video"),
+    ("zero frames", "clip.mp4"),
+    ("truncated", "it is truncated, damaged or no video; copy it again or remove it"),
+    ("picture", "is a picture of 1 frame, 8 are needed; name a video"),
+    ("folder", "is a folder; name an existing file"),
+    ("missing", "is missing; name an existing file"),
+  ],
+)
+def test_a_clip_that_cannot_be_used(kind, says, runs, refused, tmp_path):
+  file = bad_clip(tmp_path, kind)
+  before = sorted(tmp_path.iterdir())
+  line = refused("interpolate", file, "--out", tmp_path / "out.mp4")
+  assert str(file) in line
+  assert says in line
+  words = ("extend", file, PROMPT, "--out", tmp_path / "out.mp4", "--checkpoint", runs)
+  assert str(file) in refused(*words)
+  assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.fixture
+def copied(runs, tmp_path):
+  return shutil.copytree(runs / "video", tmp_path / "run")
+
+
+def edited(run, **changes):
+  config = json.loads((run / "config.json").read_text())
+  for path, value in changes.items():
+    part, *rest = path.split("__")
+    within = config[part] if rest else config
+    for name in rest[:-1]:
+      within = within[name]
+    within[rest[-1] if rest else part] = value
+  (run / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    ({"model__temporal__num_layers": 2}, "holds the weights of another config: temporal/"),
+    ({"model__image__autoencoder__channels": [12]}, "another config: autoencoder/"),
+    ({"model__image__size": 20}, "size=20 pixels must be a multiple of 8: "),
+    (
+      {"model__fps": "fast"},
+      "'fast' is not of type float (in fps); restore it, or use the version",
+    ),
+    ({"model__speed": 3}, "EmuVideoConfig has no field 'speed'; it has image, temporal"),
+    ({"model": 3}, "config.json: 3 is no configuration"),
+  ],
+)
+def test_a_checkpoint_of_another_config(changes, says, copied, refused, tmp_path):
+  edited(copied, **changes)
+  line = refused("sample", PROMPT, "--out", tmp_path / "a.mp4", "--checkpoint", copied)
+  assert str(copied) in line
+  assert says in line
+  assert not (tmp_path / "a.mp4").exists()
+
+
+def damage(run, part):
+  """Makes a part of a run unusable."""
+  if part == "config.json absent":
+    (run / "config.json").unlink()
+  elif part == "config.json cut":
+    (run / "config.json").write_text('{"model": ')
+  elif part == "config.json a list":
+    (run / "config.json").write_text("[]")
+  elif part == "tokenizers":
+    shutil.rmtree(run / "tokenizers")
+  elif part == "a tokenizer":
+    (run / "tokenizers" / "1" / "tokenizer.json").write_text("{}")
+  elif part == "a larger tokenizer":
+    words = [f"word{i} other{i}" for i in range(300)]
+    train_tokenizer(words, run / "tokenizers" / "0", 400)
+  else:
+    for file in (run / part).rglob("*"):
+      if file.is_file() and "d" in file.parts:
+        file.write_bytes(file.read_bytes()[:10])
+
+
+@pytest.mark.parametrize(
+  ("part", "says"),
+  [
+    ("config.json absent", "holds no config.json; copy it from the original run"),
+    ("config.json cut", "config.json is not JSON"),
+    ("config.json a list", "config.json holds no JSON object"),
+    ("tokenizers", "tokenizers/0 does not exist"),
+    ("a tokenizer", "tokenizers/1/tokenizer.json cannot be used"),
+    ("a larger tokenizer", "tokenizers/0: has 400 tokens, its text encoder vocab_size=300"),
+    ("frozen", "frozen cannot be read"),
+    ("checkpoints/2/ema", "ema cannot be read"),
+  ],
+)
+def test_a_damaged_run(part, says, copied, refused, tmp_path):
+  damage(copied, part)
+  line = refused("sample", PROMPT, "--out", tmp_path / "a.mp4", "--checkpoint", copied)
+  assert str(copied) in line
+  assert says in line
+  assert len(line) < 600
+  assert not (tmp_path / "a.mp4").exists()
+
+
+def test_reading_a_run_leaves_it_as_it_was(runs):
+  before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+  load_ema(runs / "video")
+  assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+  "words", [[], ["sample"], ["sample", "red", "--frames", "9"], ["sample", "red", "--fps", "9"],
+            ["sample", "red", "--steps", "many"], ["draw", "red"], ["extend", "clip.mp4"]]
+)  # fmt: skip
+def test_a_command_that_is_not_understood_ends_with_code_2(words, capsys):
+  with pytest.raises(SystemExit) as ended:
+    cli.main(words)
+  assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["sample", "interpolate", "extend", "evaluate"])
+def test_help_has_a_text_for_every_option(command, capsys):
+  with pytest.raises(SystemExit) as ended:
+    cli.main([command, "--help"])
+  assert not ended.value.code
+  out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+  for option in re.findall(r"--[a-z-]+ (?:\{[^ ]*\}|[A-Z|]+|\{None\}\|[A-Z]+)", out):
+    assert not re.search(re.escape(option) + r" \((default|required)", out), option
