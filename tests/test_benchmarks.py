@@ -54,7 +54,9 @@ def tiny():
   model = dataclasses.replace(
     case.model, image=image, temporal=TemporalConfig(num_layers=1), num_frames=4
   )
-  optim = dataclasses.replace(with_jax.OPTIM, peak_lr=1e-2, warmup_steps=2, weight_decay=0.1)
+  optim = dataclasses.replace(
+    with_jax.OPTIM, peak_lr=1e-2, warmup_steps=2, weight_decay=0.1, clip_norm=0.01
+  )
   return with_jax.Case(model, optim, batch=2, num_steps=4)
 
 

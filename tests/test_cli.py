@@ -162,7 +162,7 @@ def test_a_folder_of_runs_stands_for_its_last_stage(runs, tmp_path):
     ("--out {}/no/a.mp4", "there is no folder {}/no; create it or give another"),
     ("--out {}/folder.mp4", "is a folder; give the name of a file"),
     ("--out {}/file/a.mp4", "there is no folder {}/file"),
-    ("--out /proc/a.mp4", "/proc/a.mp4: cannot be written in folder /proc"),
+    ("--out /proc/a.mp4", "output /proc/a.mp4: "),
     ("--seed -1", "seed=-1 is not from 0 to 4294967295; give one that is"),
     ("--seed 4294967296", "seed=4294967296 is not from 0"),
     ("--steps 0", "num_steps=0"),

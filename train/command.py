@@ -105,8 +105,9 @@ def prepare(arguments: Prepare) -> None:
   for name in ("fps", "max_seconds", "validation_fraction"):
     if not math.isfinite(getattr(a, name)):
       raise InputError(f"prepare: {name}={getattr(a, name)} is not a number; give one")
-  if a.seed < 0 or a.workers < 1:
-    raise InputError(f"prepare: seed={a.seed} must be 0 or more, and workers={a.workers} 1 or more")
+  for name, least in (("seed", 0), ("workers", 1)):
+    if getattr(a, name) < least:
+      raise InputError(f"prepare: {name}={getattr(a, name)} is below {least}; raise it")
   if a.source == "shapes":
     report = prepare_shapes(
       a.out, size=a.size, num_images=a.num_images, num_clips=a.num_clips, seed=a.seed,
@@ -224,11 +225,15 @@ def check_data(experiment: Experiment) -> None:
   each = experiment.data.batch_size // jax.process_count()
   if each < 1 or experiment.data.batch_size % jax.device_count():
     raise InputError(
-      f"--data.batch_size {experiment.data.batch_size}: does not split over "
-      f"{jax.device_count()} devices; choose a multiple of {jax.device_count()}"
+      f"--data.batch_size {experiment.data.batch_size}: does not split over {jax.device_count()} "
+      f"device(s); choose {jax.device_count()} or a multiple of it"
     )
   for split in needed:
-    counts = [len(usable(source, spec)) for source in opened(experiment, split)]
+    sources = opened(experiment, split)
+    try:
+      counts = [len(usable(source, spec)) for source in sources]
+    except InputError as error:  # the recipe's other stages may well fit
+      raise InputError(f"stage {experiment.stage!r}: {error}") from error
     # A pass over the validation data has no repetition to fill a batch with.
     if split == "validation" and sum(counts) // jax.process_count() < each:
       raise InputError(

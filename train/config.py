@@ -5,9 +5,8 @@ import importlib.util
 import pathlib
 from typing import Literal
 
-from emu_jax.data.pipeline import ClipSpec
-
 from emu_jax.conditioning import KnownFrames, every_fourth, first_frame, past_frames
+from emu_jax.data.pipeline import ClipSpec
 from emu_jax.errors import InputError
 from emu_jax.systems.emu import AutoencoderObjective
 from emu_jax.systems.emu_video import EmuVideoConfig

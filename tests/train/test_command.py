@@ -314,8 +314,8 @@ def test_a_folder_that_cannot_be_packed(kind, says, tmp_path, capsys):
   ("words", "says"),
   [
     ("--size 4", "size=4 is below 8; raise it"),
-    ("--workers 0", "workers=0 1 or more"),
-    ("--seed -1", "seed=-1 must be 0 or more"),
+    ("--workers 0", "workers=0 is below 1"),
+    ("--seed -1", "seed=-1 is below 0"),
     ("--fps nan", "fps=nan is not a number"),
     ("--fps -1", "fps=-1.0 is below 0"),
     ("--max-seconds inf", "max_seconds=inf is not a number"),
@@ -413,6 +413,7 @@ def test_a_config_file_that_is_not_python(refused, tmp_path):
     ("--data.sources nowhere", "nowhere holds no prepared records; prepare it with"),
     ("--tokenizers one", "--tokenizers: 1 given for 2 text encoders; give one each"),
     ("--tokenizers one two", "one does not exist; give a folder or file with"),
+    ("--model.fps 16", "stage 'interpolation': batches: none of the 40 records"),
     ("--model.fps 16", "gives 37 frames at 64 fps without repeating any"),
     ("--data.batch_size 8", "have 4 usable validation records, fewer than a batch; lower it"),
     ("stray", "'stray' belongs to no option"),
@@ -440,7 +441,7 @@ def test_data_of_another_size_and_data_without_validation(base, refused, tmp_pat
 def test_a_batch_that_does_not_split_over_the_devices(base, tmp_path, capsys):
   words = ["run", "--config", tiny_recipe.config(base), "--out", tmp_path / "runs"]
   line = tiny_recipe.refusal(command.main, words, capsys)
-  assert "--data.batch_size 4: does not split over 8 devices; choose a multiple of 8" in line
+  assert "--data.batch_size 4: does not split over 8 device(s); choose 8 or a multiple" in line
   assert not (tmp_path / "runs").exists()
 
 
