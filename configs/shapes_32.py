@@ -32,18 +32,19 @@ MODEL = EmuVideoConfig(
       z_channels=16,
       norm_groups=16,
       mid_attention=False,
+      norm_out=False,  # after the same time 26.5 dB, not 21.4 dB (sprites, docs/results)
       patch=4,  # 8x8 latents of 16 channels
     ),
     text=(
       ClipTextConfig(
-        vocab_size=320, width=96, max_length=24, num_layers=2, num_heads=4, mlp_width=384
+        vocab_size=512, width=96, max_length=24, num_layers=2, num_heads=4, mlp_width=384
       ),
     ),
     unet=UNetConfig(
       in_channels=16,
       out_channels=16,
       channels=(64, 128),
-      num_res_blocks=(2, 2),
+      num_res_blocks=(1, 1),
       transformer_depth=(1, 1),
       num_heads=0,
       head_dim=32,
@@ -53,7 +54,9 @@ MODEL = EmuVideoConfig(
     ),
     schedule=V,
   ),
-  temporal=TemporalConfig(num_layers=1),
+  # A picture shows no direction of motion, so that an image model trained from nothing learns to
+  # overlook its word; the temporal layers must read the caption themselves (docs/results).
+  temporal=TemporalConfig(num_layers=1, attends_text=True),
   schedule=V,
   # The papers' 7.5 and 2 are for diverse data; captions here leave little open (ours, by sight).
   guidance=Guidance(picture=3.0, image=1.5, text=3.0),
@@ -61,14 +64,24 @@ MODEL = EmuVideoConfig(
   fps=4.0,
 )
 
+# No adversary, which would double the cost of a step. The usual weight of the divergence, 1e-6,
+# leaves latents so precise that a denoiser's small errors show: with noise of half their spread,
+# pictures fall from 33.8 to 17.1 dB; with 1e-2 from 33.2 to 28.9 dB (docs/results).
+OBJECTIVE = AutoencoderObjective(adversarial_weight=0.0, kl_weight=1e-2)
+
 PICTURES = ("data/shapes/images", "data/shapes/videos")
 CLIPS = ("data/shapes/videos",)
 
 
 def optim(peak_lr: float) -> OptimConfig:
-  """Short runs on small models: a high rate that falls to zero, a short average."""
+  """Short runs on small models: a high rate that falls to zero, short averages."""
   return OptimConfig(
-    peak_lr=peak_lr, warmup_steps=100, decay="cosine", weight_decay=0.0, ema_decay=0.99
+    peak_lr=peak_lr,
+    warmup_steps=100,
+    decay="cosine",
+    weight_decay=0.0,
+    betas=(0.9, 0.99),
+    ema_decay=0.99,
   )
 
 
@@ -83,37 +96,37 @@ def loop(num_steps: int, every: int) -> LoopConfig:
   )
 
 
-# Small batches and many steps: at equal compute the autoencoder gains 4 dB over batches of 64.
+# Small batches and many steps: after the same time the autoencoder is 2.6 dB better with batches of
+# 4 than of 16.
 STAGES = (
   Experiment(
     stage="autoencoder",
     model=MODEL,
-    # Flat shapes need no adversary, which would double the cost of a step.
-    objective=AutoencoderObjective(adversarial_weight=0.0),
-    data=DataConfig(sources=PICTURES, batch_size=16),
-    optim=optim(1.5e-3),
-    loop=loop(4000, 1000),
+    objective=OBJECTIVE,
+    data=DataConfig(sources=PICTURES, batch_size=4),
+    optim=optim(3e-3),
+    loop=loop(6000, 2000),
   ),
   Experiment(
     stage="image",
     model=MODEL,
     train_text=True,
-    data=DataConfig(sources=PICTURES, batch_size=32, drop_text=0.1, drop_both=0.0),
+    data=DataConfig(sources=PICTURES, batch_size=8, drop_text=0.1, drop_both=0.0),
     optim=optim(1e-3),
-    loop=loop(4000, 1000),
+    loop=loop(8000, 2000),
   ),
   Experiment(
     stage="video",
     model=MODEL,
-    data=DataConfig(sources=CLIPS, batch_size=8),
+    data=DataConfig(sources=CLIPS, batch_size=4),
     optim=optim(1e-3),
-    loop=loop(2000, 500),
+    loop=loop(1200, 400),
   ),
   Experiment(
     stage="interpolation",
     model=MODEL,
     data=DataConfig(sources=CLIPS, batch_size=2),
     optim=optim(5e-4),
-    loop=loop(400, 200),
+    loop=loop(300, 300),
   ),
 )

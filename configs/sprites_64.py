@@ -10,11 +10,10 @@ From a folder of clips with metadata.jsonl (`file_name`, `text`):
 import dataclasses
 
 from configs.shapes_32 import MODEL as SHAPES
-from configs.shapes_32 import loop, optim
+from configs.shapes_32 import OBJECTIVE, loop, optim
+from emu_jax.models.temporal import TemporalConfig
 from emu_jax.models.text import ClipTextConfig
 from emu_jax.models.unet import UNetConfig
-from emu_jax.systems.emu import AutoencoderObjective
-from emu_jax.systems.emu_video import Guidance
 from train.config import DataConfig, Experiment
 
 MODEL = dataclasses.replace(
@@ -24,10 +23,10 @@ MODEL = dataclasses.replace(
     size=64,
     autoencoder=dataclasses.replace(
       SHAPES.image.autoencoder,
-      channels=(64,),
-      num_res_blocks=2,
-      z_channels=16,
-      patch=4,  # 16x16 latents
+      channels=(64, 128),
+      num_res_blocks=1,
+      z_channels=32,
+      patch=4,  # 8x8 latents
     ),
     text=(
       ClipTextConfig(
@@ -35,11 +34,11 @@ MODEL = dataclasses.replace(
       ),
     ),
     unet=UNetConfig(
-      in_channels=16,
-      out_channels=16,
-      channels=(64, 96, 160),
-      num_res_blocks=(1, 1, 2),
-      transformer_depth=(0, 1, 1),
+      in_channels=32,
+      out_channels=32,
+      channels=(96, 160),
+      num_res_blocks=(1, 1),
+      transformer_depth=(1, 1),
       num_heads=0,
       head_dim=32,
       context_dims=(96,),
@@ -47,7 +46,7 @@ MODEL = dataclasses.replace(
       norm_groups=16,
     ),
   ),
-  guidance=Guidance(picture=3.0, image=1.5, text=3.0),
+  temporal=TemporalConfig(num_layers=1),  # a pose shows its action: no text needed here
   fps=8.0,
 )
 
@@ -55,10 +54,10 @@ STAGES = (
   Experiment(
     stage="autoencoder",
     model=MODEL,
-    objective=AutoencoderObjective(adversarial_weight=0.0),
-    data=DataConfig(batch_size=16),
-    optim=optim(1.5e-3),
-    loop=loop(2500, 500),
+    objective=OBJECTIVE,
+    data=DataConfig(batch_size=4),
+    optim=optim(3e-3),
+    loop=loop(5000, 1250),
   ),
   Experiment(
     stage="image",
@@ -66,13 +65,13 @@ STAGES = (
     train_text=True,
     data=DataConfig(batch_size=16, drop_text=0.1, drop_both=0.0),
     optim=optim(1e-3),
-    loop=loop(4000, 500),
+    loop=loop(3000, 750),
   ),
   Experiment(
     stage="video",
     model=MODEL,
-    data=DataConfig(batch_size=8),
+    data=DataConfig(batch_size=4),
     optim=optim(1e-3),
-    loop=loop(1000, 250),
+    loop=loop(1600, 400),
   ),
 )

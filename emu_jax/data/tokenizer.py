@@ -74,7 +74,7 @@ class Tokenizer:
 
 def excerpt(text: str, length: int = 40) -> str:
   """The text's beginning, quoted, on one line, in characters that any terminal prints."""
-  return ascii(text if len(text) <= length else text[: length - 1] + "…")
+  return ascii(text if len(text) <= length else text[: length - 3] + "...")
 
 
 def load_tokenizer(path: str | pathlib.Path, max_length: int) -> Tokenizer:
