@@ -33,7 +33,6 @@ from emu_jax.systems.latent import Sampling
 
 Prompt = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
 Clip = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")]
-READABLE_SIDE = 256  # pixels: smaller videos are enlarged to about this
 LARGEST_SIDE = 4096  # pixels: H.264 of this side still plays everywhere
 
 
@@ -256,7 +255,7 @@ def write(
   """Saves frames, each pixel repeated so that small videos can be seen, and says what it saved."""
   say(f"writing {out}")
   T, H, W, _ = frames.shape
-  scale = enlarge or max(1, READABLE_SIDE // H)
+  scale = enlarge or media.readable_scale(H)
   media.save_video(out, media.enlarge(frames, scale), fps)
   length = f"{T} frames at {fps:g} a second ({T / fps:.3g} s)" if T > 1 else "1 frame"
   larger = f", shown {scale} times as large" if scale > 1 else ""

@@ -28,7 +28,8 @@ CRF = 18  # H.264 quality of files that people look at: x264's "visually lossles
 STRIP_COLUMNS = 8  # frames across in the png of a clip
 MARGIN = 6  # pixels around the pictures and captions of a contact sheet
 FONT_SIZE = 13  # pixels; Pillow's own font is readable from about 12
-READABLE_SIDE = 96  # contact sheets enlarge smaller pictures to about this
+SHEET_SIDE = 96  # contact sheets enlarge smaller pictures to about this
+READABLE_SIDE = 256  # single videos are enlarged to at most this
 LEAST_WIDTH = 160  # of a contact sheet: some words of caption a line
 
 
@@ -55,6 +56,11 @@ def to_float(pixels: Pixels) -> Float[np.ndarray, "... 3"]:
 def enlarge(frames: Frames, scale: int) -> Shaped[np.ndarray, "T h w 3"]:
   """Every pixel repeated scale x scale times, so that small pictures keep their edges."""
   return np.asarray(frames).repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def readable_scale(height: int) -> int:
+  """Whole factor that brings a video of so many pixels to a size good to look at."""
+  return max(1, READABLE_SIDE // height)
 
 
 def save_video(path: str | pathlib.Path, frames: Frames, fps: float | int) -> pathlib.Path:
@@ -201,7 +207,7 @@ def contact_sheet(
     raise ValueError(f"contact_sheet: clips of heights and widths {sorted(sizes)}; resize to one")
   if any(not len(clip) for clip in clips):
     raise ValueError("contact_sheet: a clip has 0 frames; leave it out")
-  scale = scale or max(1, round(READABLE_SIDE / max(clips[0].shape[1:3])))
+  scale = scale or max(1, round(SHEET_SIDE / max(clips[0].shape[1:3])))
   rows = [_row(to_uint8(clip), columns, scale) for clip in clips]
   width = max(LEAST_WIDTH, *(row.width for row in rows))
   font = ImageFont.load_default(FONT_SIZE)

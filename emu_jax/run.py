@@ -17,9 +17,11 @@ import orbax.checkpoint as ocp
 
 from emu_jax.errors import InputError
 
-# Orbax warns of each metadata file that a folder of a single item does not have.
+# Orbax warns of each metadata file that a folder of a single item does not have, and of folders
+# that it cannot read, which is an error here.
+_EXPECTED = ("Metadata file does not exist", "Failed to get item metadata")
 logging.getLogger("absl").addFilter(
-  lambda record: "Metadata file does not exist" not in record.getMessage()
+  lambda record: not any(text in record.getMessage() for text in _EXPECTED)
 )
 
 
@@ -87,6 +89,8 @@ def _load_numpy(folder: pathlib.Path) -> dict:
     )
     with ocp.PyTreeCheckpointer() as checkpointer:
       return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+  except InputError:
+    raise
   except (OSError, ValueError, KeyError) as error:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     raise InputError(f"{folder} cannot be read: {reason}; copy it again from the run") from error

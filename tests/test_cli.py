@@ -165,6 +165,7 @@ def test_a_folder_of_runs_stands_for_its_last_stage(runs, tmp_path):
     ("--out /proc/a.mp4", "output /proc/a.mp4: "),
     ("--seed -1", "seed=-1 is not from 0 to 4294967295; give one that is"),
     ("--seed 4294967296", "seed=4294967296 is not from 0"),
+    ("--seed -1 --checkpoint {}/none", "seed=-1"),  # before anything is loaded
     ("--steps 0", "num_steps=0"),
     ("--steps 1001", "num_steps=1001"),
     ("--text-guidance nan", "text guidance nan is not a number; give one, 1 = none"),

@@ -138,11 +138,8 @@ def claim(
     InputError: checkpoints of another config are there; names the first field that differs.
   """
   run_dir = pathlib.Path(run_dir).absolute()
+  check_config(run_dir, config, exempt)
   found, new = read_config(run_dir), json.loads(config)
-  if latest_step(run_dir) is not None:
-    if found is None:
-      raise InputError(f"{run_dir} holds checkpoints but no config.json; choose another directory")
-    _refuse_other(run_dir, dict(_fields(found)), dict(_fields(new)), exempt)
   if jax.process_index() == 0 and found != new:
     try:
       run_dir.mkdir(parents=True, exist_ok=True)
@@ -150,6 +147,17 @@ def claim(
     except OSError as error:
       raise InputError(f"{run_dir} cannot be written: {error}; choose another directory") from error
   return run_dir
+
+
+def check_config(run_dir: str | pathlib.Path, config: str, exempt: tuple[str, ...]) -> None:
+  """Raises InputError where a run's checkpoints are of another config; arguments as `claim`'s."""
+  run_dir = pathlib.Path(run_dir).absolute()
+  if latest_step(run_dir) is None:
+    return
+  found = read_config(run_dir)
+  if found is None:
+    raise InputError(f"{run_dir} holds checkpoints but no config.json; choose another directory")
+  _refuse_other(run_dir, dict(_fields(found)), dict(_fields(json.loads(config))), exempt)
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:

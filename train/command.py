@@ -27,12 +27,18 @@ from emu_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_file, tr
 from emu_jax.errors import InputError
 from emu_jax.pipeline import check_tokenizer, check_trees, load_tokenizers
 from emu_jax.run import latest_step, load_ema
-from train.checkpoint import claim
+from train.checkpoint import check_config, claim
 from train.config import Experiment, load_stages
 from train.loop import train
 from train.stages import build, check_inherited, initial_trees
 
 STATISTICS_EXAMPLES = 512  # from which the spread of latents is measured
+WITHOUT_VALIDATION = "prepare more clips, or set --loop.validate_every 0 --loop.sample_every 0"
+# What may differ in a stage that is complete: it says how the model was made, not what it is.
+ALL_BUT_MODEL = (
+  *(field.name for field in dataclasses.fields(Experiment) if field.name != "model"),
+  "model.guidance",
+)
 SHOWN = 10  # skipped clips that are printed one by one
 
 
@@ -159,6 +165,7 @@ def run(arguments: Run, words: list[str]) -> None:
   for experiment, folder in plan(arguments, stages, folders, words):
     done = latest_step(folder) or 0
     if done >= experiment.loop.num_steps:
+      check_config(folder, json.dumps(to_dict(experiment)), exempt=ALL_BUT_MODEL)
       print(f"{folder}: complete at step {done}, not trained again")
     else:
       check_data(experiment)  # of every stage, before the first one trains
@@ -229,7 +236,12 @@ def check_data(experiment: Experiment) -> None:
       f"device(s); choose {jax.device_count()} or a multiple of it"
     )
   for split in needed:
-    sources = opened(experiment, split)
+    try:
+      sources = opened(experiment, split)
+    except InputError as error:
+      if split == "train":
+        raise
+      raise InputError(f"{error}; {WITHOUT_VALIDATION}") from error
     try:
       counts = [len(usable(source, spec)) for source in sources]
     except InputError as error:  # the recipe's other stages may well fit
@@ -238,8 +250,8 @@ def check_data(experiment: Experiment) -> None:
     if split == "validation" and sum(counts) // jax.process_count() < each:
       raise InputError(
         f"--data.batch_size {experiment.data.batch_size}: {list(experiment.data.sources)} have "
-        f"{sum(counts)} usable validation records, fewer than a batch; lower it, prepare more "
-        "clips, or set --loop.validate_every 0 --loop.sample_every 0"
+        f"{sum(counts)} usable validation records, fewer than a batch; lower it, or "
+        f"{WITHOUT_VALIDATION}"
       )
 
 

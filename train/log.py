@@ -1,6 +1,5 @@
 """What a run leaves to look at: metrics.jsonl, TensorBoard, samples."""
 
-import io
 import json
 import math
 import pathlib
@@ -10,11 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from PIL import Image
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
-from emu_jax.media import gif_bytes, save_video
+from emu_jax.media import enlarge, gif_bytes, png_bytes, readable_scale, save_video
 from train.checkpoint import replace_text
 from train.state import leaf_names
 
@@ -50,10 +48,12 @@ class Log:
     """Files samples/<step>_<name>.mp4 (.png where T = 1) and the same moving in TensorBoard.
 
     Args:
-      videos: [B, T, H, W, 3] in [-1, 1] by name; the clips of a batch are shown side by side.
+      videos: [B, T, H, W, 3] in [-1, 1] by name; the clips of a batch are shown side by side,
+        enlarged where they are small.
     """
     for name, video in videos.items():
       frames = side_by_side(_on_host(video))
+      frames = enlarge(frames, readable_scale(frames.shape[1]))
       if self._writer is None:
         continue
       folder = self.folder / "samples"
@@ -61,7 +61,7 @@ class Log:
       suffix = ".png" if len(frames) == 1 else ".mp4"
       file = f"{step:08d}_{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}{suffix}"
       save_video(folder / file, frames, fps)
-      encoded = _png_bytes(frames[0]) if len(frames) == 1 else gif_bytes(frames, fps)
+      encoded = png_bytes(frames) if len(frames) == 1 else gif_bytes(frames, fps)
       self._picture(step, f"samples/{name}", frames.shape[1:3], encoded)
 
   def _picture(self, step: int, name: str, size: tuple[int, int], encoded: bytes) -> None:
@@ -133,12 +133,6 @@ def _on_host(video: Any) -> np.ndarray:
   if jax.process_count() > 1:
     return np.asarray(multihost_utils.process_allgather(video, tiled=True))
   return np.asarray(jax.device_get(video))
-
-
-def _png_bytes(frame: np.ndarray) -> bytes:
-  file = io.BytesIO()
-  Image.fromarray(frame).save(file, "PNG")
-  return file.getvalue()
 
 
 def _forget_after(path: pathlib.Path, step: int) -> None:

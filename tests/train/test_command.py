@@ -428,7 +428,7 @@ def test_training_that_cannot_begin(words, says, refused, tmp_path):
 def test_data_of_another_size_and_data_without_validation(base, refused, tmp_path, capsys):
   pack(clips(tmp_path / "clips"), tmp_path / "packed")
   line = refused("--out", tmp_path / "runs", "--data.sources", tmp_path / "packed")
-  assert "has no split 'validation'; it has train" in line
+  assert "has no split 'validation'; it has train; prepare more clips, or set" in line
   larger = tmp_path / "larger"
   pack(clips(tmp_path / "clips"), larger, "--size", "24")
   line = refused("--out", tmp_path / "runs", "--data.sources", larger)
@@ -451,6 +451,14 @@ def test_a_run_of_another_config_is_not_touched(runs, refused):
   line = refused(*words, "--optim.peak_lr", "0.5")
   assert "holds a run of another config: optim.peak_lr is 0.01 there and 0.5 here" in line
   assert (runs / "autoencoder" / "config.json").read_bytes() == before
+
+
+def test_a_complete_run_of_another_model_is_not_taken_for_this_one(runs, run, refused, capsys):
+  words = ["--out", runs, "--stage", "autoencoder"]
+  line = refused(*words, "--model.fps", "2.0")
+  assert "holds a run of another config: model.fps is" in line
+  run(*words, "--optim.peak_lr", "0.5")  # how it was made is no matter
+  assert "complete at step 2, not trained again" in capsys.readouterr().out
 
 
 def test_a_run_to_begin_with_of_another_model(runs, refused, tmp_path):
