@@ -15,7 +15,7 @@ demo: $(VENV)/run
 	$(BIN)/emu-train prepare shapes --out data/shapes --size 32
 	$(BIN)/emu-train run --config configs/shapes_32.py
 	$(BIN)/emu-jax sample "$(PROMPT)" --checkpoint runs/shapes_32 --frames 37 --out demo.mp4
-	$(BIN)/emu-jax evaluate --checkpoint runs/shapes_32 --num-prompts 64 --sheet demo.png
+	$(BIN)/emu-jax evaluate --checkpoint runs/shapes_32 --num-prompts 64 --steps 25 --sheet demo.png
 
 test: $(VENV)/test $(VENV)/reference-$(strip $(REFERENCE))
 	$(BIN)/ruff format --check .

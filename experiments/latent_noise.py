@@ -1,0 +1,62 @@
+"""How much of a picture is left when its latents are wrong by a little?
+
+  python -m experiments.latent_noise --run runs/shapes_32/autoencoder --data data/shapes/images
+
+A denoiser never lands exactly; what its errors do to the picture is the autoencoder's doing. Noise
+of a given share of each channel's spread is added to the latents of held-out pictures.
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from emu_jax.config import from_dict
+from emu_jax.data.pipeline import ClipSpec, batches, open_source
+from emu_jax.run import load_ema
+from emu_jax.systems.emu_video import EmuVideoConfig
+from emu_jax.systems.latent import decode_latents, encode_frames, latent_statistics
+
+LEVELS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)  # of a channel's standard deviation
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+  """Prints the mean PSNR of decoded pictures for each level of noise."""
+
+  run: pathlib.Path = pathlib.Path("runs/shapes_32/autoencoder")  # of an autoencoder's stage
+  data: pathlib.Path = pathlib.Path("data/shapes/images")  # packed clips
+  num: int = 128  # pictures, of the validation split
+  seed: int = 0
+
+
+def main() -> None:
+  """Measures and prints one line a level."""
+  arguments = tyro.cli(Arguments, prog="python -m experiments.latent_noise")
+  values, trees = load_ema(arguments.run)
+  config = from_dict(values["model"], EmuVideoConfig, str(arguments.run)).image.autoencoder
+  source = open_source(arguments.data, "validation")
+  spec = ClipSpec(1, 1.0)
+  batch = next(batches(source, spec=spec, batch_size=arguments.num, seed=arguments.seed))
+  frames = jnp.asarray(batch["frames"], jnp.float32) / 127.5 - 1
+  measure = jax.jit(functools.partial(psnr, config))
+  for level in LEVELS:
+    decibels = measure(trees["autoencoder"], frames, jax.random.key(arguments.seed), level)
+    print(f"noise {level:4.2f}  {np.mean(decibels):5.2f} dB")
+
+
+def psnr(config, autoencoder, frames, key, level):
+  """Of each picture, in dB, after noise of `level` spreads in its latents."""
+  trees = {"autoencoder": autoencoder, "latents": latent_statistics(config, autoencoder, frames)}
+  latents = encode_frames(config, trees, frames)  # unit spread in every channel
+  noisy = latents + level * jax.random.normal(key, latents.shape)
+  error = jnp.square(decode_latents(config, trees, noisy) - frames).mean(axis=(1, 2, 3, 4))
+  return -10 * jnp.log10(error / 4)
+
+
+if __name__ == "__main__":
+  main()
