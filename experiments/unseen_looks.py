@@ -60,13 +60,14 @@ def main() -> None:
   (arguments.out / "sprites.json").write_text(
     json.dumps({"prompts": captions, "accuracy": shares}, indent=1) + "\n"
   )
-  sheet = media.contact_sheet(list(generated[: arguments.shown]), captions[: arguments.shown])
+  shown = list(generated[: arguments.shown])
+  sheet = media.contact_sheet(shown, captions[: arguments.shown], columns=8)
   media.save_picture(arguments.out / "sprites.png", sheet)
   print(text)
 
 
 def clips(folder: pathlib.Path, split: str) -> tuple[np.ndarray, list[dict[str, str]]]:
-  """Every clip of a split, and what its caption says."""
+  """Every clip of a split, uint8 [B, T, H, W, 3], and what its caption says."""
   table = open_source(folder, split).records
   records = [table[i] for i in range(len(table))]
   truths = [parse(record["caption"].decode()) for record in records]
@@ -74,7 +75,7 @@ def clips(folder: pathlib.Path, split: str) -> tuple[np.ndarray, list[dict[str, 
 
 
 def sampled(arguments: Arguments, captions: list[str]) -> np.ndarray:
-  """One clip a caption; the last batch is filled up with captions again, for one shape."""
+  """A clip a caption, [B, 8, H, W, 3]; the last batch is filled up again, for one shape."""
   pipeline = load_pipeline(arguments.checkpoint)
   size, parts = arguments.batch_size, []
   for start in tqdm(range(0, len(captions), size), desc="sampling", file=sys.stderr, disable=None):
@@ -90,7 +91,7 @@ def sampled(arguments: Arguments, captions: list[str]) -> np.ndarray:
 
 
 def accuracies(reader: Reader, videos: np.ndarray, truths: list[dict[str, str]]) -> dict:
-  """Share of clips in which the reader sees what was asked for, by attribute, and of all seven."""
+  """Share of clips [B, T, H, W, 3] that show what was asked for, by attribute, and all seven."""
   words = reader.read(videos)
   hits = {n: words[n] == np.array([truth[n] for truth in truths]) for n in ATTRIBUTES}
   hits["action and direction"] = hits["action"] & hits["direction"]

@@ -24,6 +24,9 @@ class DataConfig:
   sources: tuple[str, ...] = ()  # folders; several are mixed
   weights: tuple[float, ...] = ()  # of the mixture; empty = by their numbers of records
   batch_size: int = 64  # examples a step, over all devices and processes
+  # Of clips, the image stage takes first frames instead of any: what p(clip | text) = p(first frame
+  # | text) p(clip | first frame, text) asks for. Ours; the paper's pictures are of no clip.
+  first_frames: bool = False
   drop_text: float = 0.1  # share of examples with an empty caption
   drop_both: float = 0.1  # share with an empty caption and no known frames besides
   workers: int = 0  # decoding processes; 0 = threads of this one
@@ -79,7 +82,8 @@ class Experiment:
   def clips(self) -> ClipSpec:
     """What the stage trains on: single frames, clips, or clips at four times the rate."""
     if self.known is None:
-      return ClipSpec(1, self.model.fps)
+      begins = self.model.num_frames if self.data.first_frames and self.stage == "image" else 1
+      return ClipSpec(1, self.model.fps, begins)
     rate = 4 if self.stage == "interpolation" else 1
     return ClipSpec(self.known.num_frames, rate * self.model.fps)
 

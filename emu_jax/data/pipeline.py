@@ -17,7 +17,7 @@ import absl.flags
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from emu_jax.data import decode, records
 from emu_jax.errors import InputError
@@ -35,12 +35,18 @@ class ClipSpec:
 
   num_frames: int
   fps: float  # frames/s
+  begins: int = 1  # a picture is the first of so many frames, of records that have as many
 
   def __post_init__(self):
     if self.num_frames < 1 or not self.fps > 0:
       raise ValueError(
         f"ClipSpec: num_frames={self.num_frames} and fps={self.fps} must both be positive; "
         "a picture is 1 frame at any rate"
+      )
+    if self.begins < 1 or self.begins > 1 < self.num_frames:
+      raise ValueError(
+        f"ClipSpec: begins={self.begins} with num_frames={self.num_frames}; only a picture begins "
+        "a clip, of 1 frame or more"
       )
 
 
@@ -105,26 +111,33 @@ def usable(source: Source, spec: ClipSpec) -> Int[np.ndarray, "M"]:
   """
   if spec.num_frames == 1:
     return np.flatnonzero(source.num_frames > 0)
-  frame = 1 / np.maximum(source.fps, 1e-6)  # s; a picture's frame lasts for ever, and has no second
-  span = (source.num_frames - 1) * frame
-  # Half a frame past the end, the last frame is still the nearest one.
-  fits = (spec.num_frames - 1) / spec.fps <= span + 0.5 * frame
-  fits &= spec.fps <= source.fps * decode.SAME_RATE
-  fits &= spec.num_frames <= source.num_frames
-  if not fits.any():
-    longest = int(np.argmax(span * (source.fps > 0)))
+  fitting = fits(source.num_frames, source.fps, spec)
+  if not fitting.any():
+    longest = int(np.argmax(source.num_frames / np.where(source.fps > 0, source.fps, np.inf)))
     raise InputError(
-      f"batches: none of the {len(fits)} records of {source.name} gives {spec.num_frames} frames "
-      f"at {spec.fps:g} fps without repeating any: the longest holds {source.num_frames[longest]} "
-      f"frames at {source.fps[longest]:g} fps; ask for fewer, for another rate, or prepare longer "
-      "clips"
+      f"batches: none of the {len(fitting)} records of {source.name} gives {spec.num_frames} "
+      f"frames at {spec.fps:g} fps without repeating any: the longest holds "
+      f"{source.num_frames[longest]} frames at {source.fps[longest]:g} fps; ask for fewer, for "
+      "another rate, or prepare longer clips"
     )
-  if left := int(np.sum(~fits)):
+  if left := int(np.sum(~fitting)):
     log.warning(
       "%s: %d of %d records are too short for %d frames at %g fps and are left out",
-      *(source.name, left, len(fits), spec.num_frames, spec.fps),
+      *(source.name, left, len(fitting), spec.num_frames, spec.fps),
     )
-  return np.flatnonzero(fits)
+  return np.flatnonzero(fitting)
+
+
+def fits(
+  num_frames: Int[np.ndarray, "*N"] | int, fps: Float[np.ndarray, "*N"] | float, spec: ClipSpec
+) -> Bool[np.ndarray, "*N"]:
+  """Whether records of so many frames at such a rate give a spec's clip without repeating any."""
+  frame = 1 / np.maximum(fps, 1e-6)  # s; a picture's frame lasts for ever, and has no second
+  span = (num_frames - 1) * frame
+  # Half a frame past the end, the last frame is still the nearest one.
+  long_enough = (spec.num_frames - 1) / spec.fps <= span + 0.5 * frame
+  fine_enough = spec.fps <= fps * decode.SAME_RATE
+  return np.asarray(long_enough & fine_enough & (spec.num_frames <= num_frames))
 
 
 def clip_indices(
@@ -132,6 +145,9 @@ def clip_indices(
 ) -> Int[np.ndarray, "T"]:
   """Which stored frames make a clip: a uniform start among those that fit, then by nearest time."""
   if spec.num_frames == 1:
+    clip = ClipSpec(spec.begins, spec.fps)
+    if spec.begins > 1 and fits(num_frames, fps, clip):
+      return clip_indices(num_frames, fps, clip, rng)[:1]
     return rng.integers(num_frames, size=1)
   # A frame stands for the time half a frame around it; so every first frame is equally likely.
   rate = min(spec.fps, fps)  # 24 asked of 23.976 is 23.976: it would repeat one frame in a thousand

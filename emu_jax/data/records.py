@@ -13,6 +13,7 @@ rate of every record, so that a reader knows what fits before it opens one) and 
 of it needs TensorFlow.
 """
 
+import abc
 import contextlib
 import fcntl
 import io
@@ -57,7 +58,7 @@ def spread_key(row: int, num_rows: int, part: int = 0) -> int:
 class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """What the builders of this project share: the layout, the order by key, the index.
 
-  A subclass gives `splits`, `examples(split)`, an iterator of (key, record), and `why_empty()`.
+  A subclass gives `splits`, `examples` and, where it can say more, `why_empty`.
   """
 
   VERSION = tfds.core.Version("1.0.0")
@@ -71,8 +72,9 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     self.index: dict[str, list[tuple[int, int, float]]] = {}  # key, frames, fps of each record
     super().__init__(**{"file_format": "array_record"} | kwargs)
 
+  @abc.abstractmethod
   def examples(self, split: str) -> Iterator[tuple[int, dict]]:
-    raise NotImplementedError
+    """Keys and records of a split, in the order of their keys."""
 
   def why_empty(self) -> str:
     """What to tell the user where no split has a record."""

@@ -108,6 +108,23 @@ def test_every_start_is_equally_likely():
   assert np.abs(np.bincount(pictures) - 700).max() < 5 * (7000 * 0.1 * 0.9) ** 0.5
 
 
+def test_a_picture_that_begins_a_clip_is_one_of_its_possible_first_frames():
+  rng = np.random.default_rng(0)
+  clip, picture = ClipSpec(8, 4.0), ClipSpec(1, 4.0, begins=8)
+  starts, pictures = (
+    [pipeline.clip_indices(40, 16.0, spec, rng)[0] for _ in range(13_000)]
+    for spec in (clip, picture)
+  )
+  counts = [np.bincount(found, minlength=40) for found in (starts, pictures)]
+  assert (counts[0] > 0).tolist() == (counts[1] > 0).tolist()
+  assert np.abs(counts[0] - counts[1]).max() < 6 * np.sqrt(2 * max(counts[0]))
+  # Records that hold no such clip still give any of their frames.
+  short = {int(pipeline.clip_indices(5, 16.0, picture, rng)[0]) for _ in range(200)}
+  assert short == set(range(5))
+  with pytest.raises(ValueError, match="begins=8 with num_frames=2"):
+    ClipSpec(2, 4.0, begins=8)
+
+
 def test_a_clip_of_exactly_the_length_asked_for_is_taken_whole():
   for batch in take(stream(source(frames=4)), 3):
     np.testing.assert_array_equal(batch["frames"][:, :, 0, 0, 1], [[0, 1, 2, 3]] * 4)
