@@ -27,13 +27,13 @@ MODEL = EmuVideoConfig(
   image=EmuConfig(
     size=32,
     autoencoder=AutoencoderConfig(
-      channels=(64,),
+      channels=(32,),
       num_res_blocks=2,
-      z_channels=16,
-      norm_groups=16,
+      z_channels=4,
+      norm_groups=8,
       mid_attention=False,
       norm_out=False,  # after the same time 26.5 dB, not 21.4 dB (sprites, docs/results)
-      patch=4,  # 8x8 latents of 16 channels
+      patch=2,  # 16x16 latents of 4 channels: edges and small steps show in them
     ),
     text=(
       ClipTextConfig(
@@ -41,16 +41,16 @@ MODEL = EmuVideoConfig(
       ),
     ),
     unet=UNetConfig(
-      in_channels=16,
-      out_channels=16,
-      channels=(64, 128),
-      num_res_blocks=(1, 1),
-      transformer_depth=(1, 1),
+      in_channels=4,
+      out_channels=4,
+      channels=(32, 64, 128),
+      num_res_blocks=(1, 1, 1),
+      transformer_depth=(0, 1, 1),
       num_heads=0,
       head_dim=32,
       context_dims=(96,),
       linear_projection=True,
-      norm_groups=16,
+      norm_groups=8,
     ),
     schedule=V,
   ),
@@ -105,15 +105,21 @@ STAGES = (
     objective=OBJECTIVE,
     data=DataConfig(sources=PICTURES, batch_size=4),
     optim=optim(3e-3),
-    loop=loop(6000, 2000),
+    loop=loop(4000, 2000),
   ),
   Experiment(
     stage="image",
     model=MODEL,
     train_text=True,
-    data=DataConfig(sources=PICTURES, batch_size=8, drop_text=0.1, drop_both=0.0),
+    data=DataConfig(
+      sources=PICTURES,
+      weights=(0.5, 0.5),
+      batch_size=8,
+      first_frames=True,  # so that the text features tell directions, and motion fits in
+      drop_both=0.0,
+    ),
     optim=optim(1e-3),
-    loop=loop(8000, 2000),
+    loop=loop(10_000, 2000),
   ),
   Experiment(
     stage="video",
