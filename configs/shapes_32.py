@@ -126,7 +126,7 @@ STAGES = (
     model=MODEL,
     data=DataConfig(sources=CLIPS, batch_size=4),
     optim=optim(1e-3),
-    loop=loop(1200, 400),
+    loop=loop(3600, 1200),
   ),
   Experiment(
     stage="interpolation",

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import pathlib
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated
@@ -15,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax.experimental import multihost_utils
 
 from emu_jax import command_line
 from emu_jax.compilation import enable_cache
@@ -23,14 +21,15 @@ from emu_jax.config import override, refused, to_dict
 from emu_jax.data.folder import Report, prepare_folder
 from emu_jax.data.pipeline import Source, batches, open_source, usable
 from emu_jax.data.shapes import prepare_shapes
-from emu_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_file, train_tokenizer
+from emu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from emu_jax.errors import InputError
-from emu_jax.pipeline import check_tokenizer, check_trees, load_tokenizers
+from emu_jax.pipeline import check_tokenizer, check_trees
 from emu_jax.run import latest_step, load_ema
 from train.checkpoint import check_config, claim
 from train.config import Experiment, load_stages
 from train.loop import train
 from train.stages import build, check_inherited, initial_trees
+from train.tokenizers import stage_tokenizers, tell_of_cuts
 
 STATISTICS_EXAMPLES = 512  # from which the spread of latents is measured
 WITHOUT_VALIDATION = "prepare more clips, or set --loop.validate_every 0 --loop.sample_every 0"
@@ -266,6 +265,8 @@ def train_stage(experiment: Experiment, folder: pathlib.Path) -> bool:
   config = json.dumps(to_dict(experiment))
   claim(folder, config)  # a run of another config is refused before anything is written to it
   tokenizers = stage_tokenizers(experiment, folder, sources)
+  if jax.process_index() == 0:
+    tell_of_cuts(tokenizers, sources)
 
   def validation() -> Iterator:
     options = data_options(experiment, tokenizers)
@@ -320,12 +321,6 @@ def data_options(experiment: Experiment, tokenizers: tuple[Tokenizer, ...]) -> d
   }
 
 
-def captions(source: Source) -> Iterator[str]:
-  """Every caption of a source."""
-  for i in range(len(source.records)):
-    yield source.records[i]["caption"].decode()
-
-
 def statistics_batch(experiment: Experiment, inherited: dict, data: Iterator) -> dict:
   """Frames of the first batches, where latents are still to be measured; the data stays put."""
   if experiment.stage == "autoencoder" or "latents" in inherited:
@@ -335,50 +330,3 @@ def statistics_batch(experiment: Experiment, inherited: dict, data: Iterator) ->
   frames = [batch["frames"] for batch in itertools.islice(data, count)]
   data.set_state(position)
   return {"frames": jnp.asarray(np.concatenate(frames)[:STATISTICS_EXAMPLES])}
-
-
-def stage_tokenizers(
-  experiment: Experiment, folder: pathlib.Path, sources: Sequence[Source]
-) -> tuple[Tokenizer, ...]:
-  """The tokenizers of a run, kept in its folder: named ones, those before it, or learned ones."""
-  if experiment.stage == "autoencoder":
-    return ()
-  kept = folder / "tokenizers"
-  if jax.process_index() == 0 and not kept.is_dir():
-    part = folder / "tokenizers.part"
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-      part.mkdir()
-      for i in range(len(experiment.model.image.text)):
-        keep_tokenizer(experiment, i, part / str(i), sources)
-      part.rename(kept)
-    finally:
-      shutil.rmtree(part, ignore_errors=True)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("tokenizers kept")
-  return load_tokenizers(experiment.model, folder)
-
-
-def keep_tokenizer(
-  experiment: Experiment, i: int, target: pathlib.Path, sources: Sequence[Source]
-) -> None:
-  """Leaves the tokenizer of text encoder `i` in a new folder."""
-  inherited = pathlib.Path(experiment.init_from) / "tokenizers" / str(i)
-  if experiment.tokenizers:
-    copy_tokenizer(pathlib.Path(experiment.tokenizers[i]), target)
-  elif experiment.init_from and inherited.is_dir():
-    shutil.copytree(inherited, target)
-  else:
-    texts = itertools.chain.from_iterable(map(captions, sources))
-    train_tokenizer(texts, target, experiment.model.image.text[i].vocab_size)
-
-
-def copy_tokenizer(named: pathlib.Path, target: pathlib.Path) -> None:
-  """The files of a tokenizer into a new folder, and nothing else of what may lie beside them."""
-  file = tokenizer_file(named)
-  target.mkdir()
-  fixed = file.suffix == ".model" or file.name == "vocab.json"
-  shutil.copy(file, target / (file.name if fixed else "tokenizer.json"))
-  for name in ("merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
-    if file.with_name(name).is_file():
-      shutil.copy(file.with_name(name), target)

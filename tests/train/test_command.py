@@ -9,12 +9,14 @@ import jax
 import numpy as np
 import pytest
 
+from emu_jax.data.pipeline import Source
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.run import latest_step, load_ema
 from tests import tiny_recipe
 from tests.data.video_files import write_numbered, write_video
 from train import command
 from train.config import load_stages
+from train.tokenizers import stage_tokenizers, tell_of_cuts
 
 STAGES = ("autoencoder", "image", "video", "interpolation", "extension")
 
@@ -77,6 +79,18 @@ def test_tokenizers_are_learned_once_and_handed_on(runs):
   for encoder in ("0", "1"):
     files = [runs / s / "tokenizers" / encoder / "tokenizer.json" for s in STAGES[1:]]
     assert len({file.read_bytes() for file in files}) == 1
+
+
+def test_captions_that_are_cut_are_counted(tmp_path, capsys):
+  captions = ["a red circle", "a red circle " * 20] * 3
+  file = train_tokenizer(captions, tmp_path / "tokenizer.json", 300)
+  records = [{"caption": caption.encode()} for caption in captions]
+  source = Source("clips/train", 32, records, np.ones(6, np.int32), np.ones(6, np.float32))
+  tell_of_cuts((load_tokenizer(file, 77), load_tokenizer(file, 8)), [source])
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.startswith(
+    "text encoder 1: 3 of 6 captions that were read have more than max_length=8"
+  )
 
 
 def test_what_is_complete_is_not_trained_again(runs, run, capsys):
@@ -154,7 +168,7 @@ def test_the_users_own_tokenizers_are_kept_with_the_run(base, tmp_path):
   experiment = dataclasses.replace(experiment, tokenizers=tuple(map(str, named)))
   (tmp_path / "weights.safetensors").touch()  # of the model that the tokenizer came with
   (tmp_path / "run").mkdir()
-  kept = command.stage_tokenizers(experiment, tmp_path / "run", [])
+  kept = stage_tokenizers(experiment, tmp_path / "run", [])
   assert [t.max_length for t in kept] == [12, 10]
   text = ["a red circle"]
   expected = load_tokenizer(named[0], 12).encode(text)
