@@ -24,3 +24,10 @@ install_import_hook(["emu_jax", "train"], "beartype.beartype")  # annotations ar
 @pytest.fixture
 def key():
   return jax.random.key(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_forgotten():
+  """Compiled programs of one file serve no other, and those of the suite would take gigabytes."""
+  yield
+  jax.clear_caches()
