@@ -54,8 +54,8 @@ MODEL = EmuVideoConfig(
     ),
     schedule=V,
   ),
-  # A picture shows no direction of motion, so that an image model trained from nothing learns to
-  # overlook its word; the temporal layers must read the caption themselves (docs/results).
+  # An image model trained from nothing knows little of motion's words; the temporal layers read the
+  # caption themselves. Not compared with leaving it to the image model, as the paper does.
   temporal=TemporalConfig(num_layers=1, attends_text=True),
   schedule=V,
   # The papers' 7.5 and 2 are for diverse data; captions here leave little open (ours, by sight).
