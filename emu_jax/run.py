@@ -49,8 +49,8 @@ def load_ema(run_dir: str | pathlib.Path) -> tuple[dict, dict]:
   config = read_config(run_dir)
   if config is None:
     raise InputError(f"load_ema: {run_dir} holds no config.json; copy it from the original run")
-  trees = _load_numpy(run_dir / "frozen") if (run_dir / "frozen").is_dir() else {}
-  return config, {**trees, **_load_numpy(run_dir / "checkpoints" / str(step) / "ema")}
+  trees = load_numpy(run_dir / "frozen") if (run_dir / "frozen").is_dir() else {}
+  return config, {**trees, **load_numpy(run_dir / "checkpoints" / str(step) / "ema")}
 
 
 def read_config(run_dir: pathlib.Path) -> dict | None:
@@ -82,7 +82,7 @@ def stored_metadata(folder: pathlib.Path) -> Any:
   return metadata.tree
 
 
-def _load_numpy(folder: pathlib.Path) -> dict:
+def load_numpy(folder: pathlib.Path) -> dict:
   try:
     as_numpy = jax.tree.map(
       lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored_metadata(folder)

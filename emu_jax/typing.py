@@ -42,6 +42,9 @@ class Conditions:
   # Vector conditions by name, each added to the time embedding: "class" and "task" int [B],
   # "noise_level" float [B], "micro" float [B, K].
   vectors: dict[str, Any] = dataclasses.field(default_factory=dict)
+  # What a ControlNet says: Video features to add to the encoder's states, finest first, and to the
+  # middle's, last; () adds nothing.
+  control: tuple[Any, ...] = ()
 
 
 Network = Callable[[Video, PerExample, Conditions], Video]  # x_t, t, conditions -> raw prediction

@@ -60,12 +60,14 @@ class FeedForward(nn.Module):
 class TransformerLayer(nn.Module):
   """Self-attention, a second attention (to the context, or to itself), feed-forward; pre-norm.
 
+  With `cross_only` the first attention is to the context too.
   Source: Latent Diffusion, arXiv:2112.10752, app. E.2.1 (BasicTransformerBlock).
   """
 
   num_heads: int
   head_dim: int
   dtype: DTypeLike = jnp.float32
+  cross_only: bool = False
 
   @nn.compact
   def __call__(
@@ -80,7 +82,8 @@ class TransformerLayer(nn.Module):
     def attention(name):
       return Attention(self.num_heads, self.head_dim, self.dtype, name=name)
 
-    x = x + attention("self_attention")(norm("norm_1", x))
+    first = (context, mask) if self.cross_only else ()
+    x = x + attention("self_attention")(norm("norm_1", x), *first)
     x = x + attention("second_attention")(norm("norm_2", x), context, mask)
     return x + FeedForward(self.dtype, name="feed_forward")(norm("norm_3", x))
 
@@ -97,6 +100,7 @@ class SpatialTransformer(nn.Module):
   num_layers: int
   norm_groups: int
   linear_projection: bool
+  cross_only: bool = False
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -117,7 +121,9 @@ class SpatialTransformer(nn.Module):
     h = projection("proj_in", self.num_heads * self.head_dim)(h)
     h = rearrange(h, "B T H W C -> (B T) (H W) C")
     for i in range(self.num_layers):
-      layer = TransformerLayer(self.num_heads, self.head_dim, self.dtype, name=f"layer_{i}")
+      layer = TransformerLayer(
+        self.num_heads, self.head_dim, self.dtype, self.cross_only, name=f"layer_{i}"
+      )
       h = layer(h, contexts[i], masks[i])
     h = rearrange(h, "(B T) (H W) C -> B T H W C", B=B, H=H)
     return x + projection("proj_out", C)(h)

@@ -36,6 +36,8 @@ class UNetConfig:
   head_dim: int = 0  # 0: channels / num_heads
   context_dims: tuple[int, ...] = (768,)  # features of each text context
   layer_contexts: tuple[int, ...] = (0,)  # layer i attends to layer_contexts[i % len]
+  # Levels whose layers attend to the text twice instead of to themselves first (x4 upscaler).
+  cross_only: tuple[bool, ...] = ()  # one a level; () = none
   linear_projection: bool = False  # False: 1x1 convolutions around the transformers
   norm_groups: int = 32
   num_classes: int = 0  # "class" [B]: noise level of the x4 upscaler, for instance
@@ -55,6 +57,11 @@ class UNetConfig:
           f"UNetConfig: {name}={getattr(self, name)} has {len(getattr(self, name))} values for "
           f"{levels} levels of channels={self.channels}; give one a level"
         )
+    if self.cross_only and len(self.cross_only) != levels:
+      raise ValueError(
+        f"UNetConfig: cross_only={self.cross_only} has {len(self.cross_only)} values for {levels} "
+        "levels; give one a level, or none"
+      )
     if bool(self.num_heads) == bool(self.head_dim):
       raise ValueError(
         f"UNetConfig: num_heads={self.num_heads} and head_dim={self.head_dim}; give exactly one "
@@ -165,36 +172,19 @@ class UNet(nn.Module):
     cfg = self.config
     check_inputs(cfg, x_t, conditions)
     embedding = self.embed(t, conditions.vectors)
-    h = conv(cfg.channels[0], cfg.dtype, "conv_in")(x_t.astype(cfg.dtype))
-    if cfg.concat_channels:
-      zero = nn.initializers.zeros
-      concat = conv(cfg.channels[0], cfg.dtype, "concat_in", kernel_init=zero, use_bias=False)
-      h = h + concat(conditions.concat.astype(cfg.dtype))
-    h = self.over_frames("conv_in", h)
-
-    skips = [h]
-    for level, (features, depth) in enumerate(
-      zip(cfg.channels, cfg.transformer_depth, strict=True)
-    ):
-      for i in range(cfg.num_res_blocks[level]):
-        h = self.block(f"down_{level}", i, h, features, depth, embedding, conditions)
-        skips.append(h)
-      if level < len(cfg.channels) - 1:
-        name = f"down_{level}_sample"
-        h = self.over_frames(name, conv(features, cfg.dtype, name, strides=2)(h))
-        skips.append(h)
-
-    h = self.res_block("mid_res_0", h, cfg.channels[-1], embedding)
-    if cfg.mid_depth:
-      h = self.attention("mid_attention", h, cfg.mid_depth, conditions)
-    h = self.res_block("mid_res_1", h, cfg.channels[-1], embedding)
+    skips = self.encoder(self.inputs(x_t, conditions), embedding, conditions)
+    h = self.middle(skips[-1], embedding, conditions)
+    if conditions.control:
+      *controls, middle = conditions.control
+      skips = [skip + control for skip, control in zip(skips, controls, strict=True)]
+      h = h + middle
 
     for level, (features, depth) in reversed(
       list(enumerate(zip(cfg.channels, cfg.transformer_depth, strict=True)))
     ):
       for i in range(cfg.num_res_blocks[level] + 1):
         h = jnp.concatenate([h, skips.pop()], axis=-1)
-        h = self.block(f"up_{level}", i, h, features, depth, embedding, conditions)
+        h = self.block("up", level, i, h, features, depth, embedding, conditions)
       if level > 0:
         h = h.repeat(2, axis=2).repeat(2, axis=3)  # nearest neighbour
         name = f"up_{level}_sample"
@@ -203,25 +193,63 @@ class UNet(nn.Module):
     h = jax.nn.silu(GroupNorm(cfg.norm_groups, name="norm_out")(h)).astype(cfg.dtype)
     return conv(cfg.out_channels, cfg.dtype, "conv_out")(h).astype(jnp.float32)
 
-  def block(self, name, i, h, features, depth, embedding, conditions):
+  def inputs(self, x_t, conditions):
+    """The first convolution, of x_t and of what is concatenated to it."""
+    cfg = self.config
+    h = conv(cfg.channels[0], cfg.dtype, "conv_in")(x_t.astype(cfg.dtype))
+    if cfg.concat_channels:
+      zero = nn.initializers.zeros
+      concat = conv(cfg.channels[0], cfg.dtype, "concat_in", kernel_init=zero, use_bias=False)
+      h = h + concat(conditions.concat.astype(cfg.dtype))
+    return h
+
+  def encoder(self, h, embedding, conditions):
+    """The states that the decoder sees again, finest first; the last one enters the middle."""
+    cfg = self.config
+    skips = [h := self.over_frames("conv_in", h)]
+    for level, (features, depth) in enumerate(
+      zip(cfg.channels, cfg.transformer_depth, strict=True)
+    ):
+      for i in range(cfg.num_res_blocks[level]):
+        h = self.block("down", level, i, h, features, depth, embedding, conditions)
+        skips.append(h)
+      if level < len(cfg.channels) - 1:
+        name = f"down_{level}_sample"
+        h = self.over_frames(name, conv(features, cfg.dtype, name, strides=2)(h))
+        skips.append(h)
+    return skips
+
+  def middle(self, h, embedding, conditions):
+    """The coarsest level's residual block, attention, residual block."""
+    cfg = self.config
+    h = self.res_block("mid_res_0", h, cfg.channels[-1], embedding)
+    if cfg.mid_depth:
+      h = self.attention("mid_attention", h, cfg.mid_depth, conditions)
+    return self.res_block("mid_res_1", h, cfg.channels[-1], embedding)
+
+  def block(self, side, level, i, h, features, depth, embedding, conditions):
     """A residual block and, at levels that have it, its attention site."""
+    cross_only = bool(self.config.cross_only and self.config.cross_only[level])
+    name = f"{side}_{level}"
     h = self.res_block(f"{name}_res_{i}", h, features, embedding)
-    return self.attention(f"{name}_attention_{i}", h, depth, conditions) if depth else h
+    if depth:
+      h = self.attention(f"{name}_attention_{i}", h, depth, conditions, cross_only)
+    return h
 
   def res_block(self, name, h, features, embedding):
     cfg = self.config
     make = nn.remat(ResBlock) if cfg.remat else ResBlock
     return make(features, cfg.norm_groups, cfg.temporal, cfg.dtype, name=name)(h, embedding)
 
-  def attention(self, name, h, depth, conditions):
+  def attention(self, name, h, depth, conditions, cross_only=False):
     """A spatial transformer and, in a video model, the temporal one that follows it."""
     cfg = self.config
     heads = cfg.heads(h.shape[-1])
     contexts, masks = layer_contexts(cfg, conditions, depth)
     make = nn.remat(SpatialTransformer) if cfg.remat else SpatialTransformer
-    h = make(*heads, depth, cfg.norm_groups, cfg.linear_projection, cfg.dtype, name=name)(
-      h, contexts, masks
-    )
+    h = make(
+      *heads, depth, cfg.norm_groups, cfg.linear_projection, cross_only, cfg.dtype, name=name
+    )(h, contexts, masks)
     if cfg.temporal is None:
       return h
     depth = cfg.temporal.num_layers

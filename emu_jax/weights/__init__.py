@@ -1,0 +1,9 @@
+"""Public checkpoints in and out, without PyTorch.
+
+  unet, params = weights.load("stable-diffusion-v1-5/unet")
+  weights.save("exported/unet", unet.config, params)
+"""
+
+from emu_jax.weights.model import Loaded, load, save
+
+__all__ = ["Loaded", "load", "save"]

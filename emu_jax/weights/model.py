@@ -1,0 +1,171 @@
+"""One public model in and out: a folder with config.json and safetensors, or our Orbax copy of it."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Sharding
+
+from emu_jax.errors import InputError
+from emu_jax.run import load_numpy
+from emu_jax.typing import Params
+from emu_jax.weights import files
+from emu_jax.weights.architecture import Architecture
+from emu_jax.weights.architectures import ARCHITECTURES
+from emu_jax.weights.options import Options
+from emu_jax.weights.table import join, split, tensor_shape
+
+Precision = Literal["float32", "bfloat16"]
+PARAMS = "params"  # folder of our own copy of the weights, beside config.json
+_HALF = "F16"
+
+
+class Loaded(NamedTuple):
+  """A network and its weights: `module.apply({"params": params}, …)`."""
+
+  module: nn.Module  # its configuration is `module.config`
+  params: Params
+
+
+def load(
+  path: str | pathlib.Path,
+  *,
+  dtype: Precision | None = None,
+  widen: bool = False,
+  sharding: Sharding | None = None,
+) -> Loaded:
+  """The network of a diffusers or transformers folder, or of a converted one, with its weights.
+
+  Weights are read one tensor at a time, so that the host never holds two copies.
+
+  Args:
+    dtype: of weights and matmuls; None keeps the weights as they are stored and computes in
+      float32.
+    widen: take float16 weights too, as float32. Without it they are refused: float16 has lost
+      small numbers that no later precision brings back.
+    sharding: where each array goes; None leaves it to JAX.
+  Raises: InputError for anything but a whole checkpoint of a known class with known options.
+  """
+  path = pathlib.Path(path)
+  architecture, config = described(path)
+  if dtype is not None:
+    config = dataclasses.replace(config, dtype=dtype)
+  if (path / PARAMS).is_dir():
+    leaves = flatten_dict(load_numpy(path / PARAMS), sep="/")
+    put = lambda a: jax.device_put(a if dtype is None else a.astype(dtype), sharding)
+    params = unflatten_dict({p: put(leaves.pop(p)) for p in list(leaves)}, sep="/")
+  else:
+    params = _read(architecture, config, path, dtype, widen, sharding)
+  return Loaded(architecture.module(config), params)
+
+
+def described(path: str | pathlib.Path) -> tuple[Architecture, Any]:
+  """The architecture that a folder's config.json names, and our config of it."""
+  values = files.read_json(pathlib.Path(path) / "config.json")
+  where = f"weights: {pathlib.Path(path) / 'config.json'}"
+  name = values.get("_class_name") or (values.get("architectures") or [None])[0]
+  if name not in ARCHITECTURES:
+    raise InputError(
+      f"{where}: _class_name={name!r} is not among the supported {', '.join(ARCHITECTURES)}"
+    )
+  architecture = ARCHITECTURES[name]
+  options = Options(values, where)
+  try:
+    config = architecture.read(options)
+  except InputError:
+    raise
+  except (TypeError, ValueError, KeyError, IndexError) as error:
+    raise InputError(f"{where}: {error}; choose another checkpoint") from error
+  options.done()
+  return architecture, config
+
+
+def _read(architecture, config, path, dtype, widen, sharding) -> Params:
+  tensors = files.Tensors(path)
+  groups = architecture.groups(config)
+  names = architecture.matching(groups, tensors, str(path))
+  halves = [name for name, one in tensors.items() if one.dtype == _HALF]
+  if halves and not widen:
+    raise InputError(
+      f"weights: {path} holds float16 tensors ({len(halves)}, {halves[0]} among them), which have "
+      "lost small numbers; take the float32 file, or say that they may be widened (--widen)"
+    )
+  leaves = {}
+  for name, group in groups.items():
+    array = tensors.read(names[name])
+    if dtype is not None or array.dtype == np.float16:
+      array = array.astype(dtype or np.float32)
+    for leaf, part in split(group, array).items():
+      leaves[leaf] = jax.device_put(part, sharding)
+  return unflatten_dict(leaves, sep="/")
+
+
+def architecture_of(config: Any) -> Architecture:
+  """The public form of one of our configs; InputError where it has none."""
+  for architecture in ARCHITECTURES.values():
+    if type(config) is architecture.config_type and architecture.fits(config):
+      return architecture
+  raise InputError(
+    f"weights: this {type(config).__name__} has no public form in {', '.join(ARCHITECTURES)}; "
+    "keep it as a run of emu-train"
+  )
+
+
+def save(
+  folder: str | pathlib.Path,
+  config: Any,
+  params: Params,
+  *,
+  shard_bytes: int = files.SHARD_BYTES,
+) -> None:
+  """Writes a model as diffusers or transformers would: config.json and safetensors.
+
+  The inverse of `load`, byte for byte in every tensor. Appears whole or not at all.
+  """
+  architecture = architecture_of(config)
+  groups = architecture.groups(config)
+  leaves = flatten_dict(params, sep="/")
+  wanted = {row.path for group in groups.values() for row in group}
+  if set(leaves) != wanted:
+    different = sorted(set(leaves) ^ wanted)
+    raise InputError(
+      f"weights: parameters are not those of the {type(config).__name__}: {len(different)} differ, "
+      f"{', '.join(different[:3])}; give the configuration that they were made with"
+    )
+
+  def nbytes(name):
+    size = leaves[groups[name][0].path].dtype.itemsize
+    return int(np.prod(tensor_shape(groups[name]))) * size
+
+  def tensor(name):
+    return join(groups[name], {row.path: np.asarray(leaves[row.path]) for row in groups[name]})
+
+  with files.staged(folder) as partial:
+    _write_config(partial, architecture, config)
+    files.write(partial, architecture.stem, list(groups), tensor, nbytes, shard_bytes)
+
+
+def save_orbax(folder: str | pathlib.Path, config: Any, params: Params) -> None:
+  """Writes a model as its public config.json and our own copy of the weights, for `load`."""
+  architecture = architecture_of(config)
+  with files.staged(folder) as partial:
+    _write_config(partial, architecture, config)
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save((partial / PARAMS).absolute(), jax.tree.map(jnp.asarray, params))
+
+
+def _write_config(folder: pathlib.Path, architecture: Architecture, config: Any) -> None:
+  named = (
+    {"_class_name": architecture.name}
+    if architecture.library == "diffusers"
+    else {"architectures": [architecture.name]}
+  )
+  values = named | architecture.write(config)
+  (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
