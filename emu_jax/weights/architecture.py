@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -45,6 +46,7 @@ class Architecture:
     module, inputs = self.module(config), self.inputs(config)
     return jax.eval_shape(lambda key: module.init(key, *inputs), jax.random.key(0))["params"]
 
+  @functools.cache  # noqa: B019 (there are as many architectures as classes)
   def groups(self, config: Any) -> Groups:
     """The public tensors that a model of this config consists of."""
     return by_tensor(rows(self.shapes(config), self.rules(config), self.levels(config)))

@@ -59,31 +59,51 @@ def assert_same_output(ours, theirs, tolerance: float = OUTPUT) -> None:
   assert error <= tolerance, f"off by {error:.2e} standard deviations"
 
 
-def assert_same_gradients(
-  loaded: weights.Loaded, folder: pathlib.Path, model, loss: Callable, their_loss
+# The compiler's effort goes where programs run often; these run once.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def assert_same_function(
+  loaded: weights.Loaded,
+  folder: pathlib.Path,
+  model,
+  apply: Callable,
+  expected,
+  layout: Callable = channels_last,
 ) -> None:
-  """Every parameter's gradient of the same scalar, compared tensor by tensor.
+  """The same output, and the same gradient of a random projection of it to every parameter.
 
   Args:
-    loss: of our parameters.
-    their_loss: the scalar that PyTorch computed of the same inputs.
+    apply: our parameters -> our output.
+    expected: PyTorch's output of the same inputs, with its graph.
+    layout: PyTorch's output as ours.
   """
+  direction = np.random.default_rng(1).standard_normal(expected.shape).astype(np.float32)
+  projection = layout(direction)
+
+  def projected(params):
+    output = apply(params)
+    return jnp.sum(output * projection), output
+
+  program = jax.jit(jax.grad(projected, has_aux=True), compiler_options=QUICK)
+  gradients, output = program(loaded.params)
+  assert_same_output(output, layout(expected))
+
   model.zero_grad()
-  their_loss.backward()
-  ours = flatten_dict(jax.jit(jax.grad(loss))(loaded.params), sep="/")
-  architecture, config = described(folder)
+  (expected * torch.tensor(direction)).sum().backward()
   theirs = {name: p.grad for name, p in model.named_parameters()}
-  compared = 0
-  for name, group in architecture.groups(config).items():
+  ours = flatten_dict(gradients, sep="/")
+  architecture, config = described(folder)
+  groups = architecture.groups(config)
+  for name, group in groups.items():
     gradient = theirs[name]
     assert gradient is not None, f"{name} has no gradient in PyTorch"
-    mine = join(group, {row.path: np.asarray(ours[row.path]) for row in group})
     norm = np.linalg.norm(gradient)
-    error = np.linalg.norm(mine - gradient.numpy()) / norm
+    mine = join(group, {row.path: np.asarray(ours[row.path]) for row in group})
     assert norm > 0, f"{name} has no influence: nothing was compared"
+    error = np.linalg.norm(mine - gradient.numpy()) / norm
     assert error <= GRADIENT, f"gradient of {name} off by {error:.2e} of its norm"
-    compared += 1
-  assert compared == len(theirs)
+  assert sorted(groups) == sorted(theirs)
 
 
 def assert_round_trip(loaded: weights.Loaded, folder: pathlib.Path, out: pathlib.Path, kind) -> None:
