@@ -5,6 +5,8 @@ a clip, the pixels of a temporal sequence): the queries are then folded to one l
 example, which gives the same numbers as repeating the context and costs no copy of it.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -102,6 +104,8 @@ class SpatialTransformer(nn.Module):
   linear_projection: bool
   cross_only: bool = False
   dtype: DTypeLike = jnp.float32
+  # Of (i, h, T, context, mask), after layer i: what a video model does between layers.
+  after_layer: Callable = lambda i, h, T, context, mask: h
 
   @nn.compact
   def __call__(
@@ -125,6 +129,7 @@ class SpatialTransformer(nn.Module):
         self.num_heads, self.head_dim, self.dtype, self.cross_only, name=f"layer_{i}"
       )
       h = layer(h, contexts[i], masks[i])
+      h = self.after_layer(i, h, T, contexts[i], masks[i])
     h = rearrange(h, "(B T) (H W) C -> B T H W C", B=B, H=H)
     return x + projection("proj_out", C)(h)
 

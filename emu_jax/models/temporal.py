@@ -6,6 +6,8 @@ tells what a factorized model trains from what it keeps frozen.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,9 +18,50 @@ from jaxtyping import Array, Bool, Float
 from emu_jax.models.attention import GroupNorm, TransformerLayer
 from emu_jax.models.embedding import sinusoid
 
+Features = Float[Array, "B T H W C"]
+Contexts = Callable[[int], tuple[tuple, tuple]]
+Unet = Any  # the UNetConfig around it, which cannot be imported here
+
 
 @dataclasses.dataclass(frozen=True)
-class TemporalConfig:
+class Temporal:
+  """What crosses frames in a U-Net: the base of every configuration of it, the identity.
+
+  The U-Net calls each method at its place, with the name of the layer that it follows; a method
+  makes its modules there, so that their parameters stand in the U-Net's own tree, under names that
+  begin with `temporal_`.
+  """
+
+  # An embedding of "noise_level" joins the time embedding, from zero.
+  noise_level: bool = False
+
+  def after_conv(self, name: str, h: Features, unet: Unet) -> Features:
+    """After each 3x3 convolution but the last one, inside the residual blocks too."""
+    return h
+
+  def after_res_block(
+    self, name: str, h: Features, embedding: Float[Array, "B E"], unet: Unet
+  ) -> Features:
+    """After each residual block."""
+    return h
+
+  def after_layer(
+    self, i: int, h: Float[Array, "N S C"], T: int, context: Any, mask: Any, unet: Unet
+  ) -> Float[Array, "N S C"]:
+    """After layer i of each spatial transformer, inside it; N is B T, S is H W."""
+    return h
+
+  def after_attention(self, name: str, h: Features, contexts: Contexts, unet: Unet) -> Features:
+    """After each spatial transformer; `contexts(n)` are the texts and masks of n layers."""
+    return h
+
+  def after_block(self, name: str, h: Features, unet: Unet) -> Features:
+    """After each residual block and its transformer, or the former alone where there is none."""
+    return h
+
+
+@dataclasses.dataclass(frozen=True)
+class TemporalConfig(Temporal):
   """What is inserted after the spatial layers. Source: arXiv:2311.10709, sec. 3.2 and app. table 1.
 
   The paper publishes neither kernel size, nor positions, nor what the second attention attends to;
@@ -28,13 +71,24 @@ class TemporalConfig:
   kernel: int = 3  # frames; ours: the smallest consistent with the parameter count
   num_layers: int = 2
   attends_text: bool = False  # second attention of a layer: text if True, frames if False
-  noise_level: bool = False  # an embedding of "noise_level" joins the time embedding, from zero
 
   def __post_init__(self):
     if self.kernel % 2 == 0 or self.kernel < 1:
       raise ValueError(f"TemporalConfig: kernel={self.kernel} has no middle; give an odd number")
     if self.num_layers < 1:
       raise ValueError(f"TemporalConfig: num_layers={self.num_layers} must be at least 1")
+
+  def after_conv(self, name: str, h: Features, unet: Unet) -> Features:
+    return TemporalConv(self.kernel, unet.dtype, name=f"temporal_{name}")(h)
+
+  def after_attention(self, name: str, h: Features, contexts: Contexts, unet: Unet) -> Features:
+    depth = self.num_layers
+    texts, masks = contexts(depth) if self.attends_text else ((None,) * depth,) * 2
+    make = nn.remat(TemporalTransformer) if unet.remat else TemporalTransformer
+    heads = unet.heads(h.shape[-1])
+    return make(*heads, depth, unet.norm_groups, unet.dtype, name=f"temporal_{name}")(
+      h, texts, masks
+    )
 
 
 class TemporalConv(nn.Module):

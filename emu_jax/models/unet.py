@@ -7,6 +7,7 @@ name of the layer that it follows. An image model's tree is a subset of its vide
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float
 
 from emu_jax.models.attention import GroupNorm, SpatialTransformer
 from emu_jax.models.embedding import EmbeddingMLP, sinusoid
-from emu_jax.models.temporal import TemporalConfig, TemporalConv, TemporalTransformer
+from emu_jax.models.temporal import Temporal, TemporalConfig
 from emu_jax.typing import Conditions, PerExample, Video
 
 
@@ -45,7 +46,7 @@ class UNetConfig:
   num_micro: int = 0  # "micro" [B, K]: sizes, crops, fps, … as sinusoids
   micro_dim: int = 256  # sinusoid features a micro-condition
   pooled_dim: int = 0  # "pooled" [B, P], joined with the micro-conditions as in SDXL
-  temporal: TemporalConfig | None = None
+  temporal: Temporal = Temporal()  # what crosses frames; the default does not
   remat: bool = False  # recompute blocks in the backward pass instead of storing them
   dtype: str = "float32"
 
@@ -94,7 +95,7 @@ class UNetConfig:
 
   def image(self) -> "UNetConfig":
     """The image model inside a video model: the same spatial layers, nothing beside them."""
-    return dataclasses.replace(self, temporal=None, concat_channels=0)
+    return dataclasses.replace(self, temporal=Temporal(), concat_channels=0)
 
   @classmethod
   def emu_video(cls, **changes) -> "UNetConfig":
@@ -127,30 +128,28 @@ def conv(features: int, dtype: DTypeLike, name: str, *, strides: int = 1, **kwar
 class ResBlock(nn.Module):
   """GroupNorm, SiLU, 3x3 convolution, twice, with the time embedding added in between.
 
-  A temporal convolution follows each spatial one where `temporal` says so.
-  Source: Latent Diffusion, arXiv:2112.10752; Emu Video, arXiv:2311.10709, sec. 3.2.
+  Source: Latent Diffusion, arXiv:2112.10752.
   """
 
   features: int
-  norm_groups: int
-  temporal: TemporalConfig | None = None
-  dtype: DTypeLike = jnp.float32
+  config: UNetConfig
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "B T H W C"], embedding: Float[Array, "B E"]
   ) -> Float[Array, "B T H W D"]:
-    def half(i, h):
-      h = jax.nn.silu(GroupNorm(self.norm_groups, name=f"norm_{i}")(h)).astype(self.dtype)
-      h = conv(self.features, self.dtype, f"conv_{i}")(h)
-      if self.temporal:
-        h = TemporalConv(self.temporal.kernel, self.dtype, name=f"temporal_conv_{i}")(h)
-      return h
+    cfg = self.config
 
-    shift = nn.Dense(self.features, dtype=self.dtype, name="time")(jax.nn.silu(embedding))
+    def half(i, h):
+      h = jax.nn.silu(GroupNorm(cfg.norm_groups, name=f"norm_{i}")(h)).astype(cfg.dtype)
+      return cfg.temporal.after_conv(
+        f"conv_{i}", conv(self.features, cfg.dtype, f"conv_{i}")(h), cfg
+      )
+
+    shift = nn.Dense(self.features, dtype=cfg.dtype, name="time")(jax.nn.silu(embedding))
     h = half(2, half(1, x) + shift[:, None, None, None, :])
     if x.shape[-1] != self.features:
-      x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="skip")(x)
+      x = nn.Conv(self.features, (1, 1), dtype=cfg.dtype, name="skip")(x)
     return x + h
 
 
@@ -188,7 +187,7 @@ class UNet(nn.Module):
       if level > 0:
         h = h.repeat(2, axis=2).repeat(2, axis=3)  # nearest neighbour
         name = f"up_{level}_sample"
-        h = self.over_frames(name, conv(features, cfg.dtype, name)(h))
+        h = cfg.temporal.after_conv(name, conv(features, cfg.dtype, name)(h), cfg)
 
     h = jax.nn.silu(GroupNorm(cfg.norm_groups, name="norm_out")(h)).astype(cfg.dtype)
     return conv(cfg.out_channels, cfg.dtype, "conv_out")(h).astype(jnp.float32)
@@ -206,7 +205,7 @@ class UNet(nn.Module):
   def encoder(self, h, embedding, conditions):
     """The states that the decoder sees again, finest first; the last one enters the middle."""
     cfg = self.config
-    skips = [h := self.over_frames("conv_in", h)]
+    skips = [h := cfg.temporal.after_conv("conv_in", h, cfg)]
     for level, (features, depth) in enumerate(
       zip(cfg.channels, cfg.transformer_depth, strict=True)
     ):
@@ -215,7 +214,7 @@ class UNet(nn.Module):
         skips.append(h)
       if level < len(cfg.channels) - 1:
         name = f"down_{level}_sample"
-        h = self.over_frames(name, conv(features, cfg.dtype, name, strides=2)(h))
+        h = cfg.temporal.after_conv(name, conv(features, cfg.dtype, name, strides=2)(h), cfg)
         skips.append(h)
     return skips
 
@@ -225,50 +224,40 @@ class UNet(nn.Module):
     h = self.res_block("mid_res_0", h, cfg.channels[-1], embedding)
     if cfg.mid_depth:
       h = self.attention("mid_attention", h, cfg.mid_depth, conditions)
+      h = cfg.temporal.after_block("mid", h, cfg)
     return self.res_block("mid_res_1", h, cfg.channels[-1], embedding)
 
   def block(self, side, level, i, h, features, depth, embedding, conditions):
     """A residual block and, at levels that have it, its attention site."""
-    cross_only = bool(self.config.cross_only and self.config.cross_only[level])
-    name = f"{side}_{level}"
-    h = self.res_block(f"{name}_res_{i}", h, features, embedding)
+    cfg = self.config
+    cross_only = bool(cfg.cross_only and cfg.cross_only[level])
+    h = self.res_block(f"{side}_{level}_res_{i}", h, features, embedding)
     if depth:
-      h = self.attention(f"{name}_attention_{i}", h, depth, conditions, cross_only)
-    return h
+      h = self.attention(f"{side}_{level}_attention_{i}", h, depth, conditions, cross_only)
+    return cfg.temporal.after_block(f"{side}_{level}_{i}", h, cfg)
 
   def res_block(self, name, h, features, embedding):
     cfg = self.config
     make = nn.remat(ResBlock) if cfg.remat else ResBlock
-    return make(features, cfg.norm_groups, cfg.temporal, cfg.dtype, name=name)(h, embedding)
+    h = make(features, cfg, name=name)(h, embedding)
+    return cfg.temporal.after_res_block(name, h, embedding, cfg)
 
   def attention(self, name, h, depth, conditions, cross_only=False):
-    """A spatial transformer and, in a video model, the temporal one that follows it."""
+    """A spatial transformer and, in a video model, what follows it."""
     cfg = self.config
-    heads = cfg.heads(h.shape[-1])
-    contexts, masks = layer_contexts(cfg, conditions, depth)
+    contexts = functools.partial(layer_contexts, cfg, conditions)
     make = nn.remat(SpatialTransformer) if cfg.remat else SpatialTransformer
     h = make(
-      *heads, depth, cfg.norm_groups, cfg.linear_projection, cross_only, cfg.dtype, name=name
-    )(h, contexts, masks)
-    if cfg.temporal is None:
-      return h
-    depth = cfg.temporal.num_layers
-    contexts, masks = (
-      layer_contexts(cfg, conditions, depth)
-      if cfg.temporal.attends_text
-      else ((None,) * depth, (None,) * depth)
-    )
-    make = nn.remat(TemporalTransformer) if cfg.remat else TemporalTransformer
-    return make(*heads, depth, cfg.norm_groups, cfg.dtype, name=f"temporal_{name}")(
-      h, contexts, masks
-    )
-
-  def over_frames(self, name, h):
-    """The temporal convolution after the spatial convolution `name`, in a video model."""
-    temporal = self.config.temporal
-    if temporal is None:
-      return h
-    return TemporalConv(temporal.kernel, self.config.dtype, name=f"temporal_{name}")(h)
+      *cfg.heads(h.shape[-1]),
+      depth,
+      cfg.norm_groups,
+      cfg.linear_projection,
+      cross_only,
+      cfg.dtype,
+      after_layer=functools.partial(cfg.temporal.after_layer, unet=cfg),
+      name=name,
+    )(h, *contexts(depth))
+    return cfg.temporal.after_attention(name, h, contexts, cfg)
 
   def embed(self, t: PerExample, vectors: Mapping[str, Array]) -> Float[Array, "B E"]:
     """The time embedding with every vector condition added to it."""
@@ -284,7 +273,7 @@ class UNet(nn.Module):
         parts.append(sinusoid(vectors["micro"], cfg.micro_dim).reshape(t.shape[0], -1))
       micro = jnp.concatenate(parts, axis=-1)
       h = h + EmbeddingMLP(4 * base, dtype=cfg.dtype, name="micro")(micro)
-    if cfg.temporal and cfg.temporal.noise_level:
+    if cfg.temporal.noise_level:
       level = EmbeddingMLP(4 * base, zero=True, dtype=cfg.dtype, name="temporal_noise_level")
       h = h + level(sinusoid(vectors["noise_level"], base))
     return h
@@ -324,7 +313,7 @@ def check_inputs(cfg: UNetConfig, x_t: Video, conditions: Conditions) -> None:
     "task": cfg.num_tasks,
     "micro": cfg.num_micro,
     "pooled": cfg.pooled_dim,
-    "noise_level": bool(cfg.temporal and cfg.temporal.noise_level),
+    "noise_level": cfg.temporal.noise_level,
   }
   wanted = {name for name, needed in wanted.items() if needed}
   if wanted != set(conditions.vectors):

@@ -1,4 +1,4 @@
-"""A public architecture: how its config.json, its networks and its tensors become ours and go back."""
+"""A public architecture: how its config.json, network and tensors become ours and go back."""
 
 import dataclasses
 import fnmatch
@@ -62,7 +62,7 @@ class Architecture:
         names[self._current(name)] = name
     if any("lora" in name.lower() for name in names):
       raise InputError(
-        f"weights: {where} is a LoRA, changes to a model and no model; merge it into its model first"
+        f"weights: {where} is a LoRA, changes to a model and no model; merge it into one first"
       )
     missing = sorted(set(groups) - set(names))
     unknown = sorted(set(names) - set(groups))

@@ -1,4 +1,4 @@
-"""One public model in and out: a folder with config.json and safetensors, or our Orbax copy of it."""
+"""One public model in and out: config.json with safetensors, or with our Orbax copy of them."""
 
 import dataclasses
 import json

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from emu_jax.models.temporal import Temporal
 from emu_jax.models.unet import UNet, UNetConfig
 from emu_jax.typing import Conditions
 from emu_jax.weights.architecture import Architecture
@@ -85,7 +86,10 @@ def attending(
 
 
 def mirrored(
-  o: Options, attends: Sequence[bool], plain: str = "UpBlock2D", attended: str = "CrossAttnUpBlock2D"
+  o: Options,
+  attends: Sequence[bool],
+  plain: str = "UpBlock2D",
+  attended: str = "CrossAttnUpBlock2D",
 ) -> None:
   """Refuses an `up_block_types` that does not mirror the encoder."""
   wanted = [attended if attend else plain for attend in reversed(attends)]
@@ -221,7 +225,7 @@ def has_public_form(config: UNetConfig) -> bool:
   """Whether diffusers' classes can be this network: one text, SDXL's conditions or none."""
   last = config.transformer_depth[-1]
   return (
-    config.temporal is None
+    type(config.temporal) is Temporal
     and config.in_channels == config.out_channels
     and len(config.context_dims) == 1
     and set(config.layer_contexts) == {0}
@@ -240,9 +244,10 @@ def example(config: UNetConfig) -> tuple:
     "micro": jnp.zeros((1, config.num_micro)) if config.num_micro else None,
     "pooled": jnp.zeros((1, config.pooled_dim)) if config.pooled_dim else None,
   }
+  concat = jnp.zeros((1, 1, side, side, config.concat_channels))
   conditions = Conditions(
     texts=tuple(jnp.zeros((1, 2, width)) for width in config.context_dims),
-    concat=jnp.zeros((1, 1, side, side, config.concat_channels)) if config.concat_channels else None,
+    concat=concat if config.concat_channels else None,
     vectors={name: value for name, value in vectors.items() if value is not None},
   )
   return jnp.zeros((1, 1, side, side, config.in_channels)), jnp.zeros(1), conditions

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from emu_jax.models.temporal import TemporalConfig
+from emu_jax.models.temporal import Temporal, TemporalConfig
 from emu_jax.models.unet import UNet, UNetConfig
 from emu_jax.typing import Conditions
 
@@ -262,7 +262,7 @@ def test_emu_video_with_text_in_the_temporal_layers_counts_too():
 
 
 def test_the_image_model_is_a_subset_of_the_video_model():
-  image = flatten_dict(published_shapes(temporal=None, concat_channels=0))
+  image = flatten_dict(published_shapes(temporal=Temporal(), concat_channels=0))
   video = flatten_dict(published_shapes())
   assert {path: leaf.shape for path, leaf in image.items()} == {
     path: leaf.shape
@@ -314,7 +314,13 @@ def test_inputs_that_do_not_fit_are_refused_at_trace_time(key, change, words):
 
 def test_every_vector_condition_moves_the_output_of_its_own_example_only(key):
   cfg = dataclasses.replace(
-    SMALL, temporal=None, concat_channels=0, num_classes=3, num_tasks=2, num_micro=2, pooled_dim=5
+    SMALL,
+    temporal=Temporal(),
+    concat_channels=0,
+    num_classes=3,
+    num_tasks=2,
+    num_micro=2,
+    pooled_dim=5,
   )
   x, t, conditions = example(cfg, key)
   vectors = {

@@ -18,14 +18,16 @@ from emu_jax import weights
 from emu_jax.weights.model import described
 from emu_jax.weights.table import join
 
-torch = pytest.importorskip("torch", reason="PyTorch is the oracle; make test REFERENCE=1 installs it")
+torch = pytest.importorskip(
+  "torch", reason="PyTorch is the oracle; make test REFERENCE=1 installs it"
+)
 
 OUTPUT = 1e-4  # largest error, in standard deviations of the oracle's output
 GRADIENT = 1e-3  # error of a tensor's gradient, relative to its norm
 
 
 def drawn_anew(model, seed: int = 0):
-  """The model in float32 with every tensor redrawn: none zero, norm scales off 1, outputs near 1."""
+  """The model in float32, every tensor redrawn: none zero, norm scales off 1, outputs near 1."""
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for parameter in model.parameters():
@@ -106,7 +108,9 @@ def assert_same_function(
   assert sorted(groups) == sorted(theirs)
 
 
-def assert_round_trip(loaded: weights.Loaded, folder: pathlib.Path, out: pathlib.Path, kind) -> None:
+def assert_round_trip(
+  loaded: weights.Loaded, folder: pathlib.Path, out: pathlib.Path, kind
+) -> None:
   """Exported again: the same names and bytes, and PyTorch's own class reads it."""
   weights.save(out, loaded.module.config, loaded.params)
   before, after = (_tensors(where) for where in (folder, out))
@@ -115,10 +119,12 @@ def assert_round_trip(loaded: weights.Loaded, folder: pathlib.Path, out: pathlib
     assert array.dtype == after[name].dtype
     assert array.tobytes() == after[name].tobytes(), name
   again, info = kind.from_pretrained(out, output_loading_info=True)
-  assert not info["missing_keys"] and not info["unexpected_keys"], info
+  assert not info["missing_keys"], info
+  assert not info["unexpected_keys"], info
   first = kind.from_pretrained(folder)
   for (name, a), (other, b) in zip(first.named_parameters(), again.named_parameters(), strict=True):
-    assert name == other and torch.equal(a, b), name
+    assert name == other
+    assert torch.equal(a, b), name
 
 
 def _tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
