@@ -21,6 +21,7 @@ FLOORS = {
   "emu_jax.conditioning": 3,
   "emu_jax.data": 3,
   "emu_jax.sharding": 3,
+  "emu_jax.weights": 3,
   "emu_jax.media": 3,
   "emu_jax.run": 3,
   "emu_jax.systems": 4,
