@@ -80,22 +80,35 @@ class TextFeatures:
 
   texts: tuple[Any, ...]  # Text, one an encoder
   masks: tuple[Any, ...]  # TextMask or None, one a text
+  # What else the image model is told of the prompt, as `Conditions.vectors`: SDXL's "pooled" [B, P]
+  # and "micro" [B, 6].
+  vectors: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def text_conditions(
+  text: TextFeatures, concat: Any = None, vectors: dict[str, Any] | None = None
+) -> Conditions:
+  """What a network is told of a batch of prompts, with what stands beside x_t and other vectors."""
+  return Conditions(text.texts, text.masks, concat, text.vectors | (vectors or {}))
 
 
 def image_branches(text: TextFeatures, empty: TextFeatures) -> tuple[Conditions, Conditions]:
   """The unconditional and the conditional branch of text-to-image guidance."""
-  return tuple(Conditions(branch.texts, branch.masks) for branch in (empty, text))
+  return text_conditions(empty), text_conditions(text)
 
 
-def video_branches(
+def known_branches(
   text: TextFeatures,
   empty: TextFeatures,
   concat: Video,
-  vectors: dict[str, Float[Array, "B"]],
+  vectors: dict[str, Float[Array, "B"]] | None = None,
 ) -> tuple[Conditions, Conditions, Conditions]:
-  """X(∅), X(I) and X(I, p) of Emu Video's guidance. Source: arXiv:2311.10709, eq. 1."""
+  """X(∅), X(I) and X(I, p) of a model that is given known frames, or the picture that it edits.
+
+  Source: Emu Video, arXiv:2311.10709, eq. 1; InstructPix2Pix, arXiv:2211.09800, eq. 3.
+  """
   return (
-    Conditions(empty.texts, empty.masks, jnp.zeros_like(concat), vectors),
-    Conditions(empty.texts, empty.masks, concat, vectors),
-    Conditions(text.texts, text.masks, concat, vectors),
+    text_conditions(empty, jnp.zeros_like(concat), vectors),
+    text_conditions(empty, concat, vectors),
+    text_conditions(text, concat, vectors),
   )

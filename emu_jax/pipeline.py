@@ -22,7 +22,7 @@ from emu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import Autoencoder
 from emu_jax.run import latest_step, load_ema
-from emu_jax.systems.emu import init_spatial, init_text, sample_image
+from emu_jax.systems.emu import init_spatial, init_text, sample_image, text_features
 from emu_jax.systems.emu_video import (
   EmuVideoConfig,
   Guidance,
@@ -30,7 +30,7 @@ from emu_jax.systems.emu_video import (
   join_interpolated,
   sample_video,
 )
-from emu_jax.systems.latent import Sampling, TextConfig, decode_latents, encode_frames, encode_text
+from emu_jax.systems.latent import Sampling, TextConfig, decode_latents, encode_frames
 from emu_jax.typing import Params, Video
 
 Prompts = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]  # tokens and masks, one an encoder
@@ -51,8 +51,8 @@ MADE_BY = {
 
 @functools.partial(jax.jit, static_argnames=("config", "sampling"))
 def _image(trees, prompts, empty, key, scale, *, config: EmuVideoConfig, sampling: Sampling):
-  text = encode_text(config.image.text, trees, *prompts)
-  none = encode_text(config.image.text, trees, *empty)
+  text = text_features(config.image, trees, *prompts)
+  none = text_features(config.image, trees, *empty)
   return sample_image(config.image, trees, text, none, key, scale, sampling=sampling)
 
 
@@ -61,8 +61,8 @@ def _video(
   trees, given, prompts, empty, key, image_scale, text_scale, *,
   config: EmuVideoConfig, known: KnownFrames, name: str, sampling: Sampling,
 ):  # fmt: skip
-  text = encode_text(config.image.text, trees, *prompts)
-  none = encode_text(config.image.text, trees, *empty)
+  text = text_features(config.image, trees, *prompts)
+  none = text_features(config.image, trees, *empty)
   return sample_video(
     config, known, name, trees, given, text, none, key, image_scale, text_scale, sampling=sampling
   )

@@ -25,6 +25,7 @@ FLOORS = {
   "emu_jax.media": 3,
   "emu_jax.run": 3,
   "emu_jax.systems": 4,
+  "emu_jax.public": 5,
   "emu_jax.pipeline": 5,
   "emu_jax.evaluation": 6,
   "emu_jax.command_line": 6,

@@ -20,9 +20,10 @@ from emu_jax.systems.emu import (
   init_spatial,
   init_text,
   sample_image,
+  text_features,
 )
 from emu_jax.systems.emu_video import init_temporal, sample_video, video_loss
-from emu_jax.systems.latent import decode_latents, encode_frames, encode_text, latent_statistics
+from emu_jax.systems.latent import decode_latents, encode_frames, latent_statistics
 from emu_jax.typing import Params, Video
 from train.config import Experiment
 from train.stage import Stage
@@ -104,7 +105,7 @@ def initial_trees(experiment: Experiment, inherited: Params) -> Params:
 
 
 def features(experiment: Experiment, trees: Params, batch: dict) -> TextFeatures:
-  return encode_text(experiment.model.image.text, trees, batch["tokens"], batch["masks"])
+  return text_features(experiment.model.image, trees, batch["tokens"], batch["masks"])
 
 
 def first(batch: dict, n: int) -> dict:
@@ -115,7 +116,7 @@ def first(batch: dict, n: int) -> dict:
 def without_text(experiment: Experiment, trees: Params, empty: tuple, n: int) -> TextFeatures:
   """Features of the empty prompt, n times."""
   tokens, masks = jax.tree.map(lambda a: jnp.repeat(jnp.asarray(a), n, axis=0), empty)
-  return encode_text(experiment.model.image.text, trees, tokens, masks)
+  return text_features(experiment.model.image, trees, tokens, masks)
 
 
 def _begin_autoencoder(experiment, key):

@@ -11,13 +11,14 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Array, Float32, Int32
 
 from emu_jax.diffusion.schedule import Schedule, target, to_x_0_and_eps
 from emu_jax.typing import Predict, Video
 
 Spacing = Literal["trailing", "leading", "linspace"]
 Grid = Int32[np.ndarray, "S"]
+Trajectory = Float32[Array, "S B T H W C"]  # the state after each step
 
 
 def time_grid(num_train_steps: int, num_steps: int, spacing: Spacing) -> Grid:
@@ -112,7 +113,8 @@ def ddim(
   *,
   eta: float = 0.0,
   key: jax.Array | None = None,
-) -> Video:
+  trajectory: bool = False,
+) -> Video | Trajectory:
   """x_0 from noise by (7), or by (8) with fresh noise at every step; float32.
 
   Source: arXiv:2010.02502, eq. 12 and 16.
@@ -122,6 +124,7 @@ def ddim(
     eta: share of fresh noise; static. Above 1 it is legal as long as no step would have to draw
       more noise than its level holds.
     key: needed, and used, only if eta > 0.
+    trajectory: return what each step leads to, the last one being x_0.
   """
   grid = _checked("ddim", schedule, grid)
   _check_eta("ddim", schedule, eta)
@@ -142,11 +145,12 @@ def ddim(
     x_s = alpha_s * x_0 + kept * eps
     if eta:
       x_s += tau * jax.random.normal(key, x_s.shape)
-    return x_s, None
+    return x_s, x_s if trajectory else None
 
   keys = jax.random.split(key, len(grid)) if eta else None
   steps = _steps(grid, alpha_s, kept, tau)
-  return jax.lax.scan(step, noise.astype(jnp.float32), (*steps, keys))[0]
+  x_0, states = jax.lax.scan(step, noise.astype(jnp.float32), (*steps, keys))
+  return states if trajectory else x_0
 
 
 def ddim_invert(predict: Predict, schedule: Schedule, x_0: Video, grid: Grid) -> Video:

@@ -279,6 +279,25 @@ class UNet(nn.Module):
     return h
 
 
+def blank_conditions(cfg: UNetConfig, shape: tuple[int, ...]) -> Conditions:
+  """All conditions that a network asks for, zero, for x_t of a shape [B, T, H, W, C]."""
+  B = shape[0]
+  vectors = {
+    "class": (cfg.num_classes, (B,), jnp.int32),
+    "task": (cfg.num_tasks, (B,), jnp.int32),
+    "micro": (cfg.num_micro, (B, cfg.num_micro), jnp.float32),
+    "pooled": (cfg.pooled_dim, (B, cfg.pooled_dim), jnp.float32),
+    "noise_level": (cfg.temporal.noise_level, (B,), jnp.float32),
+  }
+  return Conditions(
+    texts=tuple(jnp.zeros((B, 2, width)) for width in cfg.context_dims),
+    concat=jnp.zeros((*shape[:-1], cfg.concat_channels)) if cfg.concat_channels else None,
+    vectors={
+      name: jnp.zeros(size, dtype) for name, (needed, size, dtype) in vectors.items() if needed
+    },
+  )
+
+
 def layer_contexts(cfg: UNetConfig, conditions: Conditions, depth: int):
   """Which text, and which mask, each of `depth` transformer layers attends to."""
   if not cfg.context_dims:

@@ -7,10 +7,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from emu_jax.conditioning import TextFeatures, image_branches
-from emu_jax.diffusion.guidance import guided, rescale, text_guidance
+from emu_jax.conditioning import TextFeatures, image_branches, known_branches, text_conditions
+from emu_jax.diffusion.guidance import emu_video_guidance, guided, rescale, text_guidance
 from emu_jax.diffusion.loss import diffusion_loss
 from emu_jax.diffusion.schedule import Schedule
 from emu_jax.models.autoencoder import (
@@ -26,9 +26,18 @@ from emu_jax.models.discriminator import (
   hinge_generator,
 )
 from emu_jax.models.text import text_encoder
-from emu_jax.models.unet import UNet, UNetConfig
-from emu_jax.systems.latent import Sampling, TextConfig, bound, encode_frames
-from emu_jax.typing import Conditions, Params, PerExample, Video
+from emu_jax.models.unet import UNet, UNetConfig, blank_conditions
+from emu_jax.systems.latent import (
+  Sampling,
+  TextConfig,
+  bound,
+  encode_frames,
+  encode_text,
+  pooled_dim,
+)
+from emu_jax.typing import Params, PerExample, Video
+
+SIZES = 6  # SDXL's micro-conditions: original size, crop corner and target size, height and width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +49,7 @@ class EmuConfig:
   unet: UNetConfig
   schedule: Schedule = Schedule()  # scaled-linear with epsilon: Stable Diffusion's and Emu's
   size: int = 512  # pixels on a side
+  zero_empty: bool = False  # guidance leads away from zeros, not from the empty prompt: SDXL
 
   def __post_init__(self):
     z, widths = self.autoencoder.z_channels, tuple(t.width for t in self.text)
@@ -48,10 +58,19 @@ class EmuConfig:
         f"EmuConfig: unet.in_channels={self.unet.in_channels} and unet.out_channels="
         f"{self.unet.out_channels} must both be autoencoder.z_channels={z}"
       )
-    if self.unet.context_dims != widths:
+    if self.unet.context_dims not in (widths, (sum(widths),)):
       raise ValueError(
         f"EmuConfig: unet.context_dims={self.unet.context_dims} must be the widths {widths} of the "
-        "text encoders"
+        "text encoders, or their sum"
+      )
+    if self.unet.num_micro not in (0, SIZES):
+      raise ValueError(
+        f"EmuConfig: unet.num_micro={self.unet.num_micro} must be 0, or {SIZES} for SDXL's sizes"
+      )
+    if self.unet.pooled_dim and self.unet.pooled_dim != pooled_dim(self.text[-1]):
+      raise ValueError(
+        f"EmuConfig: unet.pooled_dim={self.unet.pooled_dim} must be projection_dim="
+        f"{pooled_dim(self.text[-1])} of the last text encoder"
       )
     factor = self.autoencoder.downsample * self.unet.downsample
     if self.size % factor:
@@ -64,6 +83,38 @@ class EmuConfig:
     """B T H W C of the latents."""
     side = self.size // self.autoencoder.downsample
     return batch, num_frames, side, side, self.autoencoder.z_channels
+
+
+def text_features(
+  config: EmuConfig,
+  trees: Params,
+  tokens: tuple[Int[Array, "B _"], ...],
+  masks: tuple[Bool[Array, "B _"], ...],
+) -> TextFeatures:
+  """What the image model is told of a batch of prompts.
+
+  SDXL (arXiv:2307.01952, sec. 2.1, 2.2) reads its two encoders' features side by side, the pooled
+  output of the second, and sizes: here those of a whole picture of the model's own size.
+  """
+  text = encode_text(config.text, trees, tokens, masks, pooled=config.unet.pooled_dim > 0)
+  texts, seen, vectors = text.texts, text.masks, dict(text.vectors)
+  if config.unet.context_dims != tuple(t.width for t in config.text):
+    texts, seen = (jnp.concatenate(texts, axis=-1),), (None,)
+  if config.unet.num_micro:
+    size = (config.size, config.size)  # of the original, corner of the crop, of the target
+    vectors["micro"] = jnp.tile(jnp.array((*size, 0, 0, *size), jnp.float32), (len(tokens[0]), 1))
+  return TextFeatures(texts, seen, vectors)
+
+
+def no_text(config: EmuConfig, text: TextFeatures, empty: TextFeatures) -> TextFeatures:
+  """What guidance leads away from: the empty prompt, or zeros where the model was trained so."""
+  if not config.zero_empty:
+    return empty
+  vectors = {
+    name: jnp.zeros_like(value) if name == "pooled" else value
+    for name, value in text.vectors.items()
+  }
+  return TextFeatures(tuple(jnp.zeros_like(t) for t in text.texts), text.masks, vectors)
 
 
 def init_text(config: EmuConfig, key: jax.Array) -> Params:
@@ -80,9 +131,9 @@ def init_text(config: EmuConfig, key: jax.Array) -> Params:
 
 def init_spatial(config: EmuConfig, key: jax.Array) -> Params:
   """The image U-Net's tree."""
-  texts = tuple(jnp.zeros((1, 2, t.width)) for t in config.text)
   x = jnp.zeros(config.latent_shape(1))
-  return UNet(config.unet).init(key, x, jnp.zeros(1), Conditions(texts))["params"]
+  conditions = blank_conditions(config.unet, config.latent_shape(1))
+  return UNet(config.unet).init(key, x, jnp.zeros(1), conditions)["params"]
 
 
 def image_loss(
@@ -98,7 +149,7 @@ def image_loss(
   key_encode, key_diffuse = jax.random.split(key)
   latents = encode_frames(config.autoencoder, trees, frames, key_encode)
   net = bound(UNet(config.unet), trees["spatial"])
-  conditions = Conditions(text.texts, text.masks)
+  conditions = text_conditions(text)
   return diffusion_loss(
     lambda x_t, t: net(x_t, t, conditions),
     config.schedule,
@@ -125,11 +176,38 @@ def sample_image(
   Args:
     empty: features of what guidance leads away from: the empty prompt, or a negative one.
   """
+  combine = text_guidance(text_scale)
+  return _sampled(config, trees, image_branches(text, empty), combine, key, sampling)
+
+
+def sample_edit(
+  config: EmuConfig,
+  trees: Params,
+  source: Video,
+  text: TextFeatures,
+  empty: TextFeatures,
+  key: jax.Array,
+  image_scale: float | Float[Array, ""],
+  text_scale: float | Float[Array, ""],
+  *,
+  sampling: Sampling,
+) -> Video:
+  """Normalised latents [B, 1, H, W, C] of pictures changed as an instruction says.
+
+  Source: InstructPix2Pix, arXiv:2211.09800, sec. 3.2: scales 1.5 and 7.5.
+
+  Args:
+    source: latents of the pictures as the autoencoder gives them (the mean, not normalised).
+  """
+  combine = emu_video_guidance(image_scale, text_scale)
+  return _sampled(config, trees, known_branches(text, empty, source), combine, key, sampling)
+
+
+def _sampled(config, trees, branches, combine, key, sampling: Sampling) -> Video:
   key_noise, key_steps = jax.random.split(key)
-  noise = jax.random.normal(key_noise, config.latent_shape(text.texts[0].shape[0]))
-  combine = rescale(text_guidance(text_scale), sampling.rescale)
+  noise = jax.random.normal(key_noise, config.latent_shape(branches[0].texts[0].shape[0]))
   net = bound(UNet(config.unet), trees["spatial"])
-  predict = guided(net, image_branches(text, empty), combine)
+  predict = guided(net, branches, rescale(combine, sampling.rescale))
   return sampling.run(predict, config.schedule, noise, key_steps)
 
 

@@ -14,16 +14,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from emu_jax.conditioning import KnownFrames, TextFeatures, concat_known, video_branches
+from emu_jax.conditioning import (
+  KnownFrames,
+  TextFeatures,
+  concat_known,
+  known_branches,
+  text_conditions,
+)
 from emu_jax.diffusion.guidance import emu_video_guidance, guided, rescale
 from emu_jax.diffusion.loss import diffusion_loss
 from emu_jax.diffusion.schedule import Schedule, noise_at
 from emu_jax.models.temporal import TemporalConfig
-from emu_jax.models.unet import UNet, UNetConfig
+from emu_jax.models.unet import UNet, UNetConfig, blank_conditions
 from emu_jax.systems.emu import EmuConfig
 from emu_jax.systems.latent import Sampling, bound, encode_frames
 from emu_jax.trees import merge, partition
-from emu_jax.typing import Conditions, Params, PerExample, Video
+from emu_jax.typing import Params, PerExample, Video
 
 # What a factorized model trains: all that crosses frames, and the kernel that reads known frames.
 TRAINED = (("concat_in/*", "temporal"), ("*temporal_*", "temporal"), ("*", "spatial"))
@@ -64,10 +70,8 @@ class EmuVideoConfig:
 
 def init_temporal(config: EmuVideoConfig, key: jax.Array) -> Params:
   """A temporal tree under which the video model is its image model, frame by frame."""
-  texts = tuple(jnp.zeros((1, 2, t.width)) for t in config.image.text)
   shape = config.image.latent_shape(1, 2)
-  concat = jnp.zeros((*shape[:-1], shape[-1] + 1))
-  conditions = Conditions(texts, (), concat, vectors(config, jnp.zeros(1)))
+  conditions = blank_conditions(config.unet, shape)
   params = UNet(config.unet).init(key, jnp.zeros(shape), jnp.zeros(1), conditions)["params"]
   return partition(params, TRAINED)["temporal"]
 
@@ -126,7 +130,7 @@ def video_loss(
   )
   given = latents[:, jnp.asarray(known.positions)]
   concat = concat_known(known, augmented(config, known, given, level, key_noise), dropped)
-  conditions = Conditions(text.texts, text.masks, concat, vectors(config, level))
+  conditions = text_conditions(text, concat, vectors(config, level))
   net = video_network(config, trees, name)
   return diffusion_loss(
     lambda x_t, t: net(x_t, t, conditions),
@@ -167,7 +171,7 @@ def sample_video(
   B = given.shape[0]
   level = jnp.full(B, float(min(noise_level, known.max_noise)))
   concat = concat_known(known, augmented(config, known, given, level, key_augment))
-  branches = video_branches(text, empty, concat, vectors(config, level))
+  branches = known_branches(text, empty, concat, vectors(config, level))
   combine = rescale(emu_video_guidance(image_scale, text_scale), sampling.rescale)
   predict = guided(video_network(config, trees, name), branches, combine)
   noise = jax.random.normal(key_noise, config.image.latent_shape(B, known.num_frames))

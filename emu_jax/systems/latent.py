@@ -60,25 +60,39 @@ def encode_text(
   trees: Params,
   tokens: tuple[Int[Array, "B _"], ...],
   masks: tuple[Bool[Array, "B _"], ...],
+  *,
+  pooled: bool = False,
 ) -> TextFeatures:
   """Features of a batch of prompts, one array an encoder.
 
   The denoiser attends to every position of a CLIP text, padding included, as Stable Diffusion does,
   and to the real tokens of a T5 text, as Imagen does (arXiv:2205.11487, app. B).
+
+  Args:
+    pooled: the last encoder's pooled output too, as the vector condition "pooled".
   """
   if not len(encoders) == len(tokens) == len(masks):
     raise ValueError(
       f"encode_text: {len(tokens)} token arrays and {len(masks)} masks for {len(encoders)} encoders"
     )
-  texts = tuple(
-    text_encoder(config).apply({"params": trees["text"][str(i)]}, ids, mask)
-    for i, (config, ids, mask) in enumerate(zip(encoders, tokens, masks, strict=True))
-  )
+  last, vectors, texts = len(encoders) - 1, {}, []
+  for i, (config, ids, mask) in enumerate(zip(encoders, tokens, masks, strict=True)):
+    encoder, params = text_encoder(config), {"params": trees["text"][str(i)]}
+    if pooled and i == last:
+      features, vectors["pooled"] = encoder.apply(params, ids, mask, method="features_and_pooled")
+    else:
+      features = encoder.apply(params, ids, mask)
+    texts.append(features)
   seen = tuple(
     mask if config.architecture == "t5" else None
     for config, mask in zip(encoders, masks, strict=True)
   )
-  return TextFeatures(texts, seen)
+  return TextFeatures(tuple(texts), seen, vectors)
+
+
+def pooled_dim(config: TextConfig) -> int:
+  """Size of a text encoder's pooled output; 0 where it has none."""
+  return config.projection_dim if config.architecture == "clip" else 0
 
 
 def encode_frames(

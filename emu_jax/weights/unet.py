@@ -10,8 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from emu_jax.models.temporal import Temporal
-from emu_jax.models.unet import UNet, UNetConfig
-from emu_jax.typing import Conditions
+from emu_jax.models.unet import UNet, UNetConfig, blank_conditions
 from emu_jax.weights.architecture import Architecture
 from emu_jax.weights.options import Options
 from emu_jax.weights.table import Part, Rule
@@ -238,19 +237,8 @@ def has_public_form(config: UNetConfig) -> bool:
 
 def example(config: UNetConfig) -> tuple:
   """What `init` takes: one frame of the smallest size, with every condition asked for."""
-  side = config.downsample
-  vectors = {
-    "class": jnp.zeros(1, jnp.int32) if config.num_classes else None,
-    "micro": jnp.zeros((1, config.num_micro)) if config.num_micro else None,
-    "pooled": jnp.zeros((1, config.pooled_dim)) if config.pooled_dim else None,
-  }
-  concat = jnp.zeros((1, 1, side, side, config.concat_channels))
-  conditions = Conditions(
-    texts=tuple(jnp.zeros((1, 2, width)) for width in config.context_dims),
-    concat=concat if config.concat_channels else None,
-    vectors={name: value for name, value in vectors.items() if value is not None},
-  )
-  return jnp.zeros((1, 1, side, side, config.in_channels)), jnp.zeros(1), conditions
+  shape = (1, 1, config.downsample, config.downsample, config.in_channels)
+  return jnp.zeros(shape), jnp.zeros(1), blank_conditions(config, shape)
 
 
 ARCHITECTURE = Architecture(

@@ -1,0 +1,144 @@
+"""Folders of diffusers pipelines as models of ours: configuration, trees and tokenizers.
+
+A Stable Diffusion folder is an image model (`EmuConfig`): what its parts hold becomes the trees
+that a training run would have left, so that whatever begins with a run of emu-train also begins
+with such a folder.
+"""
+
+import dataclasses
+import pathlib
+
+import jax.numpy as jnp
+
+from emu_jax.config import refused
+from emu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from emu_jax.diffusion.schedule import Schedule
+from emu_jax.errors import InputError
+from emu_jax.models.autoencoder import AutoencoderConfig
+from emu_jax.systems.emu import EmuConfig
+from emu_jax.systems.latent import TextConfig
+from emu_jax.typing import Params
+from emu_jax.weights.files import read_json
+from emu_jax.weights.model import Precision, load
+from emu_jax.weights.options import Options
+
+INDEX = "model_index.json"
+BETAS = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x_0"}
+# Of the pipelines whose parts make an image model: text encoders, and what they read of CLIP's.
+TEXTS = {
+  # The last layer's state, normed.
+  "StableDiffusionPipeline": ({},),
+  "StableDiffusionInpaintPipeline": ({},),
+  "StableDiffusionInstructPix2PixPipeline": ({},),
+  "StableDiffusionUpscalePipeline": ({},),
+  # The last state but one, without the last norm (arXiv:2307.01952, sec. 2.1).
+  "StableDiffusionXLPipeline": ({"penultimate": True, "final_norm": False},) * 2,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageModel:
+  """An image model in memory, and where the tokenizers of its text encoders are."""
+
+  config: EmuConfig
+  trees: Params
+  tokenizers: tuple[pathlib.Path, ...]
+
+
+def is_public(folder: str | pathlib.Path) -> bool:
+  """Whether a folder is a pipeline of diffusers, or a converted one."""
+  return (pathlib.Path(folder) / INDEX).is_file()
+
+
+def load_image_model(
+  folder: str | pathlib.Path, *, dtype: Precision | None = None, widen: bool = False
+) -> ImageModel:
+  """The image model of a Stable Diffusion folder (1, 2, XL, InstructPix2Pix, inpainting, upscaler).
+
+  Args:
+    dtype, widen: as `emu_jax.weights.load` takes them.
+  Raises: InputError where the folder is another pipeline, or a part of it cannot be read.
+  """
+  folder = pathlib.Path(folder)
+  index = read_json(folder / INDEX)
+  kind = index.get("_class_name")
+  if kind not in TEXTS:
+    raise InputError(
+      f"{folder / INDEX}: _class_name={kind!r} is no text-to-image pipeline; {', '.join(TEXTS)} are"
+    )
+  how = {"dtype": dtype, "widen": widen}
+  unet, spatial = load(folder / "unet", **how)
+  vae, autoencoder = load(folder / "vae", **how)
+  names = ["text_encoder", "text_encoder_2"][: len(TEXTS[kind])]
+  texts = [load(folder / name, **how) for name in names]
+  encoders = tuple(
+    dataclasses.replace(text.module.config, **read)
+    for text, read in zip(texts, TEXTS[kind], strict=True)
+  )
+  with refused(str(folder)):
+    config = EmuConfig(
+      autoencoder=vae.config,
+      text=encoders,
+      unet=unet.config,
+      schedule=load_schedule(folder / "scheduler"),
+      size=picture_size(folder, vae.config),
+      zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
+    )
+  trees = {
+    "autoencoder": autoencoder,
+    "latents": latent_statistics(vae.config),
+    "text": {str(i): text.params for i, text in enumerate(texts)},
+    "spatial": spatial,
+  }
+  tokenizers = tuple(folder / name.replace("text_encoder", "tokenizer") for name in names)
+  return ImageModel(config, trees, tokenizers)
+
+
+def latent_statistics(config: AutoencoderConfig) -> Params:
+  """The shift and scale of a public autoencoder's latents, one number for all channels."""
+  every = (config.z_channels,)
+  return {
+    "shift": jnp.full(every, config.latent_shift, jnp.float32),
+    "scale": jnp.full(every, config.latent_scale, jnp.float32),
+  }
+
+
+def picture_size(folder: pathlib.Path, autoencoder: AutoencoderConfig) -> int:
+  """Pixels a side of the pictures that a U-Net was trained on; 512 where it does not say."""
+  sample_size = read_json(folder / "unet" / "config.json").get("sample_size")
+  if isinstance(sample_size, list):
+    sample_size = min(sample_size)
+  return (sample_size or 64) * autoencoder.downsample
+
+
+def load_schedule(folder: pathlib.Path) -> Schedule:
+  """The noise schedule of a pipeline's scheduler, whatever its solver is."""
+  path = folder / "scheduler_config.json"
+  o = Options(read_json(path), str(path))
+  kind, predicted = o.get("beta_schedule", "linear"), o.get("prediction_type", "epsilon")
+  for name, value, known in (
+    ("beta_schedule", kind, BETAS),
+    ("prediction_type", predicted, PREDICTIONS),
+  ):
+    if value not in known:
+      raise o.refuse(f"{name}={value!r} is not supported; {', '.join(known)} are")
+  o.only("trained_betas", None)
+  with refused(str(path)):
+    return Schedule(
+      kind=BETAS[kind],
+      num_steps=o.get("num_train_timesteps", 1000),
+      beta_start=o.get("beta_start", 1e-4),
+      beta_end=o.get("beta_end", 0.02),
+      zero_terminal_snr=o.get("rescale_betas_zero_snr", False) or False,
+      prediction=PREDICTIONS[predicted],
+    )
+
+
+def load_tokenizers(
+  paths: tuple[pathlib.Path, ...], encoders: tuple[TextConfig, ...]
+) -> tuple[Tokenizer, ...]:
+  """The tokenizers of a pipeline, padded as its text encoders expect."""
+  return tuple(
+    load_tokenizer(path, encoder.max_length) for path, encoder in zip(paths, encoders, strict=True)
+  )
