@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from emu_jax import command_line, media
 from emu_jax.compilation import enable_cache
+from emu_jax.convert import Form, convert
 from emu_jax.data import decode
 from emu_jax.data.pipeline import ClipSpec, load_clip, load_picture
 from emu_jax.errors import InputError
@@ -30,6 +31,7 @@ from emu_jax.pipeline import (
 )
 from emu_jax.systems.emu_video import Guidance
 from emu_jax.systems.latent import Sampling
+from emu_jax.weights.model import Precision
 
 Prompt = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
 Clip = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")]
@@ -56,6 +58,13 @@ class Options:
   """how far guided predictions are brought back to the spread of unguided ones, 0 to 1"""
   negative: str = ""
   """prompt that guidance leads away from"""
+  precision: Literal["float32", "bfloat16", "stored"] = "stored"
+  """of the networks; stored: as the model is"""
+
+  @property
+  def dtype(self) -> Precision | None:
+    """The precision as the loaders take it."""
+    return None if self.precision == "stored" else self.precision
 
   def request(
     self,
@@ -83,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     "interpolate": interpolate_clip,
     "extend": extend_clip,
     "evaluate": evaluate,
+    "convert": convert_model,
   }
   with command_line.errors("emu-jax"):
     tyro.extras.subcommand_cli_from_dict(commands, prog="emu-jax", args=arguments)
@@ -204,7 +214,7 @@ def evaluate(
     media.check_output(out, report.ENDINGS)
   if sheet is not None:
     media.check_output(sheet, (".png",))
-  pipeline = load_pipeline(options.checkpoint)
+  pipeline = load_pipeline(options.checkpoint, dtype=options.dtype)
   request = options.request(pipeline.config.guidance, 8, picture_guidance)
   check_frames(pipeline, request.frames)
   found = measure(
@@ -222,6 +232,29 @@ def evaluate(
     media.save_picture(sheet, media.contact_sheet(both, captions, columns=8))
 
 
+def convert_model(
+  source: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")],
+  target: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")],
+  /,
+  to: Form = "orbax",
+  precision: Literal["float32", "bfloat16", "stored"] = "stored",
+  widen: bool = False,
+) -> None:
+  """Imports a diffusers folder (one model or a pipeline), or exports a model to one.
+
+  Args:
+    source: folder of a model, of a pipeline, or of a run of emu-train.
+    target: new folder; it appears whole or not at all.
+    to: orbax: our copy, which loads fastest; diffusers: safetensors that PyTorch's libraries read.
+    precision: of the weights; stored: as they are.
+    widen: take float16 weights, as float32.
+  """
+  dtype = None if precision == "stored" else precision
+  with working() as say:
+    convert(source, target, to, say, dtype=dtype, widen=widen)
+  print(f"{target}: written")
+
+
 def opened(
   options: Options, out: pathlib.Path, enlarge: int, say: Callable[[str], None]
 ) -> Pipeline:
@@ -231,7 +264,7 @@ def opened(
   if enlarge < 0:
     raise InputError(f"enlarge={enlarge} is negative; 0 = as far as is good to look at")
   say(f"loading {options.checkpoint}")
-  pipeline = load_pipeline(options.checkpoint)
+  pipeline = load_pipeline(options.checkpoint, dtype=options.dtype)
   if enlarge * pipeline.config.image.size > LARGEST_SIDE:
     raise InputError(
       f"enlarge={enlarge} makes {enlarge * pipeline.config.image.size} pixels a side of the "

@@ -16,13 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from emu_jax import public
 from emu_jax.conditioning import KnownFrames, every_fourth, first_frame, past_frames
 from emu_jax.config import from_dict, refused
 from emu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import Autoencoder
 from emu_jax.run import latest_step, load_ema
-from emu_jax.systems.emu import init_spatial, init_text, sample_image, text_features
+from emu_jax.systems.emu import (
+  init_spatial,
+  init_text,
+  sample_image,
+  text_features,
+  without_text,
+)
 from emu_jax.systems.emu_video import (
   EmuVideoConfig,
   Guidance,
@@ -32,6 +39,7 @@ from emu_jax.systems.emu_video import (
 )
 from emu_jax.systems.latent import Sampling, TextConfig, decode_latents, encode_frames
 from emu_jax.typing import Params, Video
+from emu_jax.weights.model import Precision
 
 Prompts = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]  # tokens and masks, one an encoder
 Frames = UInt8[np.ndarray, "B T H W 3"]
@@ -50,9 +58,11 @@ MADE_BY = {
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampling"))
-def _image(trees, prompts, empty, key, scale, *, config: EmuVideoConfig, sampling: Sampling):
-  text = text_features(config.image, trees, *prompts)
-  none = text_features(config.image, trees, *empty)
+def _image(
+  trees, prompts, negative, blank, key, scale, *, config: EmuVideoConfig, sampling: Sampling
+):
+  text, none = (text_features(config.image, trees, *words) for words in (prompts, negative))
+  none = without_text(config.image, none, blank)
   return sample_image(config.image, trees, text, none, key, scale, sampling=sampling)
 
 
@@ -61,8 +71,7 @@ def _video(
   trees, given, prompts, empty, key, image_scale, text_scale, *,
   config: EmuVideoConfig, known: KnownFrames, name: str, sampling: Sampling,
 ):  # fmt: skip
-  text = text_features(config.image, trees, *prompts)
-  none = text_features(config.image, trees, *empty)
+  text, none = (text_features(config.image, trees, *words) for words in (prompts, empty))
   return sample_video(
     config, known, name, trees, given, text, none, key, image_scale, text_scale, sampling=sampling
   )
@@ -90,7 +99,8 @@ class Pipeline:
   config: EmuVideoConfig
   trees: Params
   tokenizers: tuple[Tokenizer, ...]
-  where: str  # the run it came from, for messages
+  where: str  # the folder it came from, for messages
+  tokenizer_folders: tuple[pathlib.Path, ...] = ()  # whence the tokenizers came, to be copied
 
   def require(self, *names: str) -> None:
     """Raises InputError where a tree that an operation needs was never trained."""
@@ -135,6 +145,7 @@ class Pipeline:
       self.trees,
       self.prompts(texts),
       self.prompts([negative] * len(texts)),
+      jnp.bool_(not negative),
       key,
       jnp.float32(scale),  # 3 and 3.0 would be two programs
       config=self.config,
@@ -181,13 +192,26 @@ def furthest_stage(folder: str | pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def load_pipeline(folder: str | pathlib.Path) -> Pipeline:
-  """The model of a run of emu-train, with the averaged weights of everything trained so far.
+def load_pipeline(
+  folder: str | pathlib.Path, *, dtype: Precision | None = None, widen: bool = False
+) -> Pipeline:
+  """A model that samples: of a run of emu-train, or of a Stable Diffusion folder.
 
   Args:
-    folder: a run, or a folder of the runs of a recipe's stages, of which the last is taken.
-  Raises: InputError where the folder is not such a run, or one of another version.
+    folder: a run, a folder of the runs of a recipe's stages, of which the last is taken, or a
+      pipeline of diffusers. Of runs the averaged weights are taken.
+    dtype: of matmuls, and of the weights of all networks; None: as the model is.
+    widen: take float16 weights of a public folder as float32.
+  Raises: InputError where the folder is none of these, or one of another version.
   """
+  if public.is_public(folder):
+    model = public.load_image_model(folder, dtype=dtype, widen=widen)
+    tokenizers = tuple(
+      load_tokenizer(path, encoder.max_length)
+      for path, encoder in zip(model.tokenizers, model.config.text, strict=True)
+    )
+    config = EmuVideoConfig(image=model.config)
+    return Pipeline(config, model.trees, tokenizers, str(folder), model.tokenizers)
   folder = furthest_stage(folder)
   values, trees = load_ema(folder)
   if "model" not in values:
@@ -195,7 +219,26 @@ def load_pipeline(folder: str | pathlib.Path) -> Pipeline:
   config = from_dict(values["model"], EmuVideoConfig, str(folder / "config.json"))
   check_trees(config, trees, str(folder))
   tokenizers = load_tokenizers(config, folder) if "text" in trees else ()
-  return Pipeline(config, jax.tree.map(jnp.asarray, trees), tokenizers, str(folder))
+  if dtype is not None:
+    config = in_precision(config, dtype)
+    trees = {
+      name: tree if name == "latents" else jax.tree.map(lambda a: a.astype(dtype), tree)
+      for name, tree in trees.items()
+    }
+  folders = tuple(folder / "tokenizers" / str(i) for i in range(len(tokenizers)))
+  return Pipeline(config, jax.tree.map(jnp.asarray, trees), tokenizers, str(folder), folders)
+
+
+def in_precision(config: EmuVideoConfig, dtype: Precision) -> EmuVideoConfig:
+  """The same model with matmuls and convolutions in another precision."""
+  change = functools.partial(dataclasses.replace, dtype=dtype)
+  image = dataclasses.replace(
+    config.image,
+    autoencoder=change(config.image.autoencoder),
+    text=tuple(map(change, config.image.text)),
+    unet=change(config.image.unet),
+  )
+  return dataclasses.replace(config, image=image)
 
 
 def load_tokenizers(config: EmuVideoConfig, folder: pathlib.Path) -> tuple[Tokenizer, ...]:

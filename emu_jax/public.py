@@ -9,14 +9,13 @@ import dataclasses
 import pathlib
 
 import jax.numpy as jnp
+import numpy as np
 
 from emu_jax.config import refused
-from emu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from emu_jax.diffusion.schedule import Schedule
 from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import AutoencoderConfig
 from emu_jax.systems.emu import EmuConfig
-from emu_jax.systems.latent import TextConfig
 from emu_jax.typing import Params
 from emu_jax.weights.files import read_json
 from emu_jax.weights.model import Precision, load
@@ -135,10 +134,33 @@ def load_schedule(folder: pathlib.Path) -> Schedule:
     )
 
 
-def load_tokenizers(
-  paths: tuple[pathlib.Path, ...], encoders: tuple[TextConfig, ...]
-) -> tuple[Tokenizer, ...]:
-  """The tokenizers of a pipeline, padded as its text encoders expect."""
-  return tuple(
-    load_tokenizer(path, encoder.max_length) for path, encoder in zip(paths, encoders, strict=True)
-  )
+def scheduler(schedule: Schedule) -> dict:
+  """scheduler_config.json of a noise schedule; the inverse of `load_schedule`."""
+  kinds = {ours: theirs for theirs, ours in BETAS.items()}
+  predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+  return {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": schedule.num_steps,
+    "beta_schedule": kinds[schedule.kind],
+    "beta_start": schedule.beta_start,
+    "beta_end": schedule.beta_end,
+    "prediction_type": predictions[schedule.prediction],
+    "rescale_betas_zero_snr": schedule.zero_terminal_snr,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": True,  # our samplers' last step ends at the clean picture
+  }
+
+
+def with_statistics(config: AutoencoderConfig, latents: Params) -> AutoencoderConfig:
+  """An autoencoder's configuration with the shift and scale that its latents were trained under.
+
+  Raises: InputError where channels have numbers of their own, for which there is no public form.
+  """
+  shift, scale = (np.asarray(latents[name], np.float64) for name in ("shift", "scale"))
+  if np.ptp(shift) or np.ptp(scale):
+    raise InputError(
+      "convert: latents have a shift and scale of their own in each channel, for which diffusers' "
+      "AutoencoderKL has no place; keep the model as a run of emu-train"
+    )
+  return dataclasses.replace(config, latent_shift=float(shift[0]), latent_scale=float(scale[0]))

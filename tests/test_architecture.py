@@ -28,6 +28,7 @@ FLOORS = {
   "emu_jax.public": 5,
   "emu_jax.pipeline": 5,
   "emu_jax.evaluation": 6,
+  "emu_jax.convert": 6,
   "emu_jax.command_line": 6,
   "emu_jax.cli": 7,
   "train": 7,

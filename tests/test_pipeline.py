@@ -230,7 +230,7 @@ def test_sampling_is_one_scan_over_the_steps_with_no_host_inside(model):
   key = jax.random.key(0)
   sampling = Sampling(num_steps=7)
   image = functools.partial(module._image, config=MODEL, sampling=sampling)
-  parts = {"image": jax.make_jaxpr(image)(model.trees, prompts, prompts, key, 3.0)}
+  parts = {"image": jax.make_jaxpr(image)(model.trees, prompts, prompts, True, key, 3.0)}
   for name, known in (("temporal", first_frame(8)), ("interpolation", every_fourth())):
     how = {"config": MODEL, "known": known, "name": name, "sampling": sampling}
     video = functools.partial(module._video, **how)

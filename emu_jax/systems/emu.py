@@ -106,15 +106,20 @@ def text_features(
   return TextFeatures(texts, seen, vectors)
 
 
-def no_text(config: EmuConfig, text: TextFeatures, empty: TextFeatures) -> TextFeatures:
-  """What guidance leads away from: the empty prompt, or zeros where the model was trained so."""
+def without_text(
+  config: EmuConfig, negative: TextFeatures, blank: bool | Bool[Array, ""]
+) -> TextFeatures:
+  """What guidance leads away from: a negative prompt, or where it is `blank` no text at all.
+
+  That is the empty prompt's features, or zeros in a model with `zero_empty`.
+  """
   if not config.zero_empty:
-    return empty
+    return negative
+  keep = jnp.where(blank, 0.0, 1.0)
   vectors = {
-    name: jnp.zeros_like(value) if name == "pooled" else value
-    for name, value in text.vectors.items()
+    name: value * keep if name == "pooled" else value for name, value in negative.vectors.items()
   }
-  return TextFeatures(tuple(jnp.zeros_like(t) for t in text.texts), text.masks, vectors)
+  return TextFeatures(tuple(text * keep for text in negative.texts), negative.masks, vectors)
 
 
 def init_text(config: EmuConfig, key: jax.Array) -> Params:

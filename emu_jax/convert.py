@@ -1,0 +1,116 @@
+"""Models from one form into another: diffusers folders, our copies of them, and trained runs."""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Literal
+
+from emu_jax import public
+from emu_jax.errors import InputError
+from emu_jax.pipeline import Pipeline, load_pipeline
+from emu_jax.run import read_config
+from emu_jax.weights import files
+from emu_jax.weights.architectures import ARCHITECTURES
+from emu_jax.weights.model import Precision, architecture_of, load, save, save_orbax
+
+Form = Literal["orbax", "diffusers"]
+Say = Callable[[str], None]
+WRITERS = {"orbax": save_orbax, "diffusers": save}
+# What a tokenizer, a scheduler and an image processor consist of; nothing that could run.
+TEXT_FILES = (".json", ".txt", ".model")
+
+
+def convert(
+  source: pathlib.Path,
+  target: pathlib.Path,
+  form: Form,
+  say: Say,
+  *,
+  dtype: Precision | None = None,
+  widen: bool = False,
+) -> None:
+  """Writes a model, or every model of a pipeline or of a training run, in another form.
+
+  The target appears whole or not at all.
+
+  Args:
+    source: a folder with config.json and weights (one model), with model_index.json (a pipeline),
+      or a run of emu-train.
+    dtype, widen: of the weights, as `emu_jax.weights.load` takes them.
+  Raises: InputError for a source that is none of these, or a target that exists.
+  """
+  if not source.is_dir():
+    raise InputError(f"convert: there is no folder {source}; give one that holds a model")
+  with files.staged(target) as partial:
+    if public.is_public(source):
+      _pipeline(source, partial, form, say, {"dtype": dtype, "widen": widen})
+    elif "model" in (read_config(source) or {}) or not (source / "config.json").is_file():
+      if form != "diffusers":
+        raise InputError(f"convert: {source} is a run of emu-train, Orbax already; --to diffusers")
+      _run(load_pipeline(source), partial, say)
+    else:
+      _model(source, partial, form, say, {"dtype": dtype, "widen": widen})
+
+
+def _model(source, target, form, say, how) -> None:
+  say(f"reading {source}")
+  module, params = load(source, **how)
+  say(f"writing {target.name}")
+  WRITERS[form](target, module.config, params)
+
+
+def _pipeline(source, target, form, say, how) -> None:
+  index = files.read_json(source / public.INDEX)
+  for name, value in index.items():
+    if name.startswith("_") or not isinstance(value, list) or value[0] is None:
+      continue
+    kind = value[-1]
+    if kind in ARCHITECTURES:
+      _model(source / name, target / name, form, say, how)
+    elif (source / name / "config.json").is_file():
+      say(f"leaving out {name}: a {kind} is not among the models that are read here")
+      index[name] = [None, None]
+    elif (source / name).is_dir():
+      _copy(source / name, target / name)
+    else:
+      raise InputError(f"convert: {source} has no folder {name}, which its {public.INDEX} names")
+  _write_json(target / public.INDEX, index)
+
+
+def _run(pipeline: Pipeline, target: pathlib.Path, say: Say) -> None:
+  """A trained image model as Stable Diffusion's parts, its temporal layers as a motion adapter."""
+  config, trees = pipeline.config.image, pipeline.trees
+  pipeline.require("autoencoder", "latents", "text", "spatial")
+  index = {"_class_name": "StableDiffusionPipeline"}
+  parts = {"vae": (public.with_statistics(config.autoencoder, trees["latents"]), "autoencoder")}
+  parts |= {"unet": (config.unet, "spatial")}
+  for name, (own, tree) in parts.items():
+    say(f"writing {name}")
+    save(target / name, own, trees[tree])
+    index[name] = ["diffusers", architecture_of(own).name]
+  for i, own in enumerate(config.text):
+    name = "text_encoder" if i == 0 else f"text_encoder_{i + 1}"
+    say(f"writing {name}")
+    save(target / name, own, trees["text"][str(i)])
+    index[name] = ["transformers", architecture_of(own).name]
+    words = name.replace("text_encoder", "tokenizer")
+    _copy(pipeline.tokenizer_folders[i], target / words)
+    index[words] = ["transformers", "PreTrainedTokenizerFast"]
+  _write_json(target / "scheduler" / "scheduler_config.json", public.scheduler(config.schedule))
+  index["scheduler"] = ["diffusers", "DDIMScheduler"]
+  _write_json(target / public.INDEX, index)
+  if "temporal" in trees:
+    say("leaving out the temporal layers: Emu Video's have no public form")
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
+  target.mkdir(parents=True)
+  for file in sorted(source.iterdir()):
+    if file.is_file() and file.suffix in TEXT_FILES:
+      shutil.copyfile(file, target / file.name)
+
+
+def _write_json(path: pathlib.Path, values: dict) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(values, indent=2) + "\n")
