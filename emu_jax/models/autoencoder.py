@@ -39,10 +39,15 @@ class AutoencoderConfig:
   z_channels: int = 4
   norm_groups: int = 32
   fourier_features: int = 0  # octaves of sin and cos beside the RGB input; 0 = none
-  quant_conv: bool = True  # 1x1 convolutions around the latents; SD has them, SD3 and FLUX do not
+  quant_conv: bool = True  # a 1x1 convolution of the moments; SD has it, SD3 and FLUX do not
+  post_quant_conv: bool = True  # and one of the latents, before the decoder
   mid_attention: bool = True
   norm_out: bool = True  # GroupNorm and SiLU before each last convolution; off: a linear path
   patch: int = 1  # pixels on a side that become channels before the first convolution
+  # A public pipeline's normalised latents are (z - latent_shift) * latent_scale. The network itself
+  # applies neither; they lie here since they come and go with its weights.
+  latent_scale: float = 1.0
+  latent_shift: float = 0.0
   remat: bool = False  # recompute residual blocks in the backward pass instead of storing them
   dtype: str = "float32"
 
@@ -56,6 +61,8 @@ class AutoencoderConfig:
       raise ValueError(
         f"AutoencoderConfig: fourier_features={self.fourier_features} is negative; give 0 for none"
       )
+    if not self.latent_scale > 0:
+      raise ValueError(f"AutoencoderConfig: latent_scale={self.latent_scale} must be above 0")
     for C in self.channels:
       if C < 1 or C % self.norm_groups:
         raise ValueError(
@@ -85,6 +92,7 @@ class Autoencoder(nn.Module):
     self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
     if cfg.quant_conv:
       self.quant = nn.Conv(2 * cfg.z_channels, (1, 1), dtype=cfg.dtype, bias_init=initial_moments)
+    if cfg.post_quant_conv:
       self.post_quant = nn.Conv(cfg.z_channels, (1, 1), dtype=cfg.dtype)
 
   def __call__(self, x: Video) -> Video:
@@ -115,7 +123,7 @@ class Autoencoder(nn.Module):
         f"Autoencoder: latents have {z.shape[-1]} channels, z_channels={self.config.z_channels}"
       )
     z = z.astype(self.config.dtype)
-    return self.decoder(self.post_quant(z) if self.config.quant_conv else z)
+    return self.decoder(self.post_quant(z) if self.config.post_quant_conv else z)
 
 
 class Encoder(nn.Module):
