@@ -1,4 +1,4 @@
-"""AutoencoderKL: the autoencoders of Stable Diffusion 1, 2, XL and 3, and of FLUX."""
+"""AutoencoderKL (Stable Diffusion 1, 2, XL and 3, FLUX) and AutoencoderKLTemporalDecoder (SVD)."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from emu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from emu_jax.weights.architecture import Architecture
 from emu_jax.weights.options import Options
-from emu_jax.weights.table import Rule
+from emu_jax.weights.table import FRAMES_3D, Rule
 
-RULES: tuple[Rule, ...] = (
+IMAGE: tuple[Rule, ...] = (
   ("encoder", "encoder"),
   ("decoder", "decoder"),
   ("quant", "quant_conv"),
@@ -31,6 +31,19 @@ RULES: tuple[Rule, ...] = (
   ("k", "to_k"),
   ("v", "to_v"),
   ("out", "to_out.0"),
+)
+_UP, _MID = "decoder.up_blocks.{-l}.resnets.{i}", "decoder.mid_block.resnets.{i}"
+VIDEO: tuple[Rule, ...] = (
+  ("decoder/up_{l}_res_{i}", f"{_UP}.spatial_res_block"),
+  ("decoder/mid_res_{i}", f"{_MID}.spatial_res_block"),
+  ("decoder/temporal_up_{l}_res_{i}/mix", f"{_UP}.time_mixer.mix_factor"),
+  ("decoder/temporal_mid_res_{i}/mix", f"{_MID}.time_mixer.mix_factor"),
+  ("decoder/temporal_up_{l}_res_{i}", f"{_UP}.temporal_res_block", FRAMES_3D),
+  ("decoder/temporal_mid_res_{i}", f"{_MID}.temporal_res_block", FRAMES_3D),
+  ("decoder/temporal_out", "decoder.time_conv_out", FRAMES_3D),
+  ("norm_{i}/group", "norm{i}"),
+  ("norm_{i}", "norm{i}"),
+  *IMAGE,
 )
 # Files from before diffusers 0.17 name the middle's attention otherwise.
 RENAMED = (
@@ -108,7 +121,38 @@ def write(config: AutoencoderConfig) -> dict[str, Any]:
 
 def has_public_form(config: AutoencoderConfig) -> bool:
   """Whether diffusers' class can be this network: what is ours alone is off."""
-  return config.fourier_features == 0 and config.patch == 1 and config.norm_out
+  ours = config.fourier_features or config.patch > 1 or not config.norm_out
+  return not (ours or config.temporal_decoder)
+
+
+# What diffusers' class with a temporal decoder has no options for. With one residual block a level
+# its middle has an attention that it never calls, with three a block that it never calls.
+_VIDEO_FIXED = {
+  "num_res_blocks": 2,
+  "norm_groups": 32,
+  "quant_conv": True,
+  "post_quant_conv": False,
+  "mid_attention": True,
+  "temporal_decoder": True,
+  "latent_shift": 0.0,
+}
+
+
+def read_video(o: Options) -> AutoencoderConfig:
+  """Our configuration of an AutoencoderKLTemporalDecoder's config.json."""
+  fields = common(o)
+  if fields["num_res_blocks"] != 2:
+    raise o.refuse(
+      f"layers_per_block={fields['num_res_blocks']} is not supported; 2 is, since other numbers "
+      "make a middle with parts that are never used. Choose another checkpoint"
+    )
+  return AutoencoderConfig(**fields | _VIDEO_FIXED)
+
+
+def has_video_form(config: AutoencoderConfig) -> bool:
+  """Whether diffusers' class with a temporal decoder can be this network."""
+  fixed = all(getattr(config, name) == value for name, value in _VIDEO_FIXED.items())
+  return fixed and config.fourier_features == 0 and config.patch == 1 and config.norm_out
 
 
 def example(config: AutoencoderConfig) -> tuple:
@@ -124,8 +168,22 @@ ARCHITECTURE = Architecture(
   write=write,
   module=Autoencoder,
   inputs=example,
-  rules=lambda config: RULES,
+  rules=lambda config: IMAGE,
   levels=lambda config: len(config.channels),
   fits=has_public_form,
+  renamed=RENAMED,
+)
+
+TEMPORAL_DECODER = Architecture(
+  name="AutoencoderKLTemporalDecoder",
+  library="diffusers",
+  config_type=AutoencoderConfig,
+  read=read_video,
+  write=write_common,
+  module=Autoencoder,
+  inputs=example,
+  rules=lambda config: VIDEO,
+  levels=lambda config: len(config.channels),
+  fits=has_video_form,
   renamed=RENAMED,
 )

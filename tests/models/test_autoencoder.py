@@ -83,6 +83,26 @@ def test_decoding_in_chunks_equals_decoding_at_once(small, chunk):
   assert set(seen) == {min(chunk, 3)}  # it really was in chunks
 
 
+def test_a_temporal_decoder_starts_as_the_image_decoder_and_then_sees_other_frames():
+  config = dataclasses.replace(SMALL, channels=(8,), temporal_decoder=True)
+  net, z = Autoencoder(config), noise(5, 2, 3, 4, 6, 4)
+  params = net.init(jax.random.key(0), noise(1, 1, 1, 4, 6, 3))["params"]
+  decode = jax.jit(lambda p: net.apply({"params": p}, z, method="decode"))
+  image = {
+    name: {k: v for k, v in tree.items() if not k.startswith("temporal_")}
+    for name, tree in params.items()
+  }
+  frames = Autoencoder(dataclasses.replace(config, temporal_decoder=False))
+  expected = jax.jit(lambda p: frames.apply({"params": p}, z, method="decode"))(image)
+  np.testing.assert_array_equal(decode(params), expected)
+  moved = jax.tree_util.tree_map_with_path(
+    lambda path, a: a + 0.1 * ("temporal_" in jax.tree_util.keystr(path)), params
+  )
+  reach = jax.jit(jax.grad(lambda z: net.apply({"params": moved}, z, method="decode")[0, 1].sum()))
+  assert np.abs(reach(z)[0]).max(axis=(1, 2, 3)).min() > 0
+  np.testing.assert_array_equal(reach(z)[1], 0)
+
+
 def test_decode_frames_refuses_no_frames():
   with pytest.raises(ValueError, match=r"chunk=0 must be at least 1 frame"):
     decode_frames(lambda z: z, noise(0, 1, 2, 4, 4, 4), 0)

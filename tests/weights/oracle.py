@@ -58,7 +58,6 @@ def assert_same_output(ours, theirs, tolerance: float = OUTPUT) -> None:
   assert ours.shape == theirs.shape
   assert theirs.std() > 1e-3, "the oracle's output is constant: nothing was compared"
   error = np.abs(ours - theirs).max() / theirs.std()
-
   assert error <= tolerance, f"off by {error:.2e} standard deviations"
 
 

@@ -73,7 +73,7 @@ def moments_and_pixels(model, loaded, z_channels, side, frames=3, **decoding):
   Moments [B, T, 2 Z h w] and pixels [B, T, 3 H W] stand side by side, in PyTorch's order.
   """
   B, T = 2, frames
-  x, z = draw(1, B, T, 3, 3 * side, 5 * side), draw(2, B, T, z_channels, 3, 5)
+  x, z = draw(1, B, T, 3, 4 * side, 5 * side), draw(2, B, T, z_channels, 4, 5)
 
   def flat(a):
     return jnp.moveaxis(a, -1, 2).reshape(B, T, -1)
@@ -112,6 +112,32 @@ def test_moments_pixels_gradients_and_round_trip(name, tmp_path):
   assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", diffusers.AutoencoderKL)
 
 
+# Widths and latent channels. The class fixes 32 groups, and a group of one channel would take the
+# influence from the biases before it.
+VIDEO = {"SVD": ((64, 96), 4), "one level": ((64,), 8), "narrowing": ((96, 64), 3)}
+
+
+@pytest.mark.parametrize("name", VIDEO)
+def test_temporal_decoder(name, tmp_path):
+  channels, z_channels = VIDEO[name]
+  kind = diffusers.AutoencoderKLTemporalDecoder
+  model = drawn_anew(
+    kind(
+      block_out_channels=channels,
+      down_block_types=("DownEncoderBlock2D",) * len(channels),
+      layers_per_block=2,
+      latent_channels=z_channels,
+    )
+  )
+  loaded = reopened(model, tmp_path / "theirs")
+  side = loaded.module.config.downsample
+  apply, expected = moments_and_pixels(model, loaded, z_channels, side, num_frames=3)
+  assert_same_function(
+    loaded, tmp_path / "theirs", model, apply, expected, layout=as_it_is, flat=is_key_bias
+  )
+  assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", kind)
+
+
 def test_a_pipelines_scale_and_shift_survive_the_round_trip(tmp_path):
   loaded = reopened(public("FLUX"), tmp_path / "theirs")
   config = loaded.module.config
@@ -137,6 +163,12 @@ def test_older_names_of_the_attention_are_read(tmp_path):
   assert any(".proj_attn." in name for name in tensors)
   safetensors.numpy.save_file(tensors, file)
   jax.tree.map(np.testing.assert_array_equal, weights.load(folder).params, loaded.params)
+
+
+def test_a_middle_with_unused_parts_is_refused(tmp_path):
+  diffusers.AutoencoderKLTemporalDecoder(block_out_channels=(32,)).save_config(tmp_path)
+  with pytest.raises(InputError, match="layers_per_block=1 is not supported; 2 is"):
+    weights.load(tmp_path)
 
 
 @pytest.mark.parametrize(
