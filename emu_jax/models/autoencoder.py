@@ -1,10 +1,11 @@
 """The KL autoencoder of Latent Diffusion, frame by frame: pixels <-> latents.
 
 Every frame is encoded and decoded by itself: convolutions fold frames into the batch and norms take
-their statistics of one frame. Levels count from the finest, as in the U-Net. Parameter names:
-`encoder/…` and `decoder/…` with `conv_in`, `down_<level>_res_<i>`, `down_<level>_sample`,
-`mid_res_0`, `mid_attention`, `mid_res_1`, `up_<level>_res_<i>`, `up_<level>_sample`, `norm_out`,
-`conv_out`; `quant`, `post_quant`.
+their statistics of one frame. Only a `temporal_decoder` crosses frames. Levels count from the
+finest, as in the U-Net. Parameter names: `encoder/…` and `decoder/…` with `conv_in`,
+`down_<level>_res_<i>`, `down_<level>_sample`, `mid_res_0`, `mid_attention`, `mid_res_1`,
+`up_<level>_res_<i>`, `up_<level>_sample`, `norm_out`, `conv_out`; `quant`, `post_quant`; what
+crosses frames begins with `temporal_`, after the name of the layer that it follows.
 """
 
 import dataclasses
@@ -18,6 +19,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from emu_jax.models.attention import GroupNorm
+from emu_jax.models.temporal_decoder import (
+  TemporalResBlock,
+  frame_conv,
+  middle_frame,
+  over_frames,
+)
 from emu_jax.typing import PerExample, Video
 
 Latents = Float[Array, "B T h w Z"]  # one for `downsample` x `downsample` pixels
@@ -39,10 +46,17 @@ class AutoencoderConfig:
   z_channels: int = 4
   norm_groups: int = 32
   fourier_features: int = 0  # octaves of sin and cos beside the RGB input; 0 = none
-  quant_conv: bool = True  # 1x1 convolutions around the latents; SD has them, SD3 and FLUX do not
+  quant_conv: bool = True  # a 1x1 convolution of the moments; SD has it, SD3 and FLUX do not
+  post_quant_conv: bool = True  # and one of the latents, before the decoder
   mid_attention: bool = True
   norm_out: bool = True  # GroupNorm and SiLU before each last convolution; off: a linear path
   patch: int = 1  # pixels on a side that become channels before the first convolution
+  # Layers over frames in the decoder (Stable Video Diffusion); off: frame by frame.
+  temporal_decoder: bool = False
+  # A public pipeline's normalised latents are (z - latent_shift) * latent_scale. The network itself
+  # applies neither; they lie here since they come and go with its weights.
+  latent_scale: float = 1.0
+  latent_shift: float = 0.0
   remat: bool = False  # recompute residual blocks in the backward pass instead of storing them
   dtype: str = "float32"
 
@@ -56,6 +70,8 @@ class AutoencoderConfig:
       raise ValueError(
         f"AutoencoderConfig: fourier_features={self.fourier_features} is negative; give 0 for none"
       )
+    if not self.latent_scale > 0:
+      raise ValueError(f"AutoencoderConfig: latent_scale={self.latent_scale} must be above 0")
     for C in self.channels:
       if C < 1 or C % self.norm_groups:
         raise ValueError(
@@ -73,7 +89,8 @@ class Autoencoder(nn.Module):
   """Pixels in [-1, 1] to the moments of a Gaussian over latents, and latents back to pixels.
 
   Source: Latent Diffusion, arXiv:2112.10752, app. G (KL-regularised); Fourier features of
-    the input: Emu, arXiv:2309.15807, sec. 3.1.
+    the input: Emu, arXiv:2309.15807, sec. 3.1; temporal decoder: Stable Video Diffusion,
+    arXiv:2311.15127, app. D.
   Differs: `patch` (ours: a picture of 64 pixels costs a quarter with patch=2) and `norm_out` (ours:
     small autoencoders of flat pictures learn several times faster without).
   """
@@ -85,6 +102,7 @@ class Autoencoder(nn.Module):
     self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
     if cfg.quant_conv:
       self.quant = nn.Conv(2 * cfg.z_channels, (1, 1), dtype=cfg.dtype, bias_init=initial_moments)
+    if cfg.post_quant_conv:
       self.post_quant = nn.Conv(cfg.z_channels, (1, 1), dtype=cfg.dtype)
 
   def __call__(self, x: Video) -> Video:
@@ -115,7 +133,7 @@ class Autoencoder(nn.Module):
         f"Autoencoder: latents have {z.shape[-1]} channels, z_channels={self.config.z_channels}"
       )
     z = z.astype(self.config.dtype)
-    return self.decoder(self.post_quant(z) if self.config.quant_conv else z)
+    return self.decoder(self.post_quant(z) if self.config.post_quant_conv else z)
 
 
 class Encoder(nn.Module):
@@ -130,7 +148,7 @@ class Encoder(nn.Module):
     h = conv(cfg.channels[0], cfg.dtype, "conv_in")(x.astype(cfg.dtype))
     for level, features in enumerate(cfg.channels):
       for i in range(cfg.num_res_blocks):
-        h = res_block(cfg, features, f"down_{level}_res_{i}")(h)
+        h = res_block(cfg, h, features, f"down_{level}_res_{i}")
       if level < len(cfg.channels) - 1:
         h = Downsample(cfg.dtype, name=f"down_{level}_sample")(h)
     last = {} if cfg.quant_conv else {"bias_init": initial_moments}
@@ -145,14 +163,19 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(self, z: Latents) -> Video:
     cfg = self.config
-    h = middle(cfg, conv(cfg.channels[-1], cfg.dtype, "conv_in")(z))
+    video = cfg.temporal_decoder
+    h = middle(cfg, conv(cfg.channels[-1], cfg.dtype, "conv_in")(z), video)
     for level, features in reversed(list(enumerate(cfg.channels))):
       for i in range(cfg.num_res_blocks + 1):
-        h = res_block(cfg, features, f"up_{level}_res_{i}")(h)
+        h = res_block(cfg, h, features, f"up_{level}_res_{i}", video)
       if level > 0:
         h = h.repeat(2, axis=2).repeat(2, axis=3)  # nearest neighbour
         h = conv(features, cfg.dtype, f"up_{level}_sample")(h)
-    return from_patches(head(cfg, 3 * cfg.patch**2, h).astype(jnp.float32), cfg.patch)
+    h = head(cfg, 3 * cfg.patch**2, h)
+    if video:
+      last = frame_conv(h.shape[-1], cfg.dtype, kernel_init=middle_frame, name="temporal_out")
+      h = over_frames(h, last)
+    return from_patches(h.astype(jnp.float32), cfg.patch)
 
 
 class ResBlock(nn.Module):
@@ -215,18 +238,29 @@ def initial_moments(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = j
   return jnp.concatenate([jnp.zeros(half, dtype), jnp.full(half, INITIAL_LOG_VAR, dtype)])
 
 
-def res_block(cfg: AutoencoderConfig, features: int, name: str) -> nn.Module:
-  """A residual block, rematerialised where the configuration says so."""
-  make = nn.remat(ResBlock) if cfg.remat else ResBlock
-  return make(features, cfg.norm_groups, cfg.dtype, name=name)
+def res_block(
+  cfg: AutoencoderConfig,
+  h: Float[Array, "B T H W C"],
+  features: int,
+  name: str,
+  temporal: bool = False,
+) -> Float[Array, "B T H W D"]:
+  """A residual block and, where asked for, the one over frames that follows it."""
+  remat = nn.remat if cfg.remat else lambda module: module
+  h = remat(ResBlock)(features, cfg.norm_groups, cfg.dtype, name=name)(h)
+  if temporal:
+    h = remat(TemporalResBlock)(cfg.norm_groups, cfg.dtype, name=f"temporal_{name}")(h)
+  return h
 
 
-def middle(cfg: AutoencoderConfig, h: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+def middle(
+  cfg: AutoencoderConfig, h: Float[Array, "B T H W C"], temporal: bool = False
+) -> Float[Array, "B T H W C"]:
   """The coarsest level's residual block, attention, residual block."""
-  h = res_block(cfg, h.shape[-1], "mid_res_0")(h)
+  h = res_block(cfg, h, h.shape[-1], "mid_res_0", temporal)
   if cfg.mid_attention:
     h = PixelAttention(cfg.norm_groups, cfg.dtype, name="mid_attention")(h)
-  return res_block(cfg, h.shape[-1], "mid_res_1")(h)
+  return res_block(cfg, h, h.shape[-1], "mid_res_1", temporal)
 
 
 def head(

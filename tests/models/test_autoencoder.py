@@ -1,4 +1,4 @@
-"""The KL autoencoder: laws of its own, and parity with diffusers' AutoencoderKL."""
+"""Laws of the KL autoencoder; tests/weights has its parity with diffusers."""
 
 import dataclasses
 import re
@@ -83,6 +83,26 @@ def test_decoding_in_chunks_equals_decoding_at_once(small, chunk):
   assert set(seen) == {min(chunk, 3)}  # it really was in chunks
 
 
+def test_a_temporal_decoder_starts_as_the_image_decoder_and_then_sees_other_frames():
+  config = dataclasses.replace(SMALL, channels=(8,), temporal_decoder=True)
+  net, z = Autoencoder(config), noise(5, 2, 3, 4, 6, 4)
+  params = net.init(jax.random.key(0), noise(1, 1, 1, 4, 6, 3))["params"]
+  decode = jax.jit(lambda p: net.apply({"params": p}, z, method="decode"))
+  image = {
+    name: {k: v for k, v in tree.items() if not k.startswith("temporal_")}
+    for name, tree in params.items()
+  }
+  frames = Autoencoder(dataclasses.replace(config, temporal_decoder=False))
+  expected = jax.jit(lambda p: frames.apply({"params": p}, z, method="decode"))(image)
+  np.testing.assert_array_equal(decode(params), expected)
+  moved = jax.tree_util.tree_map_with_path(
+    lambda path, a: a + 0.1 * ("temporal_" in jax.tree_util.keystr(path)), params
+  )
+  reach = jax.jit(jax.grad(lambda z: net.apply({"params": moved}, z, method="decode")[0, 1].sum()))
+  assert np.abs(reach(z)[0]).max(axis=(1, 2, 3)).min() > 0
+  np.testing.assert_array_equal(reach(z)[1], 0)
+
+
 def test_decode_frames_refuses_no_frames():
   with pytest.raises(ValueError, match=r"chunk=0 must be at least 1 frame"):
     decode_frames(lambda z: z, noise(0, 1, 2, 4, 4, 4), 0)
@@ -125,7 +145,11 @@ def test_patches_are_blocks_of_pixels_and_go_back_to_their_places():
 
 @pytest.mark.parametrize(
   ("change", "sides"),
-  [({}, 2), ({"patch": 2}, 4), ({"channels": (8, 8, 16), "quant_conv": False}, 4)],
+  [
+    ({}, 2),
+    ({"patch": 2}, 4),
+    ({"channels": (8, 8, 16), "quant_conv": False, "post_quant_conv": False}, 4),
+  ],
 )
 def test_downsample_is_what_the_network_does(change, sides):
   config = dataclasses.replace(SMALL, **change)
@@ -223,6 +247,7 @@ def test_kl_divergence_is_the_gaussian_one():
     ({"patch": 0}, "patch=0"),
     ({"norm_groups": 0}, "norm_groups=0"),
     ({"fourier_features": -1}, "fourier_features=-1 is negative"),
+    ({"latent_scale": 0.0}, "latent_scale=0.0 must be above 0"),
   ],
 )
 def test_impossible_configurations_do_not_start(change, words):
@@ -238,117 +263,3 @@ def test_impossible_inputs_are_named():
     net.init(jax.random.key(0), noise(0, 1, 1, 8, 8, 4))
   with pytest.raises(ValueError, match=r"latents have 8 channels, z_channels=4"):
     net.init(jax.random.key(0), noise(0, 1, 1, 8, 8, 8), method="decode")
-
-
-# Parity with diffusers
-
-
-def diffusers_tree(tensors, levels):
-  """Tensors by their names in diffusers -> our tree; also for gradients."""
-  renames = (
-    (r"conv_norm_out", "norm_out/group"),
-    (r"(resnets\.\d+)\.norm(\d)", r"\1.norm_\2/group"),
-    (r"(resnets\.\d+)\.conv(\d)", r"\1.conv_\2"),
-    (r"conv_shortcut", "skip"),
-    (r"mid_block\.resnets\.", "mid_res_"),
-    (r"mid_block\.attentions\.0\.group_norm", "mid_attention/norm/group"),
-    (r"mid_block\.attentions\.0\.to_([qkv])", r"mid_attention/\1"),
-    (r"mid_block\.attentions\.0\.to_out\.0", "mid_attention/out"),
-    (r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down_\1_res_\2"),
-    (r"down_blocks\.(\d+)\.downsamplers\.0\.conv", r"down_\1_sample/conv"),
-    (r"up_blocks\.(\d+)\.", lambda m: f"up_{levels - 1 - int(m[1])}."),
-    (r"(up_\d+)\.resnets\.", r"\1_res_"),
-    (r"(up_\d+)\.upsamplers\.0\.conv", r"\1_sample"),
-    (r"quant_conv", "quant"),
-  )
-  tree = {}
-  for name, tensor in tensors.items():
-    for pattern, replacement in renames:
-      name = re.sub(pattern, replacement, name)
-    value = tensor.detach().numpy()
-    *path, last = re.split(r"[./]", name)
-    if last == "weight":
-      last = "kernel" if value.ndim > 1 else "scale"
-      value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-    node = tree
-    for part in path:
-      node = node.setdefault(part, {})
-    node[last] = jnp.asarray(value)
-  return tree
-
-
-@pytest.mark.parametrize(
-  ("z_channels", "quant_conv", "channels", "num_res_blocks", "mid_attention"),
-  [
-    (4, True, (8, 16), 2, True),
-    (16, False, (8, 16, 24), 1, True),
-    (8, True, (16, 8), 1, False),
-  ],
-)
-def test_equals_diffusers_autoencoder_kl(
-  z_channels, quant_conv, channels, num_res_blocks, mid_attention
-):
-  torch = pytest.importorskip("torch", reason="parity needs the extra 'reference': torch")
-  diffusers = pytest.importorskip("diffusers", reason="parity needs the extra 'reference'")
-  torch.manual_seed(0)
-  oracle = diffusers.AutoencoderKL(
-    block_out_channels=channels,
-    down_block_types=("DownEncoderBlock2D",) * len(channels),
-    up_block_types=("UpDecoderBlock2D",) * len(channels),
-    layers_per_block=num_res_blocks,
-    norm_num_groups=4,
-    latent_channels=z_channels,
-    use_quant_conv=quant_conv,
-    use_post_quant_conv=quant_conv,
-    mid_block_add_attention=mid_attention,
-  )
-  for parameter in oracle.parameters():  # the default init hides a missing bias or norm scale
-    fan_in = max(parameter[0].numel(), 4)
-    torch.nn.init.normal_(parameter, std=fan_in**-0.5)
-    if parameter.ndim == 1:
-      parameter.data += 0.7
-  config = AutoencoderConfig(
-    channels,
-    num_res_blocks=num_res_blocks,
-    z_channels=z_channels,
-    norm_groups=4,
-    quant_conv=quant_conv,
-    mid_attention=mid_attention,
-  )
-  net = Autoencoder(config)
-  params = diffusers_tree(dict(oracle.named_parameters()), len(channels))
-
-  side = config.downsample
-  x, z = noise(1, 2, 1, 3 * side, 5 * side, 3), noise(2, 2, 1, 3, 5, z_channels)
-  cotangents = noise(3, 2, 1, 3, 5, 2 * z_channels), noise(4, *x.shape)
-  shapes = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
-  assert jax.tree.structure(shapes) == jax.tree.structure(params)
-
-  # Gradients of one number that everything takes part in; no log-variance reaches its clip here.
-  def ours(params):
-    moments = jnp.concatenate(net.apply({"params": params}, x, method="encode"), -1)
-    pixels = net.apply({"params": params}, z, method="decode")
-    total = (moments * cotangents[0]).sum() + (pixels * cotangents[1]).sum()
-    return total, (moments, pixels)
-
-  to_torch = lambda a: torch.from_numpy(np.array(a[:, 0].transpose(0, 3, 1, 2)))
-  moments = oracle.encode(to_torch(x)).latent_dist.parameters
-  pixels = oracle.decode(to_torch(z)).sample
-  ((moments * to_torch(cotangents[0])).sum() + (pixels * to_torch(cotangents[1])).sum()).backward()
-  assert moments.abs().max() < 20
-  (_, outputs), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
-  for output, expected in zip(outputs, (moments, pixels), strict=True):
-    expected = expected.detach().numpy().transpose(0, 2, 3, 1)[:, None]
-    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-4 * expected.std())
-
-  gradients = {name: p.grad for name, p in oracle.named_parameters()}
-  expected = diffusers_tree(gradients, len(channels))
-  largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
-  for (path, got), want in zip(
-    jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected), strict=True
-  ):
-    # A key's bias shifts every logit alike: its true gradient is zero, its rounding is not.
-    scale = max(float(jnp.abs(want).max()), 1e-3 * largest)
-    np.testing.assert_allclose(
-      got, want, rtol=0, atol=2e-4 * scale, err_msg=jax.tree_util.keystr(path)
-    )

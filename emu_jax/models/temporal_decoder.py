@@ -1,0 +1,62 @@
+"""What crosses frames in the decoder of Stable Video Diffusion's autoencoder.
+
+`AutoencoderConfig.temporal_decoder` puts these layers into the image decoder: a block after each
+residual block and a convolution after the last one. All start as the identity, so that frames are
+decoded as pictures until the layers have been trained or read.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+class TemporalResBlock(nn.Module):
+  """GroupNorm, SiLU, convolution over 3 frames, twice; a learned share of it adds to its input.
+
+  The norm's statistics are those of all frames together. With `mix` the logit of the share, this is
+  the public class's mixture of the frames before and after the block.
+
+  Source: Stable Video Diffusion, arXiv:2311.15127, app. D; Video LDM, arXiv:2304.08818, sec. 3.1.1.
+  Differs: the last convolution starts at zero (ours: the identity at initialisation).
+  """
+
+  norm_groups: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+    h = x
+    for i in (1, 2):
+      h = nn.GroupNorm(
+        self.norm_groups,
+        epsilon=1e-5,
+        dtype=jnp.float32,
+        use_fast_variance=False,
+        name=f"norm_{i}",
+      )(h)
+      zero = {"kernel_init": nn.initializers.zeros} if i == 2 else {}
+      h = jax.nn.silu(h).astype(self.dtype)
+      h = over_frames(h, frame_conv(x.shape[-1], self.dtype, name=f"conv_{i}", **zero))
+    mix = self.param("mix", nn.initializers.zeros, (1,))  # a logit: a half at the start
+    return x + (jax.nn.sigmoid(mix)[0] * h).astype(h.dtype)
+
+
+def frame_conv(features: int, dtype: DTypeLike, **kwargs) -> nn.Conv:
+  """Convolution of kernel 3 over the frames of [N, T, C], zero padded."""
+  return nn.Conv(features, (3,), dtype=dtype, **kwargs)
+
+
+def over_frames(x: Float[Array, "B T H W C"], f: nn.Module) -> Float[Array, "B T H W D"]:
+  """`f` of the frames at every pixel."""
+  B, _, H, W, _ = x.shape
+  h = f(rearrange(x, "B T H W C -> (B H W) T C"))
+  return rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
+
+
+def middle_frame(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32):
+  """Initial kernel [3, C, C] of a convolution over frames that changes nothing."""
+  del key
+  return jnp.zeros(shape, dtype).at[shape[0] // 2].set(jnp.eye(*shape[1:], dtype=dtype))
