@@ -1,6 +1,6 @@
 """Every public architecture that can be read and written, by the name of its class."""
 
-from emu_jax.weights import text, unet
+from emu_jax.weights import text, unet, vision
 from emu_jax.weights.architecture import Architecture
 
 _ALL: tuple[Architecture, ...] = (
@@ -8,5 +8,6 @@ _ALL: tuple[Architecture, ...] = (
   text.CLIP_TEXT,
   text.CLIP_TEXT_PROJECTED,
   text.T5_ENCODER,
+  vision.ARCHITECTURE,
 )
 ARCHITECTURES = {architecture.name: architecture for architecture in _ALL}

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 
 from emu_jax import weights
 from emu_jax.errors import InputError
 from emu_jax.models.text import ClipText, clip_vit_big_g, clip_vit_l, t5_xl, t5_xxl
+from emu_jax.models.vision import ClipVisionConfig, clip_normalised, clip_pixels, svd_pixels
 from emu_jax.weights.model import architecture_of
 from tests.weights.oracle import (
   assert_round_trip,
@@ -60,6 +62,21 @@ T5S = {
   "narrow heads": T5,
   "three layers": T5 | {"num_layers": 3, "d_kv": 4, "d_ff": 40},
   "other buckets": T5 | {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 6},
+}
+
+VISION = {
+  "hidden_size": 16,
+  "intermediate_size": 24,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "image_size": 28,
+  "patch_size": 7,
+  "projection_dim": 12,
+}
+VISIONS = {
+  "quick": VISION,
+  "SVD": VISION | {"hidden_act": "gelu", "num_hidden_layers": 3, "projection_dim": 20},
+  "patches leave a margin": VISION | {"patch_size": 8, "num_attention_heads": 2},
 }
 
 
@@ -142,6 +159,70 @@ def test_t5_encoder_is_transformers(name, tmp_path):
   assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", transformers.T5EncoderModel)
 
 
+@pytest.mark.parametrize("name", VISIONS)
+def test_clip_vision_is_transformers(name, tmp_path):
+  kind = transformers.CLIPVisionModelWithProjection
+  model = drawn_anew(kind(transformers.CLIPVisionConfig(**VISIONS[name])))
+  loaded = reopened(model, tmp_path / "theirs")
+  images = np.random.default_rng(0).standard_normal((2, 28, 28, 3)).astype(np.float32)
+  out = model(torch.tensor(images).permute(0, 3, 1, 2), output_hidden_states=True)
+  expected = torch.cat(flat(out.hidden_states[-2], out.image_embeds), 1)
+
+  def apply(params):
+    both = loaded.module.apply(
+      {"params": params}, jnp.asarray(images), method="states_and_embedding"
+    )
+    return jnp.concatenate(flat(*both), 1)
+
+  assert_same_function(
+    loaded, tmp_path / "theirs", model, apply, expected, layout=jnp.asarray, shifts=r"k_proj\.bias"
+  )
+  assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", kind)
+
+
+@pytest.mark.parametrize("size", [(90, 61), (33, 47), (32, 32)])
+def test_clip_pixels_are_torchs_antialiased_bicubic_and_pillows(size):
+  """PyTorch's filter is Pillow's without rounding and, between the axes, without clipping."""
+  # Of half the range, so that nothing overshoots it and is clipped.
+  levels = np.random.default_rng(0).integers(64, 192, (1, *size, 3)).astype(np.uint8)
+  pixels = jnp.asarray(levels, jnp.float32) / 127.5 - 1
+  got = clip_pixels(pixels, 32)
+  assert got.shape == (1, 32, 32, 3)
+  h, w = (int(32 * side / min(size)) for side in size)
+  top, left = (h - 32) // 2, (w - 32) // 2
+  whole = torch.nn.functional.interpolate(
+    torch.tensor(np.array(pixels)).permute(0, 3, 1, 2), (h, w), mode="bicubic", antialias=True
+  )
+  cut = whole.permute(0, 2, 3, 1)[:, top : top + 32, left : left + 32].clip(-1, 1)
+  np.testing.assert_allclose(got, clip_normalised(jnp.asarray(cut.numpy())), atol=1e-4)
+  pillow = np.asarray(Image.fromarray(levels[0]).resize((w, h), Image.Resampling.BICUBIC))
+  pillow = pillow[None, top : top + 32, left : left + 32] / np.float32(127.5) - 1
+  rounding = np.abs(np.asarray(clip_normalised(jnp.asarray(pillow)) - got)).max()
+  # Half a level on the first axis, whose weights add up to at most 1.4 in absolute value, and half
+  # on the second: 1.2 levels of 1 / 255 / 0.26.
+  assert rounding <= 1.2 / 255 / 0.26
+
+
+@pytest.mark.parametrize("size", [(90, 61), (33, 200), (20, 32)])
+def test_svd_pixels_are_diffusers(size):
+  svd = pytest.importorskip(
+    "diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion",
+    reason="diffusers is the oracle",
+  )
+  pixels = np.random.default_rng(0).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
+  expected = svd._resize_with_antialiasing(torch.tensor(pixels).permute(0, 3, 1, 2), (32, 32))
+  expected = transformers.CLIPImageProcessor()(
+    images=(expected + 1) / 2,
+    do_normalize=True,
+    do_center_crop=False,
+    do_resize=False,
+    do_rescale=False,
+    return_tensors="np",
+  ).pixel_values
+  got = svd_pixels(jnp.asarray(pixels), 32)
+  np.testing.assert_allclose(got, expected.transpose(0, 2, 3, 1), atol=1e-4)
+
+
 @pytest.mark.parametrize("projected", [False, True])
 def test_older_spellings_of_clip_files_are_the_same_model(projected, tmp_path):
   kind = transformers.CLIPTextModel
@@ -171,11 +252,13 @@ def test_t5s_second_name_of_its_tokens_is_read(tmp_path):
     ("CLIPTextModel", {"layer_norm_eps": 1e-6}, "layer_norm_eps=1e-06 is not supported"),
     ("CLIPTextModel", {"hidden_size": 10}, "width=10 is not a positive multiple of num_heads=8"),
     ("CLIPTextModel", {"rotary": 1}, "rotary=1 is not supported"),
+    ("CLIPVisionModelWithProjection", {"num_channels": 1}, "num_channels=1 is not supported"),
+    ("CLIPVisionModelWithProjection", {"patch_size": 0}, "patch=0 must be at least 1"),
     ("T5EncoderModel", {}, "feed_forward_proj is not 'gated-gelu'"),
     ("T5EncoderModel", {"feed_forward_proj": "relu"}, "feed_forward_proj is not 'gated-gelu'"),
   ],
 )
-def test_other_text_encoders_are_refused_in_one_line(kind, options, words, tmp_path):
+def test_other_encoders_are_refused_in_one_line(kind, options, words, tmp_path):
   (tmp_path / "config.json").write_text(json.dumps({"architectures": [kind]} | options))
   with pytest.raises(InputError, match=words) as info:
     weights.load(tmp_path)
@@ -183,7 +266,9 @@ def test_other_text_encoders_are_refused_in_one_line(kind, options, words, tmp_p
 
 
 @pytest.mark.parametrize(
-  "preset", [clip_vit_l, clip_vit_big_g, t5_xl, t5_xxl], ids=lambda preset: preset.__name__
+  "preset",
+  [clip_vit_l, clip_vit_big_g, t5_xl, t5_xxl, ClipVisionConfig],
+  ids=lambda preset: preset.__name__,
 )
 def test_presets_are_the_public_models_tensor_for_tensor(preset):
   architecture = architecture_of(preset())
