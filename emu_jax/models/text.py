@@ -3,14 +3,7 @@
 Both map tokens `B L` and a mask `B L` to features `B L D` float32. The residual stream is float32
 whatever `dtype` says, because T5's grows to thousands; `dtype` is that of the matmuls' operands.
 
-Parameter names, with Hugging Face's after the arrow:
-  CLIP `token`, `position` -> embeddings; `layer_<i>/norm_1` -> layer_norm1; `attention/{q,k,v,out}`
-    -> self_attn.{q,k,v,out}_proj; `norm_2` -> layer_norm2; `mlp_in`, `mlp_out` -> mlp.fc1, mlp.fc2;
-    `norm` -> final_layer_norm.
-  T5 `token` -> shared; `relative_bias` -> block.0's relative_attention_bias; `layer_<i>/norm_1` ->
-    layer.0.layer_norm; `attention/{q,k,v,out}` -> SelfAttention.{q,k,v,o}; `norm_2` ->
-    layer.1.layer_norm; `mlp_gate`, `mlp_in`, `mlp_out` -> DenseReluDense.{wi_0,wi_1,wo}; `norm` ->
-    final_layer_norm.
+What Hugging Face calls the parameters: emu_jax/weights/text.py.
 """
 
 import dataclasses
@@ -38,8 +31,14 @@ class ClipTextConfig:
   num_heads: int = 12
   mlp_width: int = 3072
   activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-  penultimate: bool = False  # features before the last layer, which is then not built
-  final_norm: bool = True  # False with penultimate: SDXL; True with it: Stable Diffusion 2
+  # Which state the features are. Neither option changes the parameters, which are always those of
+  # the public file: a loaded encoder can be read either way and still goes back out whole.
+  penultimate: bool = False  # before the last layer; SDXL
+  final_norm: bool = True  # False with penultimate: SDXL
+  projection_dim: int = 0  # of the pooled output, SDXL's second encoder and unCLIP; 0: as it is
+  # Where the pooled output stands: the first of these tokens. None: the first of the highest id,
+  # the end token of CLIP's own vocabulary.
+  end_id: int | None = None
   # Stable Diffusion was trained with every position in sight, padding too: False keeps its numbers.
   use_padding_mask: bool = False
   dtype: str = "float32"
@@ -55,6 +54,8 @@ class ClipTextConfig:
       raise ValueError(
         f"ClipTextConfig: activation={self.activation!r} is unknown; give 'quick_gelu' or 'gelu'"
       )
+    if self.projection_dim < 0:
+      raise ValueError(f"ClipTextConfig: projection_dim={self.projection_dim} is below 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +106,21 @@ def clip_vit_l() -> ClipTextConfig:
 
 
 def clip_vit_h() -> ClipTextConfig:
-  """OpenCLIP's ViT-H/14 as Stable Diffusion 2 reads it: 340,387,840 parameters, 23 of 24 layers."""
+  """OpenCLIP's ViT-H/14 as Stable Diffusion 2 holds it: 340,387,840 parameters, 23 of 24 layers."""
+  return ClipTextConfig(width=1024, num_layers=23, num_heads=16, mlp_width=4096, activation="gelu")
+
+
+def clip_vit_big_g() -> ClipTextConfig:
+  """OpenCLIP's ViT-bigG/14, SDXL's second encoder: 694,659,840 parameters with its projection."""
   return ClipTextConfig(
-    width=1024, num_layers=24, num_heads=16, mlp_width=4096, activation="gelu", penultimate=True
+    width=1280,
+    num_layers=32,
+    num_heads=20,
+    mlp_width=5120,
+    activation="gelu",
+    penultimate=True,
+    final_norm=False,
+    projection_dim=1280,
   )
 
 
@@ -162,26 +175,29 @@ class SelfAttention(nn.Module):
 
 
 class ClipLayer(nn.Module):
-  """Pre-norm transformer layer with biases and a plain, four times wider MLP."""
+  """Pre-norm transformer layer with biases and a plain MLP: CLIP's, of text and of images."""
 
-  config: ClipTextConfig
+  num_heads: int
+  mlp_width: int
+  activation: Literal["quick_gelu", "gelu"]
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Text, mask: Bool[Array, "_ 1 L L"]) -> Text:
-    cfg, head_dim = self.config, self.config.width // self.config.num_heads
-    h = layer_norm("norm_1")(x).astype(cfg.dtype)
+  def __call__(self, x: Text, mask: Bool[Array, "_ 1 L L"] | None = None) -> Text:
+    width, head_dim = x.shape[-1], x.shape[-1] // self.num_heads
+    h = layer_norm("norm_1")(x).astype(self.dtype)
     attention = SelfAttention(
-      cfg.num_heads, head_dim, True, head_dim**-0.5, dtype=cfg.dtype, name="attention"
+      self.num_heads, head_dim, True, head_dim**-0.5, dtype=self.dtype, name="attention"
     )
     x = x + attention(h, None, mask)
-    h = nn.Dense(cfg.mlp_width, dtype=cfg.dtype, name="mlp_in")(
-      layer_norm("norm_2")(x).astype(cfg.dtype)
+    h = nn.Dense(self.mlp_width, dtype=self.dtype, name="mlp_in")(
+      layer_norm("norm_2")(x).astype(self.dtype)
     )
-    if cfg.activation == "quick_gelu":
+    if self.activation == "quick_gelu":
       h = h * jax.nn.sigmoid(1.702 * h)
     else:
       h = jax.nn.gelu(h, approximate=False)
-    return x + nn.Dense(cfg.width, dtype=cfg.dtype, name="mlp_out")(h)
+    return x + nn.Dense(width, dtype=self.dtype, name="mlp_out")(h)
 
 
 def layer_norm(name: str) -> nn.LayerNorm:
@@ -189,17 +205,22 @@ def layer_norm(name: str) -> nn.LayerNorm:
 
 
 class ClipText(nn.Module):
-  """Features of every token, each of those before it and itself.
+  """Features of every token, each of those before it and itself, and one vector of the whole text.
 
   Source: CLIP, arXiv:2103.00020, sec. 2.4; the last state as the condition: Latent Diffusion,
-    arXiv:2112.10752.
+    arXiv:2112.10752; the penultimate one and the pooled output: SDXL, arXiv:2307.01952, sec. 2.1.
   Raises: ValueError where there are more tokens than learned positions.
   """
 
   config: ClipTextConfig
 
-  @nn.compact
   def __call__(self, tokens: Tokens, mask: TextMask) -> Text:
+    """The features alone; under jit the layers that they do not need are not computed."""
+    return self.features_and_pooled(tokens, mask)[0]
+
+  @nn.compact
+  def features_and_pooled(self, tokens: Tokens, mask: TextMask) -> tuple[Text, Float[Array, "B P"]]:
+    """The features, and the last state at the end token, normalised and projected."""
     cfg, L = self.config, tokens.shape[1]
     if L > cfg.max_length:
       raise ValueError(
@@ -214,9 +235,21 @@ class ClipText(nn.Module):
     allowed = jnp.tril(jnp.ones((1, 1, L, L), bool))
     if cfg.use_padding_mask:
       allowed = allowed & mask[:, None, None, :]
-    for i in range(cfg.num_layers - cfg.penultimate):
-      x = ClipLayer(cfg, name=f"layer_{i}")(x, allowed)
-    return layer_norm("norm")(x) if cfg.final_norm else x
+    states = [x]
+    for i in range(cfg.num_layers):
+      layer = ClipLayer(cfg.num_heads, cfg.mlp_width, cfg.activation, cfg.dtype, name=f"layer_{i}")
+      states.append(layer(states[-1], allowed))
+    norm = layer_norm("norm")
+    features = states[-2] if cfg.penultimate else states[-1]
+    features = norm(features) if cfg.final_norm else features
+    is_end = tokens if cfg.end_id is None else tokens == cfg.end_id
+    end = jnp.argmax(is_end, axis=-1)  # the first of several
+    pooled = norm(jnp.take_along_axis(states[-1], end[:, None, None], axis=1)[:, 0])
+    if cfg.projection_dim:
+      pooled = nn.Dense(cfg.projection_dim, use_bias=False, dtype=cfg.dtype, name="projection")(
+        pooled
+      ).astype(jnp.float32)
+    return features, pooled
 
 
 class T5Layer(nn.Module):

@@ -1,11 +1,15 @@
 """Every public architecture that can be read and written, by the name of its class."""
 
-from emu_jax.weights import autoencoder, unet
+from emu_jax.weights import autoencoder, text, unet, vision
 from emu_jax.weights.architecture import Architecture
 
 _ALL: tuple[Architecture, ...] = (
   unet.ARCHITECTURE,
   autoencoder.ARCHITECTURE,
   autoencoder.TEMPORAL_DECODER,
+  text.CLIP_TEXT,
+  text.CLIP_TEXT_PROJECTED,
+  text.T5_ENCODER,
+  vision.ARCHITECTURE,
 )
 ARCHITECTURES = {architecture.name: architecture for architecture in _ALL}
