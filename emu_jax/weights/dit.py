@@ -47,7 +47,9 @@ def read(o: Options) -> DiTConfig:
     raise o.refuse("norm_type is not 'ada_norm_single', the only one that is supported")
   if o.get("cross_attention_dim", None) != width:
     raise o.refuse(f"cross_attention_dim is not {width}, the width of the network")
-  o.ignore("dropout", "num_embeds_ada_norm")  # adaLN-single has no table of embeddings
+  o.only("attention_type", "default")
+  # adaLN-single has no table of embeddings; the last one is of a class that Latte grew out of.
+  o.ignore("dropout", "num_embeds_ada_norm", "norm_num_groups")
   return DiTConfig(
     in_channels=in_channels,
     out_channels=o.get("out_channels", None) or in_channels,

@@ -15,7 +15,7 @@ from emu_jax.errors import InputError
 from emu_jax.models.dit import DiT, DiTConfig
 from emu_jax.models.prior import Prior, PriorConfig
 from emu_jax.typing import Conditions
-from emu_jax.weights.model import architecture_of
+from emu_jax.weights.model import architecture_of, described
 from tests.weights.oracle import (
   QUICK,
   assert_round_trip,
@@ -142,9 +142,55 @@ def test_prior_is_diffusers(name, tmp_path):
   assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", kind)
 
 
-@pytest.mark.parametrize("config", [DiTConfig(), PriorConfig()], ids=["Latte-1", "Karlo"])
-def test_defaults_are_the_public_models_tensor_for_tensor(config):
-  architecture = architecture_of(config)
+# The published files, by our default of them.
+FILES = {
+  DiTConfig: {
+    "_class_name": "LatteTransformer3DModel",
+    "_diffusers_version": "0.29.0",
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "attention_head_dim": 72,
+    "attention_type": "default",
+    "caption_channels": 4096,
+    "cross_attention_dim": 1152,
+    "double_self_attention": False,
+    "dropout": 0.0,
+    "in_channels": 4,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+    "norm_num_groups": 32,
+    "norm_type": "ada_norm_single",
+    "num_attention_heads": 16,
+    "num_embeds_ada_norm": 1000,
+    "num_layers": 28,
+    "num_vector_embeds": None,
+    "only_cross_attention": False,
+    "out_channels": 8,
+    "patch_size": 2,
+    "sample_size": 64,
+    "upcast_attention": False,
+    "use_linear_projection": False,
+    "video_length": 16,
+  },
+  PriorConfig: {
+    "_class_name": "PriorTransformer",
+    "_diffusers_version": "0.12.0.dev0",
+    "additional_embeddings": 4,
+    "attention_head_dim": 64,
+    "dropout": 0.0,
+    "embedding_dim": 768,
+    "num_attention_heads": 32,
+    "num_embeddings": 77,
+    "num_layers": 20,
+  },
+}
+
+
+@pytest.mark.parametrize("default", FILES, ids=lambda default: default.__name__)
+def test_published_files_are_our_defaults_tensor_for_tensor(default, tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(FILES[default]))
+  architecture, config = described(tmp_path)
+  assert config == default()
   with torch.device("meta"):
     model = getattr(diffusers, architecture.name)(**architecture.write(config))
   theirs = {name: tuple(p.shape) for name, p in model.named_parameters()}
