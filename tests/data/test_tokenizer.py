@@ -469,8 +469,12 @@ def clip_folder(folder, form):
   }
   roles["pad_token"] = end if form == "Stable Diffusion 1" else "!"
   if form == "SDXL, second":
-    tokens = (options("!", normalized=False), options(start), options(end))
-    listed = {str(vocab[token["content"]]): token | {"special": True} for token in tokens}
+    tokens = (
+      options("!", normalized=False, special=True),
+      options(start, special=False),
+      options(end, normalized=False, special=False),
+    )
+    listed = {str(vocab[token["content"]]): token for token in tokens}
     config |= {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": "!"}
     config["added_tokens_decoder"] = listed
   else:  # the two files of Stable Diffusion 2 name different padding; the map is right
