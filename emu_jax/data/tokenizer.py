@@ -1,9 +1,11 @@
 """Prompts into token ids: CLIP's byte-pair encoding, T5's sentencepiece, a small one of ours."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -16,6 +18,8 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from emu_jax.errors import InputError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of a special token
 BYTES = 256  # symbols that a byte-level vocabulary begins with
 KINDS = "tokenizer.json, vocab.json with merges.txt (CLIP), or spiece.model (T5)"
 
@@ -68,8 +72,15 @@ class Tokenizer:
         ) from error
     if isinstance(self.model, tokenizers.Tokenizer):
       return [encoding.ids for encoding in self.model.encode_batch_fast(list(texts))]
-    end = self.model.eos_id()
-    return [[*ids, end] for ids in self.model.encode(list(texts))]
+    model = self.model
+    special = (model.unk_id(), model.eos_id(), model.pad_id())
+    ids = {model.id_to_piece(i): i for i in special if i >= 0}
+    pattern = re.compile("(" + "|".join(map(re.escape, ids)) + ")")
+    rows = []
+    for text in texts:  # a special token in a text is itself, as in Hugging Face's
+      parts = ([ids[p]] if p in ids else model.encode(p) for p in pattern.split(text))
+      rows.append([*itertools.chain.from_iterable(parts), model.eos_id()])
+    return rows
 
 
 def excerpt(text: str, length: int = 40) -> str:
@@ -80,9 +91,11 @@ def excerpt(text: str, length: int = 40) -> str:
 def load_tokenizer(path: str | pathlib.Path, max_length: int) -> Tokenizer:
   """The tokenizer of a folder or file: `tokenizer.json`, `vocab.json` + `merges.txt`, `*.model`.
 
-  In a folder they are looked for in this order. The padding token of the Hugging Face formats is
-  what `tokenizer.json`, `tokenizer_config.json` or `special_tokens_map.json` says, else the end
-  token, as in CLIP ViT-L.
+  In a folder they are looked for in this order. Padding and the other special tokens of the
+  Hugging Face formats are those of `tokenizer_config.json` and `special_tokens_map.json`, which
+  stand in every tokenizer folder of a diffusers pipeline; else rows are padded as `tokenizer.json`
+  says, or with the end token, as in CLIP ViT-L. A special token in a text is itself, not its
+  letters: Stable Diffusion 2 pads with "!", so a prompt's "!" has another id than elsewhere.
 
   Args:
     max_length: tokens a row, start and end included: the encoder's `max_length`.
@@ -130,7 +143,10 @@ def tokenizer_file(path: pathlib.Path) -> pathlib.Path:
 
 
 def load_sentencepiece(file: pathlib.Path, max_length: int) -> Tokenizer:
-  """T5's: the end token after every text, nothing before it."""
+  """T5's: the end token after every text, nothing before it.
+
+  Differs: sentinels (`<extra_id_0>`), which only T5's own training writes, are letters.
+  """
   data = read(file)
   try:
     if not data:  # the library takes it for a model with no pieces, and complains later
@@ -146,13 +162,22 @@ def load_sentencepiece(file: pathlib.Path, max_length: int) -> Tokenizer:
 def load_bpe(file: pathlib.Path, max_length: int) -> Tokenizer:
   """A Hugging Face `tokenizer.json`, or CLIP's vocabulary and merges made into one."""
   state = read_json(file)
+  special = {}
   if file.name == "vocab.json":
     state = clip_state(file, state)
+    special = {token: {"special": True} for token in (START, END)}
   try:
+    named, pad = special_tokens(file.parent)
     model = tokenizers.Tokenizer.from_buffer(json.dumps(state).encode())
-  except ValueError as error:
+    add_tokens(model, special | named)
+  except InputError:
+    raise
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise unusable(file, error) from error
-  pad = pad_token(file.parent, model)
+  if pad is None and model.padding:
+    pad = model.padding["pad_token"]
+  if pad is None:
+    pad = next((t for t in (END, "<pad>", "[PAD]") if model.token_to_id(t) is not None), None)
   pad_id = None if pad is None else model.token_to_id(pad)
   if pad_id is None:
     raise unusable(file, f"its padding token is {pad!r}, which it does not hold")
@@ -162,17 +187,41 @@ def load_bpe(file: pathlib.Path, max_length: int) -> Tokenizer:
   return Tokenizer(model, max_length, pad_id, max(model.get_vocab().values()) + 1)
 
 
-def pad_token(folder: pathlib.Path, model: tokenizers.Tokenizer) -> str | None:
-  """The token that fills a row up, from the first place that names one."""
-  if model.padding:
-    return model.padding["pad_token"]
-  for name in ("tokenizer_config.json", "special_tokens_map.json"):
-    if (folder / name).is_file():
-      token = read_json(folder / name).get("pad_token")
-      token = token.get("content") if isinstance(token, dict) else token
-      if token is not None:
-        return token
-  return next((t for t in (END, "<pad>", "[PAD]") if model.token_to_id(t) is not None), None)
+def special_tokens(folder: pathlib.Path) -> tuple[dict[str, dict], str | None]:
+  """The tokens that a folder's files set apart, with their options, and the padding token.
+
+  Source: transformers: files since 2023 list every token with its id (`added_tokens_decoder`); in
+    older ones `special_tokens_map.json` overrules the rest, and the last role of a token its
+    options.
+  """
+  config, roles = ({}, {})
+  if (folder / "tokenizer_config.json").is_file():
+    config = read_json(folder / "tokenizer_config.json")
+  listed = config.get("added_tokens_decoder") or {}
+  if not listed and (folder / "special_tokens_map.json").is_file():
+    roles = read_json(folder / "special_tokens_map.json")
+  roles = config | roles
+  found: dict[str, dict] = {}
+  for token in (*map(roles.get, ROLES), *(roles.get("additional_special_tokens") or ())):
+    options = {"content": token} if isinstance(token, str) else dict(token or {})
+    if "content" in options:
+      found[options["content"]] = {"special": True} | options
+  for index, options in sorted(listed.items(), key=lambda item: int(item[0])):
+    found[options["content"]] = {"id": int(index)} | options
+  pad = roles.get("pad_token")
+  return found, pad.get("content") if isinstance(pad, dict) else pad
+
+
+def add_tokens(model: tokenizers.Tokenizer, special: dict[str, dict]) -> None:
+  """Sets tokens apart that `model` holds, and adds those whose id follows its vocabulary's."""
+  held = {token.content for token in model.get_added_tokens_decoder().values()}
+  for token, options in special.items():
+    if token in held or (model.token_to_id(token) is None and "id" not in options):
+      continue
+    flags = {name: bool(options.get(name)) for name in FLAGS}
+    model.add_tokens([tokenizers.AddedToken(token, **flags)])
+    if model.token_to_id(token) != options.get("id", model.token_to_id(token)):
+      raise ValueError(f"{token!r} has not the id {options['id']} that its files give it")
 
 
 def clip_state(file: pathlib.Path, vocab: dict) -> dict:
@@ -193,7 +242,10 @@ def clip_state(file: pathlib.Path, vocab: dict) -> dict:
   model.normalizer = normalizers.Sequence(
     [normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()]
   )
-  words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+  # The names of both tokens match here in other letters: in their own they never get this far.
+  words = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+  )
   model.pre_tokenizer = pre_tokenizers.Sequence(
     [
       pre_tokenizers.Split(tokenizers.Regex(words), behavior="removed", invert=True),
@@ -205,14 +257,7 @@ def clip_state(file: pathlib.Path, vocab: dict) -> dict:
   )
   state = json.loads(model.to_str())
   state["model"] |= {"vocab": vocab, "merges": merges}
-  state["added_tokens"] = [special(token, vocab[token]) for token in (START, END)]
   return state
-
-
-def special(token: str, index: int) -> dict:
-  """A token that is recognised in a text before anything else is done to it."""
-  no = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-  return {"id": index, "content": token, "special": True, **no}
 
 
 def train_tokenizer(

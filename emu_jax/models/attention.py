@@ -18,45 +18,57 @@ from jaxtyping import Array, Bool, Float
 class Attention(nn.Module):
   """Multi-head attention of `x` to `context`, or to itself; the result is not yet added to x.
 
-  Source: arXiv:1706.03762, eq. 1; no bias on q, k and v as in Latent Diffusion (arXiv:2112.10752).
+  Source: arXiv:1706.03762, eq. 1; no bias on q, k and v as in Latent Diffusion (arXiv:2112.10752),
+    unless `qkv_bias`.
   """
 
   num_heads: int
   head_dim: int
   dtype: DTypeLike = jnp.float32
+  qkv_bias: bool = False
 
   @nn.compact
   def __call__(
     self,
     x: Float[Array, "N S D"],
     context: Float[Array, "B L E"] | None = None,
-    mask: Bool[Array, "B L"] | None = None,
+    mask: Bool[Array, "B L"] | Bool[Array, "B Q L"] | None = None,  # of keys, or of queries to keys
   ) -> Float[Array, "N S D"]:
     N, S, D = x.shape
 
     def project(name, y):
-      y = nn.Dense(self.num_heads * self.head_dim, use_bias=False, dtype=self.dtype, name=name)(y)
+      inner = self.num_heads * self.head_dim
+      y = nn.Dense(inner, use_bias=self.qkv_bias, dtype=self.dtype, name=name)(y)
       return y.reshape(*y.shape[:-1], self.num_heads, self.head_dim)
 
     source = x if context is None else context
     q, k, v = project("q", x), project("k", source), project("v", source)
     # Sequences of one example share its context: one long row of queries an example.
     q = q.reshape(k.shape[0], -1, self.num_heads, self.head_dim)
-    allowed = None if mask is None else mask[:, None, None, :]
+    allowed = None
+    if mask is not None:
+      allowed = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
     h = jax.nn.dot_product_attention(q, k, v, mask=allowed)
     return nn.Dense(D, dtype=self.dtype, name="out")(h.reshape(N, S, -1))
 
 
 class FeedForward(nn.Module):
-  """GEGLU network, four times as wide inside. Source: arXiv:2002.05202, eq. 6 (exact GELU)."""
+  """GEGLU network, four times as wide inside. Source: arXiv:2002.05202, eq. 6 (exact GELU).
+
+  Without `gated` a plain one, as in Transformers before.
+  """
 
   dtype: DTypeLike = jnp.float32
+  gated: bool = True
+  approximate: bool = False  # GELU by tanh
 
   @nn.compact
   def __call__(self, x: Float[Array, "N S D"]) -> Float[Array, "N S D"]:
     D = x.shape[-1]
-    h, gate = jnp.split(nn.Dense(8 * D, dtype=self.dtype, name="in")(x), 2, axis=-1)
-    return nn.Dense(D, dtype=self.dtype, name="out")(h * jax.nn.gelu(gate, approximate=False))
+    gate = nn.Dense((8 if self.gated else 4) * D, dtype=self.dtype, name="in")(x)
+    h, gate = jnp.split(gate, 2, axis=-1) if self.gated else (1, gate)
+    h = h * jax.nn.gelu(gate, approximate=self.approximate)
+    return nn.Dense(D, dtype=self.dtype, name="out")(h)
 
 
 class TransformerLayer(nn.Module):

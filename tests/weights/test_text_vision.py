@@ -12,9 +12,17 @@ from PIL import Image
 
 from emu_jax import weights
 from emu_jax.errors import InputError
-from emu_jax.models.text import ClipText, clip_vit_big_g, clip_vit_l, t5_xl, t5_xxl
+from emu_jax.models.text import (
+  ClipText,
+  ClipTextConfig,
+  clip_vit_big_g,
+  clip_vit_h,
+  clip_vit_l,
+  t5_xl,
+  t5_xxl,
+)
 from emu_jax.models.vision import ClipVisionConfig, clip_normalised, clip_pixels, svd_pixels
-from emu_jax.weights.model import architecture_of
+from emu_jax.weights.model import described
 from tests.weights.oracle import (
   assert_round_trip,
   assert_same_function,
@@ -77,6 +85,74 @@ VISIONS = {
   "quick": VISION,
   "SVD": VISION | {"hidden_act": "gelu", "num_hidden_layers": 3, "projection_dim": 20},
   "patches leave a margin": VISION | {"patch_size": 8, "num_attention_heads": 2},
+}
+
+
+TRAINING = {"initializer_factor": 1.0, "initializer_range": 0.02, "attention_dropout": 0.0}
+CLIP_FILE = TRAINING | {"dropout": 0.0, "layer_norm_eps": 1e-5, "torch_dtype": "float32"}
+TEXT_FILE = CLIP_FILE | {
+  "_name_or_path": "openai/clip-vit-large-patch14",
+  "architectures": ["CLIPTextModel"],
+  "bos_token_id": 0,
+  "eos_token_id": 2,
+  "hidden_act": "gelu",
+  "max_position_embeddings": 77,
+  "model_type": "clip_text_model",
+  "pad_token_id": 1,
+  "transformers_version": "4.22.0.dev0",
+  "vocab_size": 49408,
+}
+T5_FILE = {
+  "architectures": ["T5EncoderModel"],
+  "classifier_dropout": 0.0,
+  "d_kv": 64,
+  "decoder_start_token_id": 0,
+  "dense_act_fn": "gelu_new",
+  "dropout_rate": 0.1,
+  "eos_token_id": 1,
+  "feed_forward_proj": "gated-gelu",
+  "initializer_factor": 1.0,
+  "is_encoder_decoder": True,
+  "is_gated_act": True,
+  "layer_norm_epsilon": 1e-6,
+  "model_type": "t5",
+  "n_positions": 512,
+  "num_decoder_layers": 24,
+  "num_layers": 24,
+  "output_past": True,
+  "pad_token_id": 0,
+  "relative_attention_max_distance": 128,
+  "relative_attention_num_buckets": 32,
+  "tie_word_embeddings": False,
+  "use_cache": True,
+  "vocab_size": 32128,
+}
+
+
+def sizes(width, mlp, layers, heads, **more):
+  """The four numbers of a CLIP transformer, as its file calls them."""
+  names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+  return dict(zip(names, (width, mlp, layers, heads), strict=True)) | more
+
+
+# The published files, by our preset of them.
+FILES = {
+  clip_vit_l: TEXT_FILE | sizes(768, 3072, 12, 12, hidden_act="quick_gelu", projection_dim=768),
+  clip_vit_h: TEXT_FILE | sizes(1024, 4096, 23, 16, projection_dim=512),
+  clip_vit_big_g: TEXT_FILE
+  | sizes(1280, 5120, 32, 20, projection_dim=1280, architectures=["CLIPTextModelWithProjection"]),
+  t5_xl: T5_FILE | {"d_model": 2048, "d_ff": 5120, "num_heads": 32},
+  t5_xxl: T5_FILE | {"d_model": 4096, "d_ff": 10240, "num_heads": 64},
+  ClipVisionConfig: CLIP_FILE
+  | {
+    **sizes(1280, 5120, 32, 16, hidden_act="gelu", projection_dim=1024),
+    "architectures": ["CLIPVisionModelWithProjection"],
+    "image_size": 224,
+    "model_type": "clip_vision_model",
+    "num_channels": 3,
+    "patch_size": 14,
+    "torch_dtype": "float16",
+  },
 }
 
 
@@ -277,19 +353,22 @@ def test_other_encoders_are_refused_in_one_line(kind, options, words, tmp_path):
   assert "\n" not in str(info.value)
 
 
-@pytest.mark.parametrize(
-  "preset",
-  [clip_vit_l, clip_vit_big_g, t5_xl, t5_xxl, ClipVisionConfig],
-  ids=lambda preset: preset.__name__,
-)
-def test_presets_are_the_public_models_tensor_for_tensor(preset):
-  architecture = architecture_of(preset())
+@pytest.mark.parametrize("preset", FILES, ids=lambda preset: preset.__name__)
+def test_published_files_are_our_presets_tensor_for_tensor(preset, tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(FILES[preset]))
+  architecture, config = described(tmp_path)
+  # Which state the features are is no part of a file.
+  if isinstance(config, ClipTextConfig):
+    wanted = preset()
+    config = dataclasses.replace(
+      config, penultimate=wanted.penultimate, final_norm=wanted.final_norm
+    )
+  assert config == preset()
   kind = getattr(transformers, architecture.name)
-  options = kind.config_class(**architecture.write(preset()))
   with torch.device("meta"):
-    model = kind(options)
-  if architecture.name == "CLIPTextModel":
+    model = kind(kind.config_class(**architecture.write(config)))
+  if kind is transformers.CLIPTextModel:
     model = Prefixed(model)
   theirs = {name: tuple(p.shape) for name, p in model.named_parameters()}
-  groups = architecture.groups(preset())
+  groups = architecture.groups(config)
   assert {name: row.public_shape for name, (row,) in groups.items()} == theirs
