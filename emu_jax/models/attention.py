@@ -20,11 +20,13 @@ class Attention(nn.Module):
 
   Source: arXiv:1706.03762, eq. 1; no bias on q, k and v as in Latent Diffusion (arXiv:2112.10752),
     unless `qkv_bias`.
+  Differs: `zero` starts the last layer at zero, so that what adds it starts as the identity (ours).
   """
 
   num_heads: int
   head_dim: int
   dtype: DTypeLike = jnp.float32
+  zero: bool = False
   qkv_bias: bool = False
 
   @nn.compact
@@ -49,16 +51,25 @@ class Attention(nn.Module):
     if mask is not None:
       allowed = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
     h = jax.nn.dot_product_attention(q, k, v, mask=allowed)
-    return nn.Dense(D, dtype=self.dtype, name="out")(h.reshape(N, S, -1))
+    return nn.Dense(D, dtype=self.dtype, kernel_init=last(self.zero), name="out")(
+      h.reshape(N, S, -1)
+    )
+
+
+def last(zero: bool) -> nn.initializers.Initializer:
+  """Of the kernel of a residual branch's last layer."""
+  return nn.initializers.zeros if zero else nn.initializers.lecun_normal()
 
 
 class FeedForward(nn.Module):
-  """GEGLU network, four times as wide inside. Source: arXiv:2002.05202, eq. 6 (exact GELU).
+  """GEGLU network, four times as wide inside; `zero` as in `Attention`.
 
   Without `gated` a plain one, as in Transformers before.
+  Source: arXiv:2002.05202, eq. 6 (exact GELU).
   """
 
   dtype: DTypeLike = jnp.float32
+  zero: bool = False
   gated: bool = True
   approximate: bool = False  # GELU by tanh
 
@@ -68,13 +79,13 @@ class FeedForward(nn.Module):
     gate = nn.Dense((8 if self.gated else 4) * D, dtype=self.dtype, name="in")(x)
     h, gate = jnp.split(gate, 2, axis=-1) if self.gated else (1, gate)
     h = h * jax.nn.gelu(gate, approximate=self.approximate)
-    return nn.Dense(D, dtype=self.dtype, name="out")(h)
+    return nn.Dense(D, dtype=self.dtype, kernel_init=last(self.zero), name="out")(h)
 
 
 class TransformerLayer(nn.Module):
   """Self-attention, a second attention (to the context, or to itself), feed-forward; pre-norm.
 
-  With `cross_only` the first attention is to the context too.
+  With `cross_only` the first attention is to the context too; `zero` starts it as the identity.
   Source: Latent Diffusion, arXiv:2112.10752, app. E.2.1 (BasicTransformerBlock).
   """
 
@@ -82,6 +93,7 @@ class TransformerLayer(nn.Module):
   head_dim: int
   dtype: DTypeLike = jnp.float32
   cross_only: bool = False
+  zero: bool = False
 
   @nn.compact
   def __call__(
@@ -94,12 +106,12 @@ class TransformerLayer(nn.Module):
       return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=name)(y).astype(self.dtype)
 
     def attention(name):
-      return Attention(self.num_heads, self.head_dim, self.dtype, name=name)
+      return Attention(self.num_heads, self.head_dim, self.dtype, self.zero, name=name)
 
     first = (context, mask) if self.cross_only else ()
     x = x + attention("self_attention")(norm("norm_1", x), *first)
     x = x + attention("second_attention")(norm("norm_2", x), context, mask)
-    return x + FeedForward(self.dtype, name="feed_forward")(norm("norm_3", x))
+    return x + FeedForward(self.dtype, self.zero, name="feed_forward")(norm("norm_3", x))
 
 
 class SpatialTransformer(nn.Module):
@@ -116,8 +128,8 @@ class SpatialTransformer(nn.Module):
   linear_projection: bool
   cross_only: bool = False
   dtype: DTypeLike = jnp.float32
-  # Of (i, h, T, context, mask), after layer i: what a video model does between layers.
-  after_layer: Callable = lambda i, h, T, context, mask: h
+  # Makes what a video model does after layer i, a function of (i, h, T, context, mask).
+  after_layers: Callable = lambda: lambda i, h, T, context, mask: h
 
   @nn.compact
   def __call__(
@@ -136,12 +148,13 @@ class SpatialTransformer(nn.Module):
     h = GroupNorm(self.norm_groups, epsilon=1e-6, name="norm")(x).astype(self.dtype)
     h = projection("proj_in", self.num_heads * self.head_dim)(h)
     h = rearrange(h, "B T H W C -> (B T) (H W) C")
+    after_layer = self.after_layers()
     for i in range(self.num_layers):
       layer = TransformerLayer(
         self.num_heads, self.head_dim, self.dtype, self.cross_only, name=f"layer_{i}"
       )
       h = layer(h, contexts[i], masks[i])
-      h = self.after_layer(i, h, T, contexts[i], masks[i])
+      h = after_layer(i, h, T, contexts[i], masks[i])
     h = rearrange(h, "(B T) (H W) C -> B T H W C", B=B, H=H)
     return x + projection("proj_out", C)(h)
 

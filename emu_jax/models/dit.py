@@ -166,7 +166,7 @@ class DiTLayer(nn.Module):
       return (h.reshape(B, -1, D) * gate).reshape(N, S, D)
 
     def attention(name):
-      return Attention(cfg.num_heads, cfg.head_dim, cfg.dtype, cfg.qkv_bias, name=name)
+      return Attention(cfg.num_heads, cfg.head_dim, cfg.dtype, qkv_bias=cfg.qkv_bias, name=name)
 
     x = x + gated(attention("self_attention")(modulated("norm_1", mods[0], mods[1])), mods[2])
     if context is not None:

@@ -30,16 +30,18 @@ class EmbeddingMLP(nn.Module):
 
   Source: arXiv:2006.11239, app. B; the same network serves SDXL's micro-conditions
     (arXiv:2307.01952, sec. 2.2).
-  Differs: `zero` starts the last layer at zero, so that a condition added to a trained network
-    changes nothing until it is trained (ours).
+  Differs: `inner` is the width between the two layers, the output's where it is 0. `zero` starts
+    the last layer at zero, so that a condition added to a trained network changes nothing until it
+    is trained (ours).
   """
 
   width: int
   zero: bool = False
   dtype: DTypeLike = jnp.float32
+  inner: int = 0
 
   @nn.compact
   def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B E"]:
     last = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
-    h = nn.Dense(self.width, dtype=self.dtype, name="in")(x)
+    h = nn.Dense(self.inner or self.width, dtype=self.dtype, name="in")(x)
     return nn.Dense(self.width, dtype=self.dtype, kernel_init=last, name="out")(jax.nn.silu(h))

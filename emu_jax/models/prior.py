@@ -108,7 +108,9 @@ class PriorLayer(nn.Module):
     def norm(name, y):
       return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=name)(y).astype(self.dtype)
 
-    attention = Attention(self.num_heads, self.head_dim, self.dtype, True, name="self_attention")
+    attention = Attention(
+      self.num_heads, self.head_dim, self.dtype, qkv_bias=True, name="self_attention"
+    )
     x = x + attention(norm("norm_1", x), mask=mask)
     return x + FeedForward(self.dtype, gated=False, name="feed_forward")(norm("norm_2", x))
 

@@ -20,6 +20,8 @@ from emu_jax.models.embedding import sinusoid
 
 Features = Float[Array, "B T H W C"]
 Contexts = Callable[[int], tuple[tuple, tuple]]
+# Layer i's number and its output h [B T, H W, C], T, and the context and mask of that layer.
+AfterLayer = Callable[[int, Array, int, Any, Any], Array]
 Unet = Any  # the UNetConfig around it, which cannot be imported here
 
 
@@ -45,11 +47,9 @@ class Temporal:
     """After each residual block."""
     return h
 
-  def after_layer(
-    self, i: int, h: Float[Array, "N S C"], T: int, context: Any, mask: Any, unet: Unet
-  ) -> Float[Array, "N S C"]:
-    """After layer i of each spatial transformer, inside it; N is B T, S is H W."""
-    return h
+  def after_layers(self, unet: Unet) -> AfterLayer:
+    """Inside each spatial transformer, once: what follows each of its layers."""
+    return lambda i, h, T, context, mask: h
 
   def after_attention(self, name: str, h: Features, contexts: Contexts, unet: Unet) -> Features:
     """After each spatial transformer; `contexts(n)` are the texts and masks of n layers."""

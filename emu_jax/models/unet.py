@@ -41,6 +41,9 @@ class UNetConfig:
   cross_only: tuple[bool, ...] = ()  # one a level; () = none
   linear_projection: bool = False  # False: 1x1 convolutions around the transformers
   norm_groups: int = 32
+  # Epsilon of the norms in the decoder's residual blocks and in those that precede a transformer in
+  # the encoder; 1e-5 elsewhere. Diffusers' Stable Video Diffusion has 1e-6 there.
+  res_epsilon: float = 1e-5
   num_classes: int = 0  # "class" [B]: noise level of the x4 upscaler, for instance
   num_tasks: int = 0  # "task" [B]: Emu Edit
   num_micro: int = 0  # "micro" [B, K]: sizes, crops, fps, … as sinusoids
@@ -93,6 +96,12 @@ class UNetConfig:
     num_heads = self.num_heads or channels // self.head_dim
     return num_heads, channels // num_heads
 
+  def epsilon(self, name: str) -> float:
+    """Of the norms in the residual block `name`."""
+    side, level, *_ = name.split("_")
+    plain = side == "mid" or (side == "down" and not self.transformer_depth[int(level)])
+    return 1e-5 if plain else self.res_epsilon
+
   def image(self) -> "UNetConfig":
     """The image model inside a video model: the same spatial layers, nothing beside them."""
     return dataclasses.replace(self, temporal=Temporal(), concat_channels=0)
@@ -133,6 +142,7 @@ class ResBlock(nn.Module):
 
   features: int
   config: UNetConfig
+  epsilon: float = 1e-5
 
   @nn.compact
   def __call__(
@@ -141,7 +151,8 @@ class ResBlock(nn.Module):
     cfg = self.config
 
     def half(i, h):
-      h = jax.nn.silu(GroupNorm(cfg.norm_groups, name=f"norm_{i}")(h)).astype(cfg.dtype)
+      norm = GroupNorm(cfg.norm_groups, self.epsilon, name=f"norm_{i}")
+      h = jax.nn.silu(norm(h)).astype(cfg.dtype)
       return cfg.temporal.after_conv(
         f"conv_{i}", conv(self.features, cfg.dtype, f"conv_{i}")(h), cfg
       )
@@ -239,7 +250,7 @@ class UNet(nn.Module):
   def res_block(self, name, h, features, embedding):
     cfg = self.config
     make = nn.remat(ResBlock) if cfg.remat else ResBlock
-    h = make(features, cfg, name=name)(h, embedding)
+    h = make(features, cfg, cfg.epsilon(name), name=name)(h, embedding)
     return cfg.temporal.after_res_block(name, h, embedding, cfg)
 
   def attention(self, name, h, depth, conditions, cross_only=False):
@@ -254,7 +265,7 @@ class UNet(nn.Module):
       cfg.linear_projection,
       cross_only,
       cfg.dtype,
-      after_layer=functools.partial(cfg.temporal.after_layer, unet=cfg),
+      after_layers=functools.partial(cfg.temporal.after_layers, cfg),
       name=name,
     )(h, *contexts(depth))
     return cfg.temporal.after_attention(name, h, contexts, cfg)

@@ -1,6 +1,6 @@
 """Every public architecture that can be read and written, by the name of its class."""
 
-from emu_jax.weights import autoencoder, dit, prior, text, unet, vision
+from emu_jax.weights import autoencoder, dit, prior, svd, text, unet, vision
 from emu_jax.weights.architecture import Architecture
 
 _ALL: tuple[Architecture, ...] = (
@@ -11,6 +11,7 @@ _ALL: tuple[Architecture, ...] = (
   text.CLIP_TEXT_PROJECTED,
   text.T5_ENCODER,
   vision.ARCHITECTURE,
+  svd.ARCHITECTURE,
   dit.ARCHITECTURE,
   prior.ARCHITECTURE,
 )

@@ -1,0 +1,100 @@
+"""Stable Video Diffusion's U-Net against diffusers' UNetSpatioTemporalConditionModel."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emu_jax.typing import Conditions
+from tests.weights.oracle import (
+  assert_round_trip,
+  assert_same_function,
+  drawn_anew,
+  reopened,
+  torch,
+)
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers is the oracle")
+
+SPATIAL = ("DownBlockSpatioTemporal", "UpBlockSpatioTemporal")
+ATTENDED = ("CrossAttnDownBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal")
+
+
+def blocks(*attends):
+  """The types of the levels, finest first."""
+  kinds = [ATTENDED if attend else SPATIAL for attend in attends]
+  return {
+    "down_block_types": tuple(down for down, _ in kinds),
+    "up_block_types": tuple(up for _, up in reversed(kinds)),
+  }
+
+
+SMALL = {
+  "layers_per_block": 1,
+  "cross_attention_dim": 24,
+  "addition_time_embed_dim": 8,
+  "projection_class_embeddings_input_dim": 24,
+}
+TWO = SMALL | blocks(True, False) | {"block_out_channels": (64, 96), "num_attention_heads": 4}
+CONFIGS = {
+  "two levels": (TWO, 5),
+  "heads a level, two layers, attention at the coarsest level": (
+    TWO
+    | blocks(False, True)
+    | {"num_attention_heads": (4, 6), "transformer_layers_per_block": 2, "num_frames": 14},
+    3,
+  ),
+  "three levels, other depths and channels": (
+    SMALL
+    | blocks(True, True, False)
+    | {
+      "block_out_channels": (64, 64, 96),
+      "num_attention_heads": (2, 2, 3),
+      "layers_per_block": (1, 2, 1),
+      "transformer_layers_per_block": (2, 1, 1),
+      "in_channels": 9,
+      "projection_class_embeddings_input_dim": 32,
+    },
+    7,
+  ),
+}
+
+
+def inputs(config, frames, seed=0, batch=2, size=(8, 12)):
+  """The same random inputs for both sides: PyTorch's keywords and our arguments."""
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+  x = draw(batch, frames, config.in_channels, *size)
+  image = draw(batch, 2, config.cross_attention_dim)
+  t = np.array([-1.2, 1.6], np.float32)[:batch]
+  numbers = config.projection_class_embeddings_input_dim // config.addition_time_embed_dim
+  micro = np.abs(draw(batch, numbers)) * np.geomspace(100, 0.02, numbers, dtype=np.float32)
+  theirs = {
+    "sample": torch.tensor(x),
+    "timestep": torch.tensor(t),
+    "encoder_hidden_states": torch.tensor(image),
+    "added_time_ids": torch.tensor(micro),
+  }
+  video, n = frames_last(x), config.out_channels
+  conditions = Conditions(
+    (jnp.asarray(image),), concat=video[..., n:], vectors={"micro": jnp.asarray(micro)}
+  )
+  return theirs, (video[..., :n], jnp.asarray(t), conditions)
+
+
+def frames_last(x):
+  """[B, T, C, H, W] of SVD to [B, T, H, W, C]."""
+  x = np.asarray(x.detach() if torch.is_tensor(x) else x)
+  return jnp.asarray(x.transpose(0, 1, 3, 4, 2))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_output_gradients_and_round_trip(name, tmp_path):
+  options, frames = CONFIGS[name]
+  model = drawn_anew(diffusers.UNetSpatioTemporalConditionModel(**options))
+  loaded = reopened(model, tmp_path / "theirs")
+  theirs, ours = inputs(model.config, frames)
+  apply = lambda params: loaded.module.apply({"params": params}, *ours)
+  expected = model(**theirs).sample
+  assert_same_function(loaded, tmp_path / "theirs", model, apply, expected, frames_last)
+  kind = diffusers.UNetSpatioTemporalConditionModel
+  assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", kind)
