@@ -164,18 +164,19 @@ class GroupNorm(nn.Module):
 
   Differs: Flax reduces over every axis but the first, which would let the frames of a clip see one
     another; here a video's statistics are those of its frames (ours: a video at init is its
-    frames).
+    frames). `whole_clip` takes those of all frames together, for layers that cross frames.
   """
 
   num_groups: int
   epsilon: float = 1e-5
+  whole_clip: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
     return nn.GroupNorm(
       self.num_groups,
       epsilon=self.epsilon,
-      reduction_axes=(-3, -2, -1),
+      reduction_axes=(-4, -3, -2, -1) if self.whole_clip else (-3, -2, -1),
       dtype=jnp.float32,
       use_fast_variance=False,  # the mean of squares loses digits where the mean is large
       name="group",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emu_jax.errors import InputError
 from emu_jax.typing import Params
@@ -33,6 +34,8 @@ class Architecture:
   rules: Callable[[Any], Sequence[Rule]]  # of our config
   levels: Callable[[Any], int] = lambda config: 0  # for `{-i}` in the rules
   fits: Callable[[Any], bool] = lambda config: True  # whether a config of ours has this form
+  # Of our config and a parameter's path: whether the class holds it. Some hold a part of a network.
+  selects: Callable[[Any, str], bool] = lambda config, path: True
   ignored: tuple[str, ...] = ()  # globs of public tensors that are not weights
   renamed: tuple[tuple[str, str], ...] = ()  # regular expressions: names of older files -> these
 
@@ -42,14 +45,21 @@ class Architecture:
     return "diffusion_pytorch_model" if self.library == "diffusers" else "model"
 
   def shapes(self, config: Any) -> Params:
-    """Shapes of our parameters; nothing is computed."""
+    """Shapes of those of our parameters that the class holds; nothing is computed."""
     module, inputs = self.module(config), self.inputs(config)
-    return jax.eval_shape(lambda key: module.init(key, *inputs), jax.random.key(0))["params"]
+    shapes = jax.eval_shape(lambda key: module.init(key, *inputs), jax.random.key(0))["params"]
+    leaves = flatten_dict(shapes, sep="/")
+    held = {path: leaf for path, leaf in leaves.items() if self.selects(config, path)}
+    return unflatten_dict(held, sep="/")
 
   @functools.cache  # noqa: B019 (there are as many architectures as classes)
   def groups(self, config: Any) -> Groups:
     """The public tensors that a model of this config consists of."""
     return by_tensor(rows(self.shapes(config), self.rules(config), self.levels(config)))
+
+  def paths(self, config: Any) -> set[str]:
+    """Where in our tree the parameters that the class holds are."""
+    return {row.path for group in self.groups(config).values() for row in group}
 
   def matching(self, groups: Groups, stored: Mapping[str, Stored], where: str) -> dict[str, str]:
     """The stored name of each public tensor, after a strict comparison of names and shapes.

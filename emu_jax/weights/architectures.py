@@ -1,6 +1,6 @@
 """Every public architecture that can be read and written, by the name of its class."""
 
-from emu_jax.weights import autoencoder, dit, prior, svd, text, unet, vision
+from emu_jax.weights import autoencoder, dit, motion, prior, svd, text, unet, vision
 from emu_jax.weights.architecture import Architecture
 
 _ALL: tuple[Architecture, ...] = (
@@ -12,6 +12,8 @@ _ALL: tuple[Architecture, ...] = (
   text.T5_ENCODER,
   vision.ARCHITECTURE,
   svd.ARCHITECTURE,
+  motion.ARCHITECTURE,
+  motion.ADAPTER,
   dit.ARCHITECTURE,
   prior.ARCHITECTURE,
 )

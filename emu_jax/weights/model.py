@@ -107,11 +107,19 @@ def _read(architecture, config, path, dtype, widen, sharding) -> Params:
   return unflatten_dict(leaves, sep="/")
 
 
-def architecture_of(config: Any) -> Architecture:
-  """The public form of one of our configs; InputError where it has none."""
-  for architecture in ARCHITECTURES.values():
-    if type(config) is architecture.config_type and architecture.fits(config):
-      return architecture
+def architecture_of(config: Any, params: Params) -> Architecture:
+  """The public form of one of our configs; InputError where it has none.
+
+  A class that holds a part of the network is taken where `params` are that part.
+  """
+  forms = [
+    architecture
+    for architecture in ARCHITECTURES.values()
+    if type(config) is architecture.config_type and architecture.fits(config)
+  ]
+  if forms:
+    paths = set(flatten_dict(params, sep="/"))
+    return next((form for form in forms if form.paths(config) == paths), forms[0])
   raise InputError(
     f"weights: this {type(config).__name__} has no public form in {', '.join(ARCHITECTURES)}; "
     "keep it as a run of emu-train"
@@ -129,10 +137,10 @@ def save(
 
   The inverse of `load`, byte for byte in every tensor. Appears whole or not at all.
   """
-  architecture = architecture_of(config)
+  architecture = architecture_of(config, params)
   groups = architecture.groups(config)
   leaves = flatten_dict(params, sep="/")
-  wanted = {row.path for group in groups.values() for row in group}
+  wanted = architecture.paths(config)
   if set(leaves) != wanted:
     different = sorted(set(leaves) ^ wanted)
     raise InputError(
@@ -154,7 +162,7 @@ def save(
 
 def save_orbax(folder: str | pathlib.Path, config: Any, params: Params) -> None:
   """Writes a model as its public config.json and our own copy of the weights, for `load`."""
-  architecture = architecture_of(config)
+  architecture = architecture_of(config, params)
   with files.staged(folder) as partial:
     _write_config(partial, architecture, config)
     with ocp.StandardCheckpointer() as checkpointer:

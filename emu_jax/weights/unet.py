@@ -109,8 +109,8 @@ def heads(o: Options, channels: Sequence[int]) -> tuple[int, int]:
   return 0, dims.pop()
 
 
-def common(o: Options) -> dict[str, Any]:
-  """What a U-Net and its ControlNet share."""
+def common(o: Options, attends: Sequence[bool]) -> dict[str, Any]:
+  """What a U-Net, its ControlNet and its video models share; `attends` are `attending(o, …)`."""
   channels = tuple(o.get("block_out_channels", (320, 640, 1280, 1280)))
   levels = len(channels)
   o.only("flip_sin_to_cos", True)
@@ -137,7 +137,6 @@ def common(o: Options) -> dict[str, Any]:
         f"projection_class_embeddings_input_dim={width} leaves no room for a text embedding beside "
         f"{SDXL_TIME_IDS} numbers of addition_time_embed_dim={micro_dim} features"
       )
-  attends = attending(o)
   return {
     "channels": channels,
     "num_res_blocks": tuple(per_level(o, o.get("layers_per_block", 2), levels, "layers_per_block")),
@@ -156,13 +155,23 @@ def common(o: Options) -> dict[str, Any]:
   }
 
 
-def read(o: Options) -> UNetConfig:
-  """Our configuration of an image U-Net's config.json."""
-  fields = common(o)
-  mirrored(o, attending(o))
+def in_and_out(o: Options) -> dict[str, int]:
+  """Channels in and out: what a U-Net reads beyond those that it returns stands beside x_t."""
   read_channels, out_channels = o.get("in_channels", 4), o.get("out_channels", 4)
   if read_channels < out_channels:
     raise o.refuse(f"in_channels={read_channels} is below out_channels={out_channels}")
+  return {
+    "in_channels": out_channels,
+    "out_channels": out_channels,
+    "concat_channels": read_channels - out_channels,
+  }
+
+
+def read(o: Options) -> UNetConfig:
+  """Our configuration of an image U-Net's config.json."""
+  attends = attending(o)
+  fields = common(o, attends) | in_and_out(o)
+  mirrored(o, attends)
   for name in ("center_input_sample", "dual_cross_attention", "class_embeddings_concat"):
     o.only(name, False)
   o.only("resnet_skip_time_act", False)
@@ -172,12 +181,7 @@ def read(o: Options) -> UNetConfig:
   o.only("conv_in_kernel", 3)
   o.only("conv_out_kernel", 3)
   o.ignore("mid_block_only_cross_attention")  # diffusers' middle block does not read it
-  return UNetConfig(
-    in_channels=out_channels,
-    out_channels=out_channels,
-    concat_channels=read_channels - out_channels,
-    **fields,
-  )
+  return UNetConfig(**fields)
 
 
 def write_common(config: UNetConfig) -> dict[str, Any]:

@@ -35,7 +35,15 @@ def drawn_anew(model, seed: int = 0):
       noise = torch.randn(parameter.shape, generator=generator)
       # Vectors are norm scales, biases and mix factors: around 0.6, apart from 0 and 1.
       parameter.copy_(noise / fan_in**0.5 if fan_in else 0.6 + 0.2 * noise)
+    for buffer in stored_buffers(model).values():
+      buffer.copy_(torch.randn(buffer.shape, generator=generator))
   return model.float().eval()
+
+
+def stored_buffers(model) -> dict:
+  """What files hold beside the parameters: nothing trains it."""
+  stored = model.state_dict()
+  return {name: buffer for name, buffer in model.named_buffers() if name in stored}
 
 
 def reopened(model, folder: pathlib.Path, **kwargs) -> weights.Loaded:
@@ -101,7 +109,11 @@ def assert_same_function(
   architecture, config = described(folder)
   groups = architecture.groups(config)
   largest = max(np.linalg.norm(gradient) for gradient in theirs.values() if gradient is not None)
+  buffers = stored_buffers(model)
   for name, group in groups.items():
+    if name in buffers:
+      assert not any(ours[row.path].any() for row in group), f"{name} would be trained"
+      continue
     gradient = theirs[name]
     assert gradient is not None, f"{name} has no gradient in PyTorch"
     norm = np.linalg.norm(gradient)
@@ -112,7 +124,7 @@ def assert_same_function(
     assert norm > 0, f"{name} has no influence: nothing was compared"
     error = np.linalg.norm(mine - gradient.numpy()) / norm
     assert error <= GRADIENT, f"gradient of {name} off by {error:.2e} of its norm"
-  assert sorted(groups) == sorted(theirs)
+  assert sorted(groups) == sorted([*theirs, *buffers])
 
 
 def assert_round_trip(
