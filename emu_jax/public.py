@@ -8,10 +8,11 @@ with such a folder.
 import dataclasses
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emu_jax.config import refused
+from emu_jax.config import refused, to_dict
 from emu_jax.diffusion.schedule import Schedule
 from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import AutoencoderConfig
@@ -90,8 +91,35 @@ def load_image_model(
     "text": {str(i): text.params for i, text in enumerate(texts)},
     "spatial": spatial,
   }
-  tokenizers = tuple(folder / name.replace("text_encoder", "tokenizer") for name in names)
-  return ImageModel(config, trees, tokenizers)
+  return ImageModel(config, trees, tokenizer_folders(folder, len(names)))
+
+
+def tokenizer_folders(folder: pathlib.Path, number: int) -> tuple[pathlib.Path, ...]:
+  """Where the tokenizers of a pipeline's text encoders are."""
+  return tuple(folder / name for name in ("tokenizer", "tokenizer_2")[:number])
+
+
+def check_same(config: EmuConfig, model: ImageModel, who: str) -> None:
+  """Raises InputError, beginning with `who`, where a config describes another image model.
+
+  Precision, rematerialisation and the size of pictures may differ: they change no weight.
+  """
+  ours, theirs = (
+    {
+      jax.tree_util.keystr(path, simple=True, separator="."): value
+      for path, value in jax.tree_util.tree_leaves_with_path(
+        to_dict(one), is_leaf=lambda value: value is None
+      )
+    }
+    for one in (config, model.config)
+  )
+  free = ("dtype", "remat", "size")
+  for name in sorted(ours.keys() | theirs.keys()):
+    if ours.get(name) != theirs.get(name) and name.rpartition(".")[2] not in free:
+      raise InputError(
+        f"{who}: its {name} is {theirs.get(name)!r}, the config's model.image.{name} is "
+        f"{ours.get(name)!r}; use the config of this checkpoint, or change that field"
+      )
 
 
 def latent_statistics(config: AutoencoderConfig) -> Params:

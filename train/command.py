@@ -24,7 +24,9 @@ from emu_jax.data.shapes import prepare_shapes
 from emu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.pipeline import check_tokenizer, check_trees
+from emu_jax.public import check_same, is_public, load_image_model
 from emu_jax.run import latest_step, load_ema
+from emu_jax.typing import Params
 from train.checkpoint import check_config, claim
 from train.config import Experiment, load_stages
 from train.loop import train
@@ -203,10 +205,10 @@ def plan(
   ready = {str(folder) for _, folder in planned}
   for experiment, _ in planned:
     source = experiment.init_from
-    if source and source not in ready and latest_step(source) is None:
+    if source and source not in ready and latest_step(source) is None and not is_public(source):
       raise InputError(
-        f"stage {experiment.stage!r} begins with the run {source}, which holds no checkpoint; "
-        "train that stage first, or name another run with --init_from"
+        f"stage {experiment.stage!r} begins with {source}, which holds neither a checkpoint nor a "
+        "pipeline of diffusers; train that stage first, or name another folder with --init_from"
       )
   return planned
 
@@ -256,9 +258,7 @@ def check_data(experiment: Experiment) -> None:
 
 def train_stage(experiment: Experiment, folder: pathlib.Path) -> bool:
   """Trains one stage in its folder; True once it has done all its steps."""
-  inherited = {}
-  if experiment.init_from:
-    inherited = load_ema(experiment.init_from)[1]
+  inherited = inherit(experiment)
   check_inherited(experiment, inherited)
   check_trees(experiment.model, inherited, experiment.init_from)
   sources = opened(experiment, "train")
@@ -294,6 +294,20 @@ def train_stage(experiment: Experiment, folder: pathlib.Path) -> bool:
       initial=initial_trees(experiment, inherited),
     )
   return int(state.step) >= experiment.loop.num_steps
+
+
+def inherit(experiment: Experiment) -> Params:
+  """The trees that a stage begins with: of the run before it, or of a public image model."""
+  if not experiment.init_from:
+    return {}
+  if not is_public(experiment.init_from):
+    return load_ema(experiment.init_from)[1]
+  image = experiment.model.image
+  # What stays frozen needs no more digits than it is computed with.
+  half = None if image.unet.dtype == "float32" else image.unet.dtype
+  model = load_image_model(experiment.init_from, dtype=half)
+  check_same(image, model, experiment.init_from)
+  return model.trees
 
 
 def opened(experiment: Experiment, split: str) -> list[Source]:

@@ -58,7 +58,8 @@ class Experiment:
   offset_noise: float = 0.0  # Emu: 0.02 late in pretraining, 0.1 in quality-tuning
   train_text: bool = False  # "image": the text encoders begin at random and train along
   tokenizers: tuple[str, ...] = ()  # one an encoder; empty = learned from the captions
-  init_from: str = ""  # folder of the run whose trees this one begins with
+  # Folder of the run whose trees this one begins with, or of a Stable Diffusion pipeline.
+  init_from: str = ""
 
   def __post_init__(self):
     self.sampling.check(self.model.image.schedule)

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from emu_jax.data.pipeline import Source
 from emu_jax.data.tokenizer import Tokenizer, tokenizer_file, train_tokenizer
 from emu_jax.pipeline import load_tokenizers
+from emu_jax.public import is_public, tokenizer_folders
 from train.config import Experiment
 
 CAPTIONS_READ = 2000  # of a source, to tell how many are too long
@@ -46,6 +47,9 @@ def keep_tokenizer(
   inherited = pathlib.Path(experiment.init_from) / "tokenizers" / str(i)
   if experiment.tokenizers:
     copy_tokenizer(pathlib.Path(experiment.tokenizers[i]), target)
+  elif experiment.init_from and is_public(experiment.init_from):
+    encoders = len(experiment.model.image.text)
+    copy_tokenizer(tokenizer_folders(pathlib.Path(experiment.init_from), encoders)[i], target)
   elif experiment.init_from and inherited.is_dir():
     shutil.copytree(inherited, target)
   else:

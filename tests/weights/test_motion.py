@@ -1,8 +1,5 @@
 """AnimateDiff's U-Net and motion adapters against diffusers' UNetMotionModel and MotionAdapter."""
 
-import dataclasses
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
