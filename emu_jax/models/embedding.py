@@ -30,8 +30,9 @@ class EmbeddingMLP(nn.Module):
 
   Source: arXiv:2006.11239, app. B; the same network serves SDXL's micro-conditions
     (arXiv:2307.01952, sec. 2.2).
-  Differs: `inner` is the width between the two layers, the output's where it is 0. `zero` starts the last layer at zero, so that a condition added to a trained network
-    changes nothing until it is trained (ours).
+  Differs: `inner` is the width between the two layers, the output's where it is 0. `zero` starts
+    the last layer at zero, so that a condition added to a trained network changes nothing until it
+    is trained (ours).
   """
 
   width: int
