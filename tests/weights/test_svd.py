@@ -4,7 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emu_jax.errors import InputError
 from emu_jax.typing import Conditions
+from emu_jax.weights import svd
+from emu_jax.weights.options import Options
+from emu_jax.weights.table import tensor_shape
 from tests.weights.oracle import (
   assert_round_trip,
   assert_same_function,
@@ -98,3 +102,30 @@ def test_output_gradients_and_round_trip(name, tmp_path):
   assert_same_function(loaded, tmp_path / "theirs", model, apply, expected, frames_last)
   kind = diffusers.UNetSpatioTemporalConditionModel
   assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", kind)
+
+
+def test_the_published_network_has_these_tensors():
+  with torch.device("meta"):
+    model = diffusers.UNetSpatioTemporalConditionModel()
+  config = svd.read(Options(dict(model.config), "config.json"))
+  groups = svd.ARCHITECTURE.groups(config)
+  theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+  assert {name: tensor_shape(group) for name, group in groups.items()} == theirs
+  assert sum(np.prod(shape) for shape in theirs.values()) == 1_524_623_082
+  assert config.head_dim == 64
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"num_attention_heads": (4, 2)}, "heads of several sizes"),
+    ({"cross_attention_dim": (24, 32)}, "one width for all levels"),
+    ({"transformer_layers_per_block": ((1,), (1,))}, "one depth a level"),
+    ({"projection_class_embeddings_input_dim": 25}, "not a multiple of addition_time_embed_dim=8"),
+    ({"in_channels": 3}, "in_channels=3 is below out_channels=4"),
+    ({"up_block_types": TWO["up_block_types"][::-1]}, "the encoder's mirror"),
+  ],
+)
+def test_what_is_not_supported_is_one_line(change, words):
+  with pytest.raises(InputError, match=words):
+    svd.read(Options(TWO | change, "config.json"))
