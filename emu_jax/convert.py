@@ -88,12 +88,12 @@ def _run(pipeline: Pipeline, target: pathlib.Path, say: Say) -> None:
   for name, (own, tree) in parts.items():
     say(f"writing {name}")
     save(target / name, own, trees[tree])
-    index[name] = ["diffusers", architecture_of(own).name]
+    index[name] = ["diffusers", architecture_of(own, trees[tree]).name]
   for i, own in enumerate(config.text):
     name = "text_encoder" if i == 0 else f"text_encoder_{i + 1}"
     say(f"writing {name}")
     save(target / name, own, trees["text"][str(i)])
-    index[name] = ["transformers", architecture_of(own).name]
+    index[name] = ["transformers", architecture_of(own, trees["text"][str(i)]).name]
     words = name.replace("text_encoder", "tokenizer")
     _copy(pipeline.tokenizer_folders[i], target / words)
     index[words] = ["transformers", "PreTrainedTokenizerFast"]

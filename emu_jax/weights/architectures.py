@@ -1,6 +1,6 @@
 """Every public architecture that can be read and written, by the name of its class."""
 
-from emu_jax.weights import autoencoder, dit, motion, prior, svd, text, unet, vision
+from emu_jax.weights import autoencoder, controlnet, dit, motion, prior, svd, text, unet, vision
 from emu_jax.weights.architecture import Architecture
 
 _ALL: tuple[Architecture, ...] = (
@@ -14,6 +14,7 @@ _ALL: tuple[Architecture, ...] = (
   svd.ARCHITECTURE,
   motion.ARCHITECTURE,
   motion.ADAPTER,
+  controlnet.ARCHITECTURE,
   dit.ARCHITECTURE,
   prior.ARCHITECTURE,
 )

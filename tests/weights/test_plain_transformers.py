@@ -15,7 +15,7 @@ from emu_jax.errors import InputError
 from emu_jax.models.dit import DiT, DiTConfig
 from emu_jax.models.prior import Prior, PriorConfig
 from emu_jax.typing import Conditions
-from emu_jax.weights.model import architecture_of, described
+from emu_jax.weights.architectures import ARCHITECTURES, described
 from tests.weights.oracle import (
   QUICK,
   assert_round_trip,
@@ -231,7 +231,7 @@ def test_other_plain_transformers_are_refused_in_one_line(kind, options, words, 
 def test_latte_crosses_frames_only_where_its_names_say_so():
   rng = np.random.default_rng(0)
   draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32)
-  params = jax.tree.map(draw, architecture_of(DIT).shapes(DIT))
+  params = jax.tree.map(draw, ARCHITECTURES["LatteTransformer3DModel"].shapes(DIT))
   x, text = draw(jnp.zeros((2, 3, 4, 6, 4))), draw(jnp.zeros((2, 5, 12)))
 
   @functools.partial(jax.jit, static_argnames=("temporal", "dtype"), compiler_options=QUICK)
@@ -256,7 +256,7 @@ def test_the_prior_sees_no_padding_and_undoes_the_normalisation():
   config = PriorConfig(embedding_dim=12, num_tokens=7, num_layers=1, num_heads=2, head_dim=8)
   rng = np.random.default_rng(0)
   draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32)
-  params = jax.tree.map(draw, architecture_of(config).shapes(config))
+  params = jax.tree.map(draw, ARCHITECTURES["PriorTransformer"].shapes(config))
   x, text, pooled = (draw(jnp.zeros(s)) for s in ((2, 1, 1, 1, 12), (2, 7, 12), (2, 12)))
   mask = jnp.arange(7)[None] < jnp.asarray([[7], [3]])
 
