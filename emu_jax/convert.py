@@ -57,7 +57,9 @@ def _model(source, target, form, say, how) -> None:
   say(f"reading {source}")
   module, params = load(source, **how)
   say(f"writing {target.name}")
-  WRITERS[form](target, module.config, params)
+  size = files.read_json(source / "config.json").get("sample_size")  # of no weight, but of pictures
+  also = {} if size is None else {"sample_size": size}
+  WRITERS[form](target, module.config, params, also=also)
 
 
 def _pipeline(source, target, form, say, how) -> None:
@@ -85,9 +87,10 @@ def _run(pipeline: Pipeline, target: pathlib.Path, say: Say) -> None:
   index = {"_class_name": "StableDiffusionPipeline"}
   parts = {"vae": (public.with_statistics(config.autoencoder, trees["latents"]), "autoencoder")}
   parts |= {"unet": (config.unet, "spatial")}
+  sizes = {"vae": config.size, "unet": config.size // config.autoencoder.downsample}
   for name, (own, tree) in parts.items():
     say(f"writing {name}")
-    save(target / name, own, trees[tree])
+    save(target / name, own, trees[tree], also={"sample_size": sizes[name]})
     index[name] = ["diffusers", architecture_of(own, trees[tree]).name]
   for i, own in enumerate(config.text):
     name = "text_encoder" if i == 0 else f"text_encoder_{i + 1}"

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -131,11 +133,15 @@ def save(
   config: Any,
   params: Params,
   *,
+  also: Mapping[str, Any] = MappingProxyType({}),
   shard_bytes: int = files.SHARD_BYTES,
 ) -> None:
   """Writes a model as diffusers or transformers would: config.json and safetensors.
 
   The inverse of `load`, byte for byte in every tensor. Appears whole or not at all.
+
+  Args:
+    also: what config.json says beside the network, such as `sample_size`.
   """
   architecture = architecture_of(config, params)
   groups = architecture.groups(config)
@@ -156,24 +162,32 @@ def save(
     return join(groups[name], {row.path: np.asarray(leaves[row.path]) for row in groups[name]})
 
   with files.staged(folder) as partial:
-    _write_config(partial, architecture, config)
+    _write_config(partial, architecture, config, also)
     files.write(partial, architecture.stem, list(groups), tensor, nbytes, shard_bytes)
 
 
-def save_orbax(folder: str | pathlib.Path, config: Any, params: Params) -> None:
+def save_orbax(
+  folder: str | pathlib.Path,
+  config: Any,
+  params: Params,
+  *,
+  also: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
   """Writes a model as its public config.json and our own copy of the weights, for `load`."""
   architecture = architecture_of(config, params)
   with files.staged(folder) as partial:
-    _write_config(partial, architecture, config)
+    _write_config(partial, architecture, config, also)
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save((partial / PARAMS).absolute(), jax.tree.map(jnp.asarray, params))
 
 
-def _write_config(folder: pathlib.Path, architecture: Architecture, config: Any) -> None:
+def _write_config(
+  folder: pathlib.Path, architecture: Architecture, config: Any, also: Mapping[str, Any]
+) -> None:
   named = (
     {"_class_name": architecture.name}
     if architecture.library == "diffusers"
     else {"architectures": [architecture.name]}
   )
-  values = named | architecture.write(config)
+  values = named | architecture.write(config) | dict(also)
   (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

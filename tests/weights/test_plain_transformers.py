@@ -15,7 +15,8 @@ from emu_jax.errors import InputError
 from emu_jax.models.dit import DiT, DiTConfig
 from emu_jax.models.prior import Prior, PriorConfig
 from emu_jax.typing import Conditions
-from emu_jax.weights.architectures import ARCHITECTURES, described
+from emu_jax.weights.architectures import ARCHITECTURES
+from emu_jax.weights.model import described
 from tests.weights.oracle import (
   QUICK,
   assert_round_trip,

@@ -1,0 +1,189 @@
+"""Public pipelines in, out and trained from, on a tiny Stable Diffusion that we write ourselves."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from emu_jax import cli, weights
+from emu_jax.data.tokenizer import train_tokenizer
+from emu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from emu_jax.models.text import ClipTextConfig, text_encoder
+from emu_jax.models.unet import UNet, UNetConfig
+from emu_jax.pipeline import load_pipeline
+from emu_jax.run import latest_step
+from emu_jax.weights.architectures import ARCHITECTURES
+from tests import tiny_recipe
+from train import command
+
+PARTS = {
+  "vae": (
+    Autoencoder(
+      AutoencoderConfig(
+        channels=(8, 8, 8), num_res_blocks=1, z_channels=4, norm_groups=4, latent_scale=0.5
+      )
+    ),
+    "AutoencoderKL",
+  ),
+  "text_encoder": (
+    text_encoder(
+      ClipTextConfig(
+        vocab_size=300, width=8, max_length=24, num_layers=1, num_heads=2, mlp_width=16, end_id=1
+      )
+    ),
+    "CLIPTextModel",
+  ),
+  "unet": (
+    UNet(
+      UNetConfig(
+        channels=(8, 16),
+        num_res_blocks=(1, 1),
+        transformer_depth=(0, 1),
+        num_heads=2,
+        context_dims=(8,),
+        norm_groups=4,
+      )
+    ),
+    "UNet2DConditionModel",
+  ),
+}
+CONFIG = """
+import dataclasses
+
+from configs.emu_video_sd15_256 import MODEL as SD, STAGES as SHIPPED
+from emu_jax.systems.latent import Sampling
+from emu_jax.models.temporal import TemporalConfig
+from tests.test_convert import PARTS
+from train.config import DataConfig
+from train.loop import LoopConfig
+from train.optimiser import OptimConfig
+
+NETS = {{name: net.config for name, (net, _) in PARTS.items()}}
+IMAGE = dataclasses.replace(
+  SD.image, size=16, autoencoder=NETS["vae"], text=(NETS["text_encoder"],), unet=NETS["unet"]
+)
+STAGES = tuple(
+  dataclasses.replace(
+    stage,
+    model=dataclasses.replace(SD, image=IMAGE, temporal=TemporalConfig(num_layers=1), fps=4.0),
+    init_from={source!r},
+    data=DataConfig(sources=({clips!r},), batch_size=4),
+    optim=OptimConfig(peak_lr=1e-2, warmup_steps=1, ema_decay=0.5),
+    loop=LoopConfig(num_steps=2, log_every=1, sample_every=0),
+    sampling=Sampling(num_steps=2),
+  )
+  for stage in SHIPPED[:1]
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  """A Stable Diffusion folder as diffusers would write it, with random weights."""
+  folder = tmp_path_factory.mktemp("public") / "tiny-diffusion"
+  folder.mkdir()
+  index = {"_class_name": "StableDiffusionPipeline", "safety_checker": [None, None]}
+  rng = np.random.default_rng(0)
+  for name, (net, kind) in PARTS.items():
+    shapes = ARCHITECTURES[kind].shapes(net.config)
+    draw = lambda leaf: rng.normal(0.0, 0.2, leaf.shape).astype(np.float32)
+    weights.save(folder / name, net.config, jax.tree.map(draw, shapes), also={"sample_size": 4})
+    index[name] = ["transformers" if "text" in name else "diffusers", kind]
+  (folder / "scheduler").mkdir()
+  schedule = {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 1.2e-2}
+  (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedule))
+  index["scheduler"] = ["diffusers", "PNDMScheduler"]
+  train_tokenizer(["a red circle moving left"] * 4, folder / "tokenizer", 300)
+  index["tokenizer"] = ["transformers", "CLIPTokenizer"]
+  (folder / "model_index.json").write_text(json.dumps(index))
+  return folder
+
+
+def tensors(folder: pathlib.Path) -> dict[str, bytes]:
+  return {
+    f"{file.parent.name}/{name}": array.tobytes()
+    for file in sorted(folder.rglob("*.safetensors"))
+    for name, array in safetensors.numpy.load_file(file).items()
+  }
+
+
+def test_there_and_back_every_tensor_has_its_bytes(source, tmp_path):
+  cli.main(["convert", str(source), str(tmp_path / "ours")])
+  assert not list((tmp_path / "ours").rglob("*.safetensors"))
+  cli.main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "diffusers"])
+  assert tensors(tmp_path / "back") == tensors(source)
+  kept = json.loads((tmp_path / "back" / "model_index.json").read_text())
+  assert kept == json.loads((source / "model_index.json").read_text())
+
+
+def test_a_converted_pipeline_samples_what_the_original_does(source, tmp_path):
+  cli.main(["convert", str(source), str(tmp_path / "ours")])
+  drawn = []
+  for folder in (source, tmp_path / "ours"):
+    out = tmp_path / f"{folder.name}.png"
+    words = ["sample", "circle", "--frames", "1", "--steps", "2", "--checkpoint"]
+    cli.main([*words, str(folder), "--out", str(out)])
+    drawn.append(out.read_bytes())
+  assert drawn[0] == drawn[1]
+
+
+def test_half_the_bits_are_a_choice(source):
+  whole, half = (load_pipeline(source, dtype=dtype) for dtype in (None, "bfloat16"))
+  assert half.config.image.unet.dtype == half.config.image.text[0].dtype == "bfloat16"
+  assert whole.config.image.unet.dtype == "float32"
+  assert {str(a.dtype) for a in jax.tree.leaves(half.trees["spatial"])} == {"bfloat16"}
+
+
+@pytest.fixture(scope="module")
+def trained(source, tmp_path_factory):
+  """A run of Emu Video's video stage that begins with the public folder."""
+  base = tmp_path_factory.mktemp("on_public")
+  clips = tiny_recipe.shapes(base) / "videos"
+  config = base / "tiny_sd.py"
+  config.write_text(CONFIG.format(source=str(source), clips=str(clips)))
+  with tiny_recipe.one_device():
+    command.main(["run", "--config", str(config), "--out", str(base / "runs")])
+  return base / "runs" / "video", config
+
+
+def test_emu_video_trains_on_a_frozen_public_model(source, trained, tmp_path):
+  run, _ = trained
+  assert latest_step(run) == 2
+  model, public = load_pipeline(run), load_pipeline(source)
+  for a, b in zip(
+    jax.tree.leaves(model.trees["spatial"]), jax.tree.leaves(public.trees["spatial"]), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+  moved = [np.abs(np.asarray(a)).max() for a in jax.tree.leaves(model.trees["temporal"])]
+  assert max(moved) > 0
+  out = tmp_path / "clip.mp4"
+  cli.main(["sample", "a red circle", "--checkpoint", str(run), "--steps", "2", "--out", str(out)])
+  assert out.stat().st_size > 0
+
+
+def test_a_trained_run_goes_back_out(source, trained, tmp_path):
+  cli.main(["convert", str(trained[0]), str(tmp_path / "out"), "--to", "diffusers"])
+  assert tensors(tmp_path / "out") == tensors(source)
+  assert load_pipeline(tmp_path / "out").config.image == load_pipeline(source).config.image
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(source, trained, tmp_path, capsys):
+  target = tmp_path / "out"
+  refused = lambda *words: tiny_recipe.refusal(cli.main, ["convert", *words], capsys)
+  assert "there is no folder" in refused(tmp_path / "absent", target)
+  assert "is not empty" in refused(source, source)
+  assert "--to diffusers" in refused(trained[0], target)
+  assert not target.exists()
+  assert [p.name for p in tmp_path.iterdir()] == []
+
+
+def test_a_config_of_another_model_is_refused_before_training(source, trained, tmp_path, capsys):
+  config = trained[1].read_text().replace("size=16,", "size=16, zero_empty=True,")
+  (tmp_path / "other.py").write_text(config)
+  words = ["run", "--config", tmp_path / "other.py", "--out", tmp_path / "runs"]
+  with tiny_recipe.one_device():
+    assert "zero_empty" in tiny_recipe.refusal(command.main, words, capsys)
+  assert not (tmp_path / "runs").exists()
