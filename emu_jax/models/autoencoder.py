@@ -9,7 +9,9 @@ crosses frames begins with `temporal_`, after the name of the layer that it foll
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,10 +20,11 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from emu_jax.models import strips
 from emu_jax.models.attention import GroupNorm
+from emu_jax.models.strips import Strips
 from emu_jax.models.temporal_decoder import (
   TemporalResBlock,
-  frame_conv,
   middle_frame,
   over_frames,
 )
@@ -57,6 +60,9 @@ class AutoencoderConfig:
   # applies neither; they lie here since they come and go with its weights.
   latent_scale: float = 1.0
   latent_shift: float = 0.0
+  # Pictures with more rows than this pass a level this many rows at a time: the same function in
+  # less memory and more time (models/strips.py). 0 = always whole; 16 to 64 make sense.
+  strip: int = 0
   remat: bool = False  # recompute residual blocks in the backward pass instead of storing them
   dtype: str = "float32"
 
@@ -66,10 +72,11 @@ class AutoencoderConfig:
     for name in ("num_res_blocks", "z_channels", "norm_groups", "patch"):
       if getattr(self, name) < 1:
         raise ValueError(f"AutoencoderConfig: {name}={getattr(self, name)} must be at least 1")
-    if self.fourier_features < 0:
-      raise ValueError(
-        f"AutoencoderConfig: fourier_features={self.fourier_features} is negative; give 0 for none"
-      )
+    for name in ("fourier_features", "strip"):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f"AutoencoderConfig: {name}={getattr(self, name)} is negative; give 0 for none"
+        )
     if not self.latent_scale > 0:
       raise ValueError(f"AutoencoderConfig: latent_scale={self.latent_scale} must be above 0")
     for C in self.channels:
@@ -99,6 +106,8 @@ class Autoencoder(nn.Module):
 
   def setup(self):
     cfg = self.config
+    if self.is_initializing():  # strips need parameters
+      cfg = dataclasses.replace(cfg, strip=0)
     self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
     if cfg.quant_conv:
       self.quant = nn.Conv(2 * cfg.z_channels, (1, 1), dtype=cfg.dtype, bias_init=initial_moments)
@@ -145,12 +154,14 @@ class Encoder(nn.Module):
   def __call__(self, x: Video) -> Latents:
     cfg = self.config
     x = to_patches(fourier_features(x, cfg.fourier_features), cfg.patch)
-    h = conv(cfg.channels[0], cfg.dtype, "conv_in")(x.astype(cfg.dtype))
+    h = strips.convolve(
+      conv(cfg.channels[0], cfg.dtype, "conv_in"), split(cfg, x.astype(cfg.dtype))
+    )
     for level, features in enumerate(cfg.channels):
       for i in range(cfg.num_res_blocks):
         h = res_block(cfg, h, features, f"down_{level}_res_{i}")
       if level < len(cfg.channels) - 1:
-        h = Downsample(cfg.dtype, name=f"down_{level}_sample")(h)
+        h = strips.whole(Downsample(cfg.dtype, name=f"down_{level}_sample")(split(cfg, h)))
     last = {} if cfg.quant_conv else {"bias_init": initial_moments}
     return head(cfg, 2 * cfg.z_channels, middle(cfg, h), **last)
 
@@ -169,12 +180,13 @@ class Decoder(nn.Module):
       for i in range(cfg.num_res_blocks + 1):
         h = res_block(cfg, h, features, f"up_{level}_res_{i}", video)
       if level > 0:
-        h = h.repeat(2, axis=2).repeat(2, axis=3)  # nearest neighbour
-        h = conv(features, cfg.dtype, f"up_{level}_sample")(h)
+        h = strips.double(conv(features, cfg.dtype, f"up_{level}_sample"), split(cfg, h, factor=2))
     h = head(cfg, 3 * cfg.patch**2, h)
     if video:
-      last = frame_conv(h.shape[-1], cfg.dtype, kernel_init=middle_frame, name="temporal_out")
-      h = over_frames(h, last)
+      last = nn.Conv(
+        h.shape[-1], (3,), dtype=cfg.dtype, kernel_init=middle_frame, name="temporal_out"
+      )
+      h = over_frames(last, h)
     return from_patches(h.astype(jnp.float32), cfg.patch)
 
 
@@ -186,14 +198,15 @@ class ResBlock(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W D"]:
+  def __call__(self, x: Float[Array, "B T H W C"] | Strips) -> Float[Array, "B T H W D"] | Strips:
     h = x
     for i in (1, 2):
-      h = jax.nn.silu(GroupNorm(self.norm_groups, epsilon=1e-6, name=f"norm_{i}")(h))
-      h = conv(self.features, self.dtype, f"conv_{i}")(h.astype(self.dtype))
+      h = strips.normalise(GroupNorm(self.norm_groups, epsilon=1e-6, name=f"norm_{i}"), h)
+      h = strips.pointwise(lambda h: jax.nn.silu(h).astype(self.dtype), h)
+      h = strips.convolve(conv(self.features, self.dtype, f"conv_{i}"), h)
     if x.shape[-1] != self.features:
-      x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="skip")(x)
-    return x + h
+      x = strips.pointwise(nn.Conv(self.features, (1, 1), dtype=self.dtype, name="skip"), x)
+    return strips.add(x, h)
 
 
 class Downsample(nn.Module):
@@ -202,10 +215,11 @@ class Downsample(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T h w C"]:
-    return nn.Conv(x.shape[-1], (3, 3), 2, padding=((0, 1), (0, 1)), dtype=self.dtype, name="conv")(
-      x
+  def __call__(self, x: Float[Array, "B T H W C"] | Strips) -> Float[Array, "B T h w C"] | Strips:
+    halving = nn.Conv(
+      x.shape[-1], (3, 3), 2, padding=((0, 1), (0, 1)), dtype=self.dtype, name="conv"
     )
+    return strips.halve(halving, x)
 
 
 class PixelAttention(nn.Module):
@@ -215,15 +229,16 @@ class PixelAttention(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-    h = GroupNorm(self.norm_groups, epsilon=1e-6, name="norm")(x).astype(self.dtype)
-
-    def project(name):
-      y = nn.Dense(x.shape[-1], dtype=self.dtype, name=name)(h)
-      return rearrange(y, "B T H W C -> (B T) (H W) 1 C")
-
-    h = jax.nn.dot_product_attention(project("q"), project("k"), project("v"))
-    return x + nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(h.reshape(x.shape))
+  def __call__(self, x: Float[Array, "B T H W C"] | Strips) -> Float[Array, "B T H W C"] | Strips:
+    dense = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype)
+    h = strips.normalise(GroupNorm(self.norm_groups, epsilon=1e-6, name="norm"), x)
+    h = strips.pointwise(lambda h: h.astype(self.dtype), h)
+    q, k, v = (strips.pointwise(dense(name=name), h) for name in "qkv")
+    pixels = lambda h: rearrange(h, "B T H W C -> (B T) (H W) 1 C")
+    k, v = (pixels(strips.whole(h)) for h in (k, v))
+    attend = lambda q: jax.nn.dot_product_attention(pixels(q), k, v).reshape(q.shape)
+    h = strips.pointwise(dense(name="out"), strips.pointwise(attend, q))
+    return strips.add(x, h)
 
 
 def conv(features: int, dtype: DTypeLike, name: str, **kwargs) -> nn.Conv:
@@ -240,16 +255,20 @@ def initial_moments(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = j
 
 def res_block(
   cfg: AutoencoderConfig,
-  h: Float[Array, "B T H W C"],
+  h: Float[Array, "B T H W C"] | Strips,
   features: int,
   name: str,
   temporal: bool = False,
 ) -> Float[Array, "B T H W D"]:
   """A residual block and, where asked for, the one over frames that follows it."""
-  remat = nn.remat if cfg.remat else lambda module: module
-  h = remat(ResBlock)(features, cfg.norm_groups, cfg.dtype, name=name)(h)
+  h = split(cfg, h)
+  remat = nn.remat if cfg.remat and not isinstance(h, Strips) else lambda module: module
+  h = strips.whole(remat(ResBlock)(features, cfg.norm_groups, cfg.dtype, name=name)(h))
   if temporal:
-    h = remat(TemporalResBlock)(cfg.norm_groups, cfg.dtype, name=f"temporal_{name}")(h)
+    h = split(cfg, h)
+    h = strips.whole(
+      remat(TemporalResBlock)(cfg.norm_groups, cfg.dtype, name=f"temporal_{name}")(h)
+    )
   return h
 
 
@@ -259,7 +278,8 @@ def middle(
   """The coarsest level's residual block, attention, residual block."""
   h = res_block(cfg, h, h.shape[-1], "mid_res_0", temporal)
   if cfg.mid_attention:
-    h = PixelAttention(cfg.norm_groups, cfg.dtype, name="mid_attention")(h)
+    h = PixelAttention(cfg.norm_groups, cfg.dtype, name="mid_attention")(split(cfg, h))
+    h = strips.whole(h)
   return res_block(cfg, h, h.shape[-1], "mid_res_1", temporal)
 
 
@@ -271,9 +291,20 @@ def head(
   Ours, off: between its residual blocks the network is then linear, and a picture's flat colours
   need not be rebuilt from what normalisation leaves of them; see docs/results.
   """
+  h = split(cfg, h)
   if cfg.norm_out:
-    h = jax.nn.silu(GroupNorm(cfg.norm_groups, epsilon=1e-6, name="norm_out")(h)).astype(cfg.dtype)
-  return conv(features, cfg.dtype, "conv_out", **kwargs)(h)
+    h = strips.normalise(GroupNorm(cfg.norm_groups, epsilon=1e-6, name="norm_out"), h)
+    h = strips.pointwise(lambda h: jax.nn.silu(h).astype(cfg.dtype), h)
+  return strips.whole(strips.convolve(conv(features, cfg.dtype, "conv_out", **kwargs), h))
+
+
+def split(
+  cfg: AutoencoderConfig, h: Float[Array, "B T H W C"] | Strips, factor: int = 1
+) -> Float[Array, "B T H W C"] | Strips:
+  """Strips of a picture of which `factor` times its rows are too many at once."""
+  if isinstance(h, Strips) or not cfg.strip or factor * h.shape[2] <= cfg.strip:
+    return h
+  return Strips.of(h, cfg.strip)
 
 
 def fourier_features(x: Float[Array, "B T H W C"], octaves: int) -> Float[Array, "B T H W D"]:
@@ -313,17 +344,23 @@ def kl_divergence(mean: Latents, log_var: Latents) -> PerExample:
   return nats.sum(axis=(2, 3, 4)).mean(axis=1)
 
 
-def decode_frames(decode: Callable[[Latents], Video], z: Latents, chunk: int) -> Video:
-  """`decode(z)`, at most `chunk` frames of each example at a time, one after another.
+def in_chunks(f: Callable[[Video], Any], x: Video, chunk: int) -> Any:
+  """`f(x)`, an encoding or a decoding, at most `chunk` frames of each example at a time.
 
-  Bounds the memory of decoding by chunk instead of T; the batch axis stays whole, so that a batch
-  split over devices stays split. A last chunk that is not full is filled with zeros and cut.
+  Bounds its memory by chunk instead of T; the batch axis stays whole, so that a batch split over
+  devices stays split. `f` may return several arrays [B, T, …]. Where each frame is treated by
+  itself the result is that of all frames at once. A temporal decoder sees its chunk alone, as in
+  Stable Video Diffusion (its `decode_chunk_size`): larger chunks flicker less where they meet.
   """
-  T = z.shape[1]
+  T = x.shape[1]
   if chunk < 1:
-    raise ValueError(f"decode_frames: chunk={chunk} must be at least 1 frame")
+    raise ValueError(f"in_chunks: chunk={chunk} must be at least 1 frame")
   if T <= chunk:
-    return decode(z)
-  z = jnp.pad(z, ((0, 0), (0, -T % chunk), (0, 0), (0, 0), (0, 0)))
-  frames = jax.lax.map(decode, rearrange(z, "B (N T) h w Z -> N B T h w Z", T=chunk))
-  return rearrange(frames, "N B T H W C -> B (N T) H W C")[:, :T]
+    return f(x)
+  even = T - T % chunk
+  full = jax.lax.map(f, rearrange(x[:, :even], "B (N T) H W C -> N B T H W C", T=chunk))
+  full = jax.tree.map(lambda a: rearrange(a, "N B T ... -> B (N T) ..."), full)
+  if even == T:
+    return full
+  # Frames to fill the last chunk would be seen by a temporal decoder.
+  return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), full, f(x[:, even:]))

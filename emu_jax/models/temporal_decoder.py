@@ -12,6 +12,9 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from emu_jax.models import strips
+from emu_jax.models.strips import Strips
+
 
 class TemporalResBlock(nn.Module):
   """GroupNorm, SiLU, convolution over 3 frames, twice; a learned share of it adds to its input.
@@ -27,33 +30,36 @@ class TemporalResBlock(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+  def __call__(self, x: Float[Array, "B T H W C"] | Strips) -> Float[Array, "B T H W C"] | Strips:
     h = x
-    for i in (1, 2):
-      h = nn.GroupNorm(
+    for i, init in ((1, nn.initializers.lecun_normal()), (2, nn.initializers.zeros)):
+      norm = nn.GroupNorm(
         self.norm_groups,
         epsilon=1e-5,
         dtype=jnp.float32,
         use_fast_variance=False,
         name=f"norm_{i}",
-      )(h)
-      zero = {"kernel_init": nn.initializers.zeros} if i == 2 else {}
-      h = jax.nn.silu(h).astype(self.dtype)
-      h = over_frames(h, frame_conv(x.shape[-1], self.dtype, name=f"conv_{i}", **zero))
+      )
+      h = strips.pointwise(lambda h: jax.nn.silu(h).astype(self.dtype), strips.normalise(norm, h))
+      conv = nn.Conv(x.shape[-1], (3,), dtype=self.dtype, kernel_init=init, name=f"conv_{i}")
+      h = over_frames(conv, h)
     mix = self.param("mix", nn.initializers.zeros, (1,))  # a logit: a half at the start
-    return x + (jax.nn.sigmoid(mix)[0] * h).astype(h.dtype)
+    share = jax.nn.sigmoid(mix)[0].astype(self.dtype)
+    return strips.add(x, strips.pointwise(lambda h: share * h, h))
 
 
-def frame_conv(features: int, dtype: DTypeLike, **kwargs) -> nn.Conv:
-  """Convolution of kernel 3 over the frames of [N, T, C], zero padded."""
-  return nn.Conv(features, (3,), dtype=dtype, **kwargs)
+def over_frames(
+  conv: nn.Conv, x: Float[Array, "B T H W C"] | Strips
+) -> Float[Array, "B T H W D"] | Strips:
+  """A bound convolution over the frames at every pixel."""
+  f = strips.free(conv) if isinstance(x, Strips) else conv
 
+  def apply(x):
+    B, _, H, W, _ = x.shape
+    h = f(rearrange(x, "B T H W C -> (B H W) T C"))
+    return rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
 
-def over_frames(x: Float[Array, "B T H W C"], f: nn.Module) -> Float[Array, "B T H W D"]:
-  """`f` of the frames at every pixel."""
-  B, _, H, W, _ = x.shape
-  h = f(rearrange(x, "B T H W C -> (B H W) T C"))
-  return rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
+  return strips.pointwise(apply, x)
 
 
 def middle_frame(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32):

@@ -17,7 +17,7 @@ from emu_jax.diffusion.schedule import Schedule
 from emu_jax.models.autoencoder import (
   Autoencoder,
   AutoencoderConfig,
-  decode_frames,
+  in_chunks,
   sample_posterior,
 )
 from emu_jax.models.text import ClipTextConfig, T5Config, text_encoder
@@ -119,7 +119,7 @@ def decode_latents(
   def decode(z):
     return Autoencoder(config).apply({"params": trees["autoencoder"]}, z, method="decode")
 
-  return jnp.clip(decode_frames(decode, latents / scale + shift, chunk), -1.0, 1.0)
+  return jnp.clip(in_chunks(decode, latents / scale + shift, chunk), -1.0, 1.0)
 
 
 def channelwise(statistics: Params) -> tuple[Float[Array, "1 1 1 1 C"], Float[Array, "1 1 1 1 C"]]:

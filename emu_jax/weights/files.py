@@ -108,6 +108,11 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
   weight_map = read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise InputError(f"weights: {index} has no 'weight_map'; download or copy it again")
+  away = [name for name in weight_map.values() if pathlib.Path(str(name)).name != str(name)]
+  if away:
+    raise InputError(
+      f"weights: {index} names {away[0]}, which is no file beside it; download or copy it again"
+    )
   shards = sorted({index.parent / str(name) for name in weight_map.values()})
   missing = [shard.name for shard in shards if not shard.is_file()]
   if missing:
@@ -122,7 +127,7 @@ def read_json(path: pathlib.Path) -> dict:
   """A JSON object of a file; InputError where it is none."""
   try:
     values = json.loads(path.read_text())
-  except FileNotFoundError as error:
+  except (FileNotFoundError, NotADirectoryError) as error:
     raise InputError(f"weights: {path} is missing; give a folder that diffusers wrote") from error
   except (OSError, ValueError) as error:
     raise InputError(f"weights: {path} is not JSON ({error}); download it again") from error
@@ -145,13 +150,18 @@ def staged(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
     partial = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.")
   except OSError as error:
     raise InputError(f"weights: {folder} cannot be written ({error}); choose another") from error
-  with partial as name:
-    inner = pathlib.Path(name) / folder.name
-    inner.mkdir()
-    yield inner
-    if folder.exists():
-      folder.rmdir()
-    os.replace(inner, folder)
+  try:
+    with partial as name:
+      inner = pathlib.Path(name) / folder.name
+      inner.mkdir()
+      yield inner
+      if folder.exists():
+        folder.rmdir()
+      os.replace(inner, folder)
+  except (OSError, safetensors.SafetensorError) as error:
+    raise InputError(
+      f"weights: {folder} cannot be written ({error}); make room or choose another place"
+    ) from error
 
 
 def write(

@@ -27,6 +27,7 @@ from emu_jax.weights.table import join, split, tensor_shape
 Precision = Literal["float32", "bfloat16"]
 PARAMS = "params"  # folder of our own copy of the weights, beside config.json
 _HALF = "F16"
+_SUPPORTED = ("F32", "BF16", _HALF)
 
 
 class Loaded(NamedTuple):
@@ -61,6 +62,7 @@ def load(
     config = dataclasses.replace(config, dtype=dtype)
   if (path / PARAMS).is_dir():
     leaves = flatten_dict(load_numpy(path / PARAMS), sep="/")
+    _fitting(architecture, config, leaves, f"{path / PARAMS} holds other parameters than those")
     put = lambda a: jax.device_put(a if dtype is None else a.astype(dtype), sharding)
     params = unflatten_dict({p: put(leaves.pop(p)) for p in list(leaves)}, sep="/")
   else:
@@ -73,9 +75,10 @@ def described(path: str | pathlib.Path) -> tuple[Architecture, Any]:
   values = files.read_json(pathlib.Path(path) / "config.json")
   where = f"weights: {pathlib.Path(path) / 'config.json'}"
   name = values.get("_class_name") or (values.get("architectures") or [None])[0]
-  if name not in ARCHITECTURES:
+  if not isinstance(name, str) or name not in ARCHITECTURES:
     raise InputError(
-      f"{where}: _class_name={name!r} is not among the supported {', '.join(ARCHITECTURES)}"
+      f"{where}: _class_name={name!r} is not supported; choose a model of one of "
+      f"{', '.join(ARCHITECTURES)}"
     )
   architecture = ARCHITECTURES[name]
   options = Options(values, where)
@@ -84,7 +87,8 @@ def described(path: str | pathlib.Path) -> tuple[Architecture, Any]:
   except InputError:
     raise
   except (TypeError, ValueError, KeyError, IndexError) as error:
-    raise InputError(f"{where}: {error}; choose another checkpoint") from error
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise InputError(f"{where}: {reason}; choose another checkpoint") from error
   options.done()
   return architecture, config
 
@@ -93,7 +97,14 @@ def _read(architecture, config, path, dtype, widen, sharding) -> Params:
   tensors = files.Tensors(path)
   groups = architecture.groups(config)
   names = architecture.matching(groups, tensors, str(path))
-  halves = [name for name, one in tensors.items() if one.dtype == _HALF]
+  others = [name for name in groups if tensors[names[name]].dtype not in _SUPPORTED]
+  if others:
+    dtype = tensors[names[others[0]]].dtype
+    raise InputError(
+      f"weights: {path} holds tensors that are neither float32 nor bfloat16 ({len(others)}, "
+      f"{others[0]} of {dtype} among them); take the float32 file"
+    )
+  halves = [name for name in groups if tensors[names[name]].dtype == _HALF]
   if halves and not widen:
     raise InputError(
       f"weights: {path} holds float16 tensors ({len(halves)}, {halves[0]} among them), which have "
@@ -146,13 +157,7 @@ def save(
   architecture = architecture_of(config, params)
   groups = architecture.groups(config)
   leaves = flatten_dict(params, sep="/")
-  wanted = architecture.paths(config)
-  if set(leaves) != wanted:
-    different = sorted(set(leaves) ^ wanted)
-    raise InputError(
-      f"weights: parameters are not those of the {type(config).__name__}: {len(different)} differ, "
-      f"{', '.join(different[:3])}; give the configuration that they were made with"
-    )
+  _fitting(architecture, config, leaves, "these parameters are not those")
 
   def nbytes(name):
     size = leaves[groups[name][0].path].dtype.itemsize
@@ -175,10 +180,28 @@ def save_orbax(
 ) -> None:
   """Writes a model as its public config.json and our own copy of the weights, for `load`."""
   architecture = architecture_of(config, params)
+  leaves = flatten_dict(params, sep="/")
+  _fitting(architecture, config, leaves, "these parameters are not those")
   with files.staged(folder) as partial:
     _write_config(partial, architecture, config, also)
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save((partial / PARAMS).absolute(), jax.tree.map(jnp.asarray, params))
+
+
+def _fitting(architecture: Architecture, config: Any, leaves: dict[str, Any], what: str) -> None:
+  """Raises InputError, which begins with `what`, where leaves are not those of a config."""
+  wanted = {row.path: row.shape for rows in architecture.groups(config).values() for row in rows}
+  found = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+  if found != wanted:
+    different = sorted(set(found) ^ set(wanted)) or [
+      f"{path} {found[path]} instead of {wanted[path]}"
+      for path in found
+      if found[path] != wanted[path]
+    ]
+    raise InputError(
+      f"weights: {what} of this {type(config).__name__}: {len(different)} differ, "
+      f"{', '.join(different[:3])}; give the configuration that they were made with"
+    )
 
 
 def _write_config(

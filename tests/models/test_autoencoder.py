@@ -12,9 +12,9 @@ from jax.flatten_util import ravel_pytree
 from emu_jax.models.autoencoder import (
   Autoencoder,
   AutoencoderConfig,
-  decode_frames,
   fourier_features,
   from_patches,
+  in_chunks,
   kl_divergence,
   sample_posterior,
   to_patches,
@@ -70,17 +70,30 @@ def test_no_example_and_no_frame_sees_another(small):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5])
-def test_decoding_in_chunks_equals_decoding_at_once(small, chunk):
-  _, _, decode = small
+def test_coding_in_chunks_equals_coding_at_once(small, chunk):
+  x, encode, decode = small
   z = noise(2, 2, 3, 4, 6, 4)
   seen = []
 
-  def watched(z):
-    seen.append(z.shape[1])
-    return decode(z)
+  def watched(f):
+    def apply(a):
+      seen.append(a.shape[1])
+      return f(a)
 
-  np.testing.assert_allclose(decode_frames(watched, z, chunk), decode(z), atol=1e-5)
-  assert set(seen) == {min(chunk, 3)}  # it really was in chunks
+    return apply
+
+  np.testing.assert_allclose(in_chunks(watched(decode), z, chunk), decode(z), atol=1e-5)
+  assert max(seen) == min(chunk, 3)  # it really was in chunks
+  for part, all_at_once in zip(in_chunks(encode, x, chunk), encode(x), strict=True):
+    np.testing.assert_allclose(part, all_at_once, atol=1e-5)
+
+
+def test_a_temporal_decoders_chunks_are_clips_of_their_own():
+  """The last one too, although it is shorter: its frames see no others and no filling."""
+  alone = lambda z: z - z.mean(axis=1, keepdims=True)  # crosses frames, as such a decoder does
+  z = noise(6, 2, 5, 2, 3, 4)
+  expected = jnp.concatenate([alone(z[:, :2]), alone(z[:, 2:4]), alone(z[:, 4:])], axis=1)
+  np.testing.assert_allclose(in_chunks(alone, z, 2), expected, atol=1e-6)
 
 
 def test_a_temporal_decoder_starts_as_the_image_decoder_and_then_sees_other_frames():
@@ -103,9 +116,9 @@ def test_a_temporal_decoder_starts_as_the_image_decoder_and_then_sees_other_fram
   np.testing.assert_array_equal(reach(z)[1], 0)
 
 
-def test_decode_frames_refuses_no_frames():
+def test_chunks_of_no_frames_are_refused():
   with pytest.raises(ValueError, match=r"chunk=0 must be at least 1 frame"):
-    decode_frames(lambda z: z, noise(0, 1, 2, 4, 4, 4), 0)
+    in_chunks(lambda z: z, noise(0, 1, 2, 4, 4, 4), 0)
 
 
 def test_fourier_features_are_the_waves_they_claim_to_be():
@@ -247,6 +260,7 @@ def test_kl_divergence_is_the_gaussian_one():
     ({"patch": 0}, "patch=0"),
     ({"norm_groups": 0}, "norm_groups=0"),
     ({"fourier_features": -1}, "fourier_features=-1 is negative"),
+    ({"strip": -1}, "strip=-1 is negative"),
     ({"latent_scale": 0.0}, "latent_scale=0.0 must be above 0"),
   ],
 )
