@@ -139,6 +139,23 @@ def emu_video_guidance(image_scale: Scale, text_scale: Scale) -> Combine:
   return combine
 
 
+def frame_guidance(first: Scale, last: Scale) -> Combine:
+  """`text_guidance` whose scale grows evenly from the first frame's to the last one's.
+
+  The first frame of image to video is the given image, which needs no guidance; later frames do.
+
+  Source: Stable Video Diffusion, arXiv:2311.15127, sec. 4.3; there 1.0 to 3.0.
+  """
+
+  def combine(outputs):
+    uncond, image = outputs
+    low, high = _weight(first, image), _weight(last, image)
+    along = jnp.linspace(0.0, 1.0, image.shape[1]).reshape(1, -1, 1, 1, 1)
+    return uncond + ((1 - along) * low + along * high) * (image - uncond)
+
+  return combine
+
+
 def rescale(combine: Combine, phi: Scale) -> Combine:
   """`combine`, brought the fraction phi of the way to the spread of its last branch alone.
 

@@ -7,6 +7,7 @@ import pytest
 
 from emu_jax.diffusion.guidance import (
   emu_video_guidance,
+  frame_guidance,
   guided,
   interleaved,
   rescale,
@@ -31,6 +32,18 @@ def test_text_guidance_at_0_and_1(outputs):
   # 7.5: the conditional plus 6.5 times what the text changed (arXiv:2207.12598 with w = 6.5)
   wanted = 7.5 * text - 6.5 * uncond
   np.testing.assert_allclose(text_guidance(7.5)([uncond, text]), wanted, atol=ATOL)
+
+
+def test_frame_guidance_is_each_frames_own_text_guidance(outputs):
+  uncond, image = outputs[:2]
+  combined = frame_guidance(1.0, 3.0)([uncond, image])
+  for i, scale in enumerate((1.0, 2.0, 3.0)):
+    wanted = text_guidance(scale)([uncond, image])
+    np.testing.assert_allclose(combined[:, i], wanted[:, i], atol=ATOL)
+  one = [output[:, :1] for output in (uncond, image)]  # a single frame has the first one's scale
+  np.testing.assert_allclose(frame_guidance(1.0, 3.0)(one), one[1], atol=ATOL)
+  own = frame_guidance(jnp.array([1.0, 2.0]), 3.0)([uncond, image])
+  np.testing.assert_allclose(own[1], frame_guidance(2.0, 3.0)([uncond, image])[1], atol=ATOL)
 
 
 def test_emu_video_guidance_at_its_corners(outputs):
