@@ -19,9 +19,9 @@ from emu_jax.models.temporal import Features, Temporal, Unet
 
 @dataclasses.dataclass(frozen=True)
 class MotionConfig(Temporal):
-  """Motion modules after each block of every level. Source: AnimateDiff, arXiv:2307.04725, sec. 4.2.
+  """Motion modules after each block of every level; defaults: public adapters of SD 1.
 
-  Defaults: the public adapters of Stable Diffusion 1.
+  Source: AnimateDiff, arXiv:2307.04725, sec. 4.2.
   """
 
   num_heads: tuple[int, ...] = (8,)  # one a level, finest first, or one for all
