@@ -21,13 +21,15 @@ Grid = Int32[np.ndarray, "S"]
 Trajectory = Float32[Array, "S B T H W C"]  # the state after each step
 
 
-def time_grid(num_train_steps: int, num_steps: int, spacing: Spacing) -> Grid:
+def time_grid(num_train_steps: int, num_steps: int, spacing: Spacing, offset: int = 0) -> Grid:
   """The 0-based times that a sampler visits, noisiest first.
 
   With N = num_train_steps and S = num_steps: "trailing" is round(N, N - N/S, ...) - 1, which starts
   at N - 1; "leading" is the S lowest multiples of floor(N/S), which starts about N/S below the top;
   "linspace" goes evenly from N - 1 to 0.
 
+  Args:
+    offset: added to "leading" times, which then end above 0: 1 in Stable Diffusion's public code.
   Source: arXiv:2305.08891, table 2.
   Differs: a single "linspace" step is at N - 1, not 0, where there is no noise to remove.
   """
@@ -36,6 +38,11 @@ def time_grid(num_train_steps: int, num_steps: int, spacing: Spacing) -> Grid:
     raise ValueError(f"time_grid: {spacing=} is none of {get_args(Spacing)}")
   if not 1 <= S <= N:
     raise ValueError(f"time_grid: num_steps={S} is not within 1..{N}, the schedule's steps")
+  if offset and (spacing != "leading" or not 0 <= offset < N - (S - 1) * (N // S)):
+    raise ValueError(
+      f"time_grid: offset={offset} with spacing={spacing!r} of {S} steps leaves 0..{N - 1}; give a "
+      "small one with 'leading', or none"
+    )
   i = np.arange(S)
   # One division of integers: halves are exact, so that rounding (to even) does not depend on S.
   if spacing == "trailing":
@@ -43,7 +50,7 @@ def time_grid(num_train_steps: int, num_steps: int, spacing: Spacing) -> Grid:
   elif spacing == "linspace":
     grid = np.round(N - i * (N - 1) / max(S - 1, 1)) - 1
   else:
-    grid = i[::-1] * (N // S)
+    grid = i[::-1] * (N // S) + offset
   return grid.astype(np.int32)
 
 

@@ -99,7 +99,7 @@ def sample_clip(
   """Normalised latents [B, T, H, W, C] of clips of prompts, by text guidance.
 
   Source: AnimateDiff, arXiv:2307.04725, sec. 4.3; its public code samples with scale 7.5 (8.0 for
-    some), DDIM, 25 steps, "leading" times from 1.
+    some), DDIM, 25 steps, "leading" times with offset 1.
 
   Args:
     empty: features of what guidance leads away from: the empty prompt, or a negative one.

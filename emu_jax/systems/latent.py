@@ -33,6 +33,7 @@ class Sampling:
   solver: Literal["ddim", "dpm++"] = "ddim"
   num_steps: int = 50
   spacing: Literal["trailing", "leading", "linspace"] = "trailing"
+  offset: int = 0  # added to "leading" times
   eta: float = 0.0  # share of fresh noise, DDIM only
   rescale: float = 0.0  # of the guided prediction's spread, arXiv:2305.08891; 0 = off
 
@@ -45,11 +46,11 @@ class Sampling:
   def check(self, schedule: Schedule) -> None:
     """Raises ValueError where this cannot sample with `schedule`; for use before any work."""
     check_grid(schedule, self.spacing, self.eta)
-    time_grid(schedule.num_steps, self.num_steps, self.spacing)
+    time_grid(schedule.num_steps, self.num_steps, self.spacing, self.offset)
 
   def run(self, predict: Predict, schedule: Schedule, noise: Video, key: jax.Array) -> Video:
     """x_0 from noise: one scan. `key` is used only where eta > 0."""
-    grid = time_grid(schedule.num_steps, self.num_steps, self.spacing)
+    grid = time_grid(schedule.num_steps, self.num_steps, self.spacing, self.offset)
     if self.solver == "dpm++":
       return dpm_solver_pp_2m(predict, schedule, noise, grid)
     return ddim(predict, schedule, noise, grid, eta=self.eta, key=key if self.eta else None)

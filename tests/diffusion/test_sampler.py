@@ -103,6 +103,15 @@ def test_number_of_steps_must_fit():
 # What cannot be sampled does not start.
 
 
+def test_leading_times_may_be_offset_within_the_schedule():
+  np.testing.assert_array_equal(
+    time_grid(1000, 25, "leading", 1), time_grid(1000, 25, "leading") + 1
+  )
+  for spacing, offset in (("leading", 40), ("trailing", 1)):
+    with pytest.raises(ValueError, match=f"offset={offset} with spacing='{spacing}'"):
+      time_grid(1000, 25, spacing, offset)
+
+
 def test_leading_with_zero_terminal_snr_does_not_start():
   with pytest.raises(ValueError, match=r"'leading' never visits t=999"):
     check_grid(ZERO, "leading")
