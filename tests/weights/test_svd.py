@@ -1,5 +1,6 @@
 """Stable Video Diffusion's U-Net against diffusers' UNetSpatioTemporalConditionModel."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from emu_jax.weights import svd
 from emu_jax.weights.options import Options
 from emu_jax.weights.table import tensor_shape
 from tests.weights.oracle import (
+  QUICK,
   assert_round_trip,
   assert_same_function,
+  assert_same_output,
   drawn_anew,
   reopened,
   torch,
@@ -39,9 +42,10 @@ SMALL = {
   "projection_class_embeddings_input_dim": 24,
 }
 TWO = SMALL | blocks(True, False) | {"block_out_channels": (64, 96), "num_attention_heads": 4}
+COARSEST = "heads a level, two layers, attention at the coarsest level"
 CONFIGS = {
   "two levels": (TWO, 5),
-  "heads a level, two layers, attention at the coarsest level": (
+  COARSEST: (
     TWO
     | blocks(False, True)
     | {"num_attention_heads": (4, 6), "transformer_layers_per_block": 2, "num_frames": 14},
@@ -102,6 +106,24 @@ def test_output_gradients_and_round_trip(name, tmp_path):
   assert_same_function(loaded, tmp_path / "theirs", model, apply, expected, frames_last)
   kind = diffusers.UNetSpatioTemporalConditionModel
   assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", kind)
+
+
+def test_features_as_small_as_the_norms_epsilons(tmp_path):
+  """Features of 1e-3 show each norm's epsilon, 1e-5 or 1e-6, which a unit variance hides."""
+  options, frames = CONFIGS[COARSEST]
+  model = drawn_anew(diffusers.UNetSpatioTemporalConditionModel(**options))
+  words = ("conv_in", ".conv1", ".conv2", "time_emb_proj", "proj_out")
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      if any(word in name for word in words):
+        parameter.mul_(1e-3)
+    loaded = reopened(model, tmp_path)
+    theirs, ours = inputs(model.config, frames)
+    expected = model(**theirs).sample
+  apply = jax.jit(
+    lambda params: loaded.module.apply({"params": params}, *ours), compiler_options=QUICK
+  )
+  assert_same_output(apply(loaded.params), frames_last(expected))
 
 
 def test_the_published_network_has_these_tensors():

@@ -1,0 +1,125 @@
+"""Stable Video Diffusion from noise to latents, step by step against diffusers' own pipeline."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from emu_jax.diffusion.edm import Edm
+from emu_jax.systems import svd
+from tests.weights.oracle import QUICK, assert_same_output, drawn_anew, reopened, torch
+from tests.weights.test_svd import TWO, frames_last
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers is the oracle")
+transformers = pytest.importorskip("transformers", reason="its image encoder is part of it")
+
+STEPS, FRAMES, SCALES = 6, 5, (1.0, 3.0)
+
+
+def pipeline():
+  """All of Stable Video Diffusion at the smallest size, every tensor drawn anew."""
+  vision = transformers.CLIPVisionConfig(
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    patch_size=112,
+    projection_dim=TWO["cross_attention_dim"],
+  )
+  autoencoder = diffusers.AutoencoderKLTemporalDecoder(
+    block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1
+  )
+  scheduler = diffusers.EulerDiscreteScheduler(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    prediction_type="v_prediction",
+    timestep_type="continuous",
+    timestep_spacing="leading",
+    steps_offset=1,
+    use_karras_sigmas=True,
+    sigma_min=0.002,
+    sigma_max=700.0,
+  )
+  return diffusers.StableVideoDiffusionPipeline(
+    vae=drawn_anew(autoencoder, 1),
+    image_encoder=drawn_anew(transformers.CLIPVisionModelWithProjection(vision), 2),
+    unet=drawn_anew(diffusers.UNetSpatioTemporalConditionModel(**TWO), 3),
+    scheduler=scheduler,
+    feature_extractor=transformers.CLIPImageProcessor(),
+  )
+
+
+def test_every_step_is_that_of_diffusers_pipeline(tmp_path, monkeypatch):
+  pipe = pipeline()
+  pipe.set_progress_bar_config(disable=True)
+  rng = np.random.default_rng(0)
+  pictures = [PIL.Image.fromarray(a) for a in rng.integers(0, 256, (2, 16, 24, 3), np.uint8)]
+  noise = rng.standard_normal((2, FRAMES, 4, 8, 12)).astype(np.float32)
+  told, theirs = [], []
+  pipe.unet.register_forward_pre_hook(
+    lambda module, args, kwargs: told.append((args[0], kwargs)), with_kwargs=True
+  )
+
+  def after_step(pipe, step, t, tensors):
+    theirs.append(frames_last(tensors["latents"]))
+    return tensors
+
+  final = pipe(
+    pictures,
+    height=16,
+    width=24,
+    num_frames=FRAMES,
+    num_inference_steps=STEPS,
+    min_guidance_scale=SCALES[0],
+    max_guidance_scale=SCALES[1],
+    fps=7,
+    motion_bucket_id=127,
+    noise_aug_strength=0.02,
+    latents=torch.tensor(noise),
+    generator=torch.Generator().manual_seed(0),
+    output_type="latent",
+    callback_on_step_end=after_step,
+  ).frames
+
+  # What its own encoders made of the pictures is what ours is told.
+  inputs, told = told[0]
+  branches = frames_last(inputs)[..., 4:], np.asarray(told["encoder_hidden_states"])
+  assert all(not np.any(b[:2]) and np.any(b[2:]) for b in branches)
+  latents, embedding = (jnp.asarray(b[2:]) for b in branches)
+  each = lambda value: jnp.full(2, value)
+  micro = svd.micro_conditions(each(7.0), each(127.0), each(0.02))
+  np.testing.assert_array_equal(told["added_time_ids"][2:], micro)
+  picture = svd.Picture(embedding, latents[:, :1], micro)
+
+  loaded = reopened(pipe.unet, tmp_path / "unet")
+  ours = []
+  bound = svd.bound
+
+  def watched(network, params):
+    def call(x_t, t, conditions):
+      jax.debug.callback(lambda x: ours.append(np.asarray(x)), x_t, ordered=True)
+      return bound(network, params)(x_t, t, conditions)
+
+    return call
+
+  monkeypatch.setattr(svd, "bound", watched)
+  config = svd.SvdConfig(loaded.module.config)
+  sampling = svd.SvdSampling(num_steps=STEPS, num_frames=FRAMES)
+  sample = jax.jit(
+    lambda params, picture, noise, first, last: svd.sample_latents(
+      config, {"unet": params}, picture, noise, first, last, sampling=sampling
+    ),
+    compiler_options=QUICK,
+  )
+  reached = sample(loaded.params, picture, frames_last(noise), *SCALES)
+  jax.effects_barrier()
+  # A network sees c_in x, the first of two branches of an example; x is what a step ended at.
+  levels = Edm().levels(STEPS)
+  mine = [x[::2] * np.hypot(sigma, 1) for x, sigma in zip(ours, levels, strict=False)]
+  # The bar of one call of the network holds for all of them: the next call is told a step's error
+  # divided by sigma. Seen: 1e-6 at first, 1.5e-5 at last.
+  for a, b in zip([*mine[1:], reached], theirs, strict=True):
+    assert_same_output(a, b)
+  np.testing.assert_array_equal(theirs[-1], frames_last(final))
