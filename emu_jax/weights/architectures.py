@@ -1,6 +1,18 @@
 """Every public architecture that can be read and written, by the name of its class."""
 
-from emu_jax.weights import autoencoder, controlnet, dit, motion, prior, svd, text, unet, vision
+from emu_jax.weights import (
+  autoencoder,
+  controlnet,
+  dit,
+  i2vgen,
+  modelscope,
+  motion,
+  prior,
+  svd,
+  text,
+  unet,
+  vision,
+)
 from emu_jax.weights.architecture import Architecture
 
 _ALL: tuple[Architecture, ...] = (
@@ -12,6 +24,8 @@ _ALL: tuple[Architecture, ...] = (
   text.T5_ENCODER,
   vision.ARCHITECTURE,
   svd.ARCHITECTURE,
+  modelscope.ARCHITECTURE,
+  i2vgen.ARCHITECTURE,
   motion.ARCHITECTURE,
   motion.ADAPTER,
   controlnet.ARCHITECTURE,
