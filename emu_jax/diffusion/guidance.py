@@ -73,14 +73,18 @@ def interleaved(conditions: tuple[Conditions, ...]) -> Conditions:
       name: _interleave(f"vectors[{name!r}]", [c.vectors[name] for c in conditions])
       for name in names[0]
     },
+    control=tuple(
+      _interleave(f"control[{i}]", column)
+      for i, column in enumerate(_columns("control features", [c.control for c in conditions]))
+    ),
   )
 
 
 def _columns(field: str, rows: Sequence[Sequence[Array | None]]) -> list[tuple]:
-  """One tuple of branches an encoder, from one tuple of encoders a branch."""
+  """One tuple of branches a place (an encoder, a state), from one tuple of places a branch."""
   counts = [len(row) for row in rows]
   if len(set(counts)) > 1:
-    raise ValueError(f"guided: branches have {counts} {field}; give each of them one an encoder")
+    raise ValueError(f"guided: branches have {counts} {field}; give each of them as many")
   return list(zip(*rows, strict=True))
 
 

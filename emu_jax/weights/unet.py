@@ -233,6 +233,7 @@ def has_public_form(config: UNetConfig) -> bool:
     and len(config.context_dims) == 1
     and set(config.layer_contexts) == {0}
     and config.num_tasks == 0
+    and config.res_epsilon == 1e-5
     and config.mid_depth > 0
     and last in (0, config.mid_depth)
     and (config.num_micro, config.pooled_dim > 0) in ((0, False), (SDXL_TIME_IDS, True))

@@ -86,13 +86,14 @@ def test_rescale_of_a_constant_prediction_is_itself():
   np.testing.assert_array_equal(rescale(text_guidance(7.5), 0.7)(flat), 0)
 
 
-def conditions(key, *, mask=True, concat=True, vector=True):
-  a, b, c = jax.random.split(key, 3)
+def conditions(key, *, mask=True, concat=True, vector=True, control=True):
+  a, b, c, d = jax.random.split(key, 4)
   return Conditions(
     texts=(jax.random.normal(a, (2, 5, 3)), jax.random.normal(b, (2, 4, 6))),
     masks=(jnp.arange(10).reshape(2, 5) % 3 == 0, None) if mask else (),
     concat=jax.random.normal(c, (*SHAPE[:-1], 1)) if concat else None,
     vectors={"noise_level": jnp.array([3.0, 5.0])} if vector else {},
+    control=(jnp.ones((*SHAPE[:-1], 1)), jax.random.normal(d, (2, 1, 1, 1, 1))) if control else (),
   )
 
 
@@ -104,6 +105,7 @@ def network(x_t, t, c):
     kept = text if mask is None else jnp.where(mask[..., None], text, 0.0)
     total += per_example(kept.sum((1, 2)), x_t)
   total += 0.0 if c.concat is None else c.concat
+  total += sum(c.control)
   return total + sum(per_example(v, x_t) for v in c.vectors.values())
 
 
@@ -127,7 +129,10 @@ def test_one_call_on_all_branches_is_a_call_on_each(key, masks):
 
 
 def test_absent_everywhere_stays_absent(key):
-  together = interleaved((conditions(key, mask=False, concat=False, vector=False),) * 2)
+  together = interleaved(
+    (conditions(key, mask=False, concat=False, vector=False, control=False),) * 2
+  )
+  assert together.control == ()
   assert together.masks == (None, None)
   assert together.concat is None
   assert together.vectors == {}
@@ -155,13 +160,15 @@ def test_branches_of_an_example_are_neighbours():
     ({"concat": None}, r"concat differs.*\(2, 3, 4, 4, 1\), None.*zeros"),
     ({"concat": jnp.zeros((2, 3, 4, 4, 5))}, r"concat differs.*\(2, 3, 4, 4, 5\)"),
     ({"texts": ()}, r"branches have \[2, 0\] texts"),
+    ({"control": ()}, r"branches have \[2, 0\] control features"),
     ({"vectors": {}}, r"vectors differ.*\['noise_level'\], \[\]"),
     ({"texts": (jnp.zeros((2, 7, 3)), jnp.zeros((2, 4, 6)))}, r"texts\[0\].*\(2, 7, 3\)"),
   ],
 )
 def test_branches_that_do_not_match_do_not_start(key, other, message):
   a = conditions(key)
-  fields = {"texts": a.texts, "masks": (), "concat": a.concat, "vectors": a.vectors} | other
+  same = {name: getattr(a, name) for name in ("texts", "concat", "vectors", "control")}
+  fields = same | other
   with pytest.raises(ValueError, match=message):
     guided(network, (a, Conditions(**fields)), text_guidance(2.0))
 

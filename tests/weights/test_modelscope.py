@@ -134,9 +134,9 @@ def test_at_init_a_clip_of_modelscope_is_its_frames(key):
   config = UNetConfig(
     in_channels=2,
     out_channels=2,
-    channels=(8, 8),
-    num_res_blocks=(1, 1),
-    transformer_depth=(0, 1),
+    channels=(8,),
+    num_res_blocks=(1,),
+    transformer_depth=(1,),
     num_heads=2,
     context_dims=(6,),
     norm_groups=4,
