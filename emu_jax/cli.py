@@ -1,10 +1,7 @@
 """The command `emu-jax`: what one does with a trained model."""
 
-import contextlib
-import dataclasses
 import pathlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -13,6 +10,8 @@ from rich.console import Console
 from tqdm import tqdm
 
 from emu_jax import command_line, media
+from emu_jax.cli_pictures import animate_picture, edit_picture
+from emu_jax.cli_shared import Asked, Options, Shared, opened, precision_of, working, write
 from emu_jax.compilation import enable_cache
 from emu_jax.convert import Form, convert
 from emu_jax.data import decode
@@ -20,68 +19,11 @@ from emu_jax.data.pipeline import ClipSpec, load_clip, load_picture
 from emu_jax.errors import InputError
 from emu_jax.evaluation import report
 from emu_jax.evaluation.shapes_benchmark import measure
-from emu_jax.pipeline import (
-  Pipeline,
-  Request,
-  check_frames,
-  extend,
-  generate,
-  interpolate,
-  load_pipeline,
-)
-from emu_jax.systems.emu_video import Guidance
-from emu_jax.systems.latent import Sampling
-from emu_jax.weights.model import Precision
+from emu_jax.generation import check_frames, extend, generate, interpolate, usual_frames
+from emu_jax.loading import load_pipeline
 
 Prompt = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
 Clip = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")]
-LARGEST_SIDE = 4096  # pixels: H.264 of this side still plays everywhere
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """What every sampling command takes."""
-
-  checkpoint: pathlib.Path = pathlib.Path("runs/shapes_32")
-  """folder of a training run, or of all the runs of a recipe"""
-  seed: int = 0
-  """of all noise, 0 or more; the same command with the same seed writes the same file"""
-  steps: int = 50
-  """network evaluations of each sampling run, 1 to the 1000 of the model's schedule"""
-  solver: Literal["ddim", "dpm++"] = "ddim"
-  """DDIM, or DPM-Solver++ (2M), which needs fewer steps"""
-  image_guidance: float | None = None
-  """how closely a video follows the frames it is given, 1 = no guidance; None: the model's own"""
-  text_guidance: float | None = None
-  """how strongly it follows the prompt, 1 = no guidance; None: the model's own"""
-  rescale: float = 0.0
-  """how far guided predictions are brought back to the spread of unguided ones, 0 to 1"""
-  negative: str = ""
-  """prompt that guidance leads away from"""
-  precision: Literal["float32", "bfloat16", "stored"] = "stored"
-  """of the networks; stored: as the model is"""
-
-  @property
-  def dtype(self) -> Precision | None:
-    """The precision as the loaders take it."""
-    return None if self.precision == "stored" else self.precision
-
-  def request(
-    self,
-    own: Guidance,
-    frames: int,
-    picture_guidance: float | None = None,
-    seam: str = "gapless",
-  ) -> Request:
-    """What to generate, with the model's own guidance wherever no scale was given."""
-    given = {"image": self.image_guidance, "text": self.text_guidance, "picture": picture_guidance}
-    given = {name: scale for name, scale in given.items() if scale is not None}
-    guidance = dataclasses.replace(own, **given)
-    sampling = Sampling(solver=self.solver, num_steps=self.steps, rescale=self.rescale)
-    return Request(frames, self.seed, self.negative, guidance, sampling, seam)
-
-
-Shared = Annotated[Options, tyro.conf.arg(name="")]  # its options stand among a command's own
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     "sample": sample,
     "interpolate": interpolate_clip,
     "extend": extend_clip,
+    "edit": edit_picture,
+    "animate": animate_picture,
     "evaluate": evaluate,
     "convert": convert_model,
   }
@@ -103,7 +47,8 @@ def sample(
   /,
   image: pathlib.Path | None = None,
   picture_guidance: float | None = None,
-  frames: Literal["1", "8", "16", "37", "65"] = "8",
+  motion_adapter: pathlib.Path | None = None,
+  frames: int | None = None,
   out: pathlib.Path = pathlib.Path("sample.mp4"),
   seam: Literal["gapless", "published"] = "gapless",
   enlarge: int = 0,
@@ -115,14 +60,17 @@ def sample(
     prompt: what to show.
     image: picture to begin with, cropped square; without it the model draws one from the prompt.
     picture_guidance: how strongly a picture drawn follows the prompt; None: the model's own.
-    frames: length; 37 and 65 are interpolated from 8 and 16 at four times their rate.
+    motion_adapter: folder of AnimateDiff's motion modules, for a public text-to-image checkpoint.
+    frames: length; 1, 8, 16, or 37 and 65, which are interpolated from 8 and 16 at four times their
+      rate; of AnimateDiff 1 to 32. None: the model's own, 1 of an image model.
     out: file to write: .mp4, .gif, .webp, or .png with the frames side by side.
     seam: how the two halves of 65 frames are joined: without a gap, or as the paper did.
     enlarge: times that each pixel is repeated in the file; 0: up to some 256 pixels a side.
   """
   with working() as say:
-    pipeline = opened(options, out, enlarge, say)
-    request = options.request(pipeline.config.guidance, int(frames), picture_guidance, seam)
+    pipeline = opened(options, out, enlarge, say, motion_adapter)
+    frames = usual_frames(pipeline) if frames is None else frames
+    request = options.request(pipeline.config.guidance, frames, picture_guidance, seam)
     check_frames(pipeline, request.frames)
     picture = None if image is None else load_picture(image, pipeline.config.image.size)[None]
     videos, fps = generate(pipeline, [prompt], request, picture, say)
@@ -214,7 +162,7 @@ def evaluate(
     media.check_output(out, report.ENDINGS)
   if sheet is not None:
     media.check_output(sheet, (".png",))
-  pipeline = load_pipeline(options.checkpoint, dtype=options.dtype)
+  pipeline = load_pipeline(options.checkpoint, dtype=options.dtype, widen=options.widen)
   request = options.request(pipeline.config.guidance, 8, picture_guidance)
   check_frames(pipeline, request.frames)
   found = measure(
@@ -237,7 +185,7 @@ def convert_model(
   target: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")],
   /,
   to: Form = "orbax",
-  precision: Literal["float32", "bfloat16", "stored"] = "stored",
+  precision: Asked = "stored",
   widen: bool = False,
 ) -> None:
   """Imports a diffusers folder (one model or a pipeline), or exports a model to one.
@@ -249,28 +197,9 @@ def convert_model(
     precision: of the weights; stored: as they are.
     widen: take float16 weights, as float32.
   """
-  dtype = None if precision == "stored" else precision
   with working() as say:
-    convert(source, target, to, say, dtype=dtype, widen=widen)
+    convert(source, target, to, say, dtype=precision_of(precision), widen=widen)
   print(f"{target}: written")
-
-
-def opened(
-  options: Options, out: pathlib.Path, enlarge: int, say: Callable[[str], None]
-) -> Pipeline:
-  """What every sampling command begins with: cheap checks first, then the weights."""
-  media.check_output(out)
-  options.request(Guidance(), 8)  # refuses its numbers
-  if enlarge < 0:
-    raise InputError(f"enlarge={enlarge} is negative; 0 = as far as is good to look at")
-  say(f"loading {options.checkpoint}")
-  pipeline = load_pipeline(options.checkpoint, dtype=options.dtype)
-  if enlarge * pipeline.config.image.size > LARGEST_SIDE:
-    raise InputError(
-      f"enlarge={enlarge} makes {enlarge * pipeline.config.image.size} pixels a side of the "
-      f"model's {pipeline.config.image.size}; stay below {LARGEST_SIDE}"
-    )
-  return pipeline
 
 
 def whole_clip(clip: pathlib.Path, least: int, fps: float, size: int) -> np.ndarray:
@@ -280,38 +209,3 @@ def whole_clip(clip: pathlib.Path, least: int, fps: float, size: int) -> np.ndar
     line = decode.timeline(clip)
     num_frames = max(least, decode.fitting_frames(line, min(fps, line.fps)))
   return load_clip(clip, ClipSpec(num_frames, fps), size)
-
-
-def write(
-  out: pathlib.Path, frames: np.ndarray, fps: float, enlarge: int, say: Callable[[str], None]
-) -> None:
-  """Saves frames, each pixel repeated so that small videos can be seen, and says what it saved."""
-  say(f"writing {out}")
-  T, H, W, _ = frames.shape
-  scale = enlarge or media.readable_scale(H)
-  media.save_video(out, media.enlarge(frames, scale), fps)
-  length = f"{T} frames at {fps:g} a second ({T / fps:.3g} s)" if T > 1 else "1 frame"
-  larger = f", shown {scale} times as large" if scale > 1 else ""
-  print(f"{out}: {length} of {W}x{H} pixels{larger}")
-
-
-@contextlib.contextmanager
-def working() -> Iterator[Callable[[str], None]]:
-  """A function that is told each step as it begins; the end prints how long each one took.
-
-  On a terminal a moving line says what is being done; elsewhere nothing moves.
-  """
-  steps, began = [], time.perf_counter()
-  console = Console(stderr=True)
-  with console.status("starting") if console.is_terminal else contextlib.nullcontext() as status:
-
-    def say(step: str) -> None:
-      steps.append((step, time.perf_counter()))
-      if status is not None:
-        status.update(step)
-
-    yield say
-  ended = time.perf_counter()
-  times = [t for _, t in steps[1:]] + [ended]
-  parts = [f"{step} {end - start:.1f} s" for (step, start), end in zip(steps, times, strict=True)]
-  print(f"{ended - began:.1f} s: {', '.join(parts)}")

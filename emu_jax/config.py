@@ -42,6 +42,22 @@ def from_dict(values: Any, kind: type[Config], who: str) -> Config:
   return _structured(values, kind, who, "; restore it, or use the version that wrote it")
 
 
+def check_kinds(config: Any) -> None:
+  """Raises TypeError where a field of a dataclass holds a value of another kind, 2.5 for an int."""
+  kinds = typing.get_type_hints(type(config))
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      check_kinds(value)  # as what it is: a field may hold a subclass
+      continue
+    try:
+      _CONVERTER.structure(_CONVERTER.unstructure(value), kinds[field.name])
+    except Exception as error:  # cattrs raises groups, which hold what the checks above raise
+      raise TypeError(
+        f"{type(config).__name__}: {field.name}={value!r} is not of kind {kinds[field.name]}"
+      ) from error
+
+
 def override(config: Config, words: Sequence[str]) -> Config:
   """A config with fields set by `--optim.peak_lr 3e-4 --data.sources a b`, checked once all are.
 

@@ -8,7 +8,8 @@ from typing import Literal
 
 from emu_jax import public
 from emu_jax.errors import InputError
-from emu_jax.pipeline import Pipeline, load_pipeline
+from emu_jax.loading import load_pipeline
+from emu_jax.pipeline import Pipeline
 from emu_jax.run import read_config
 from emu_jax.weights import files
 from emu_jax.weights.architectures import ARCHITECTURES

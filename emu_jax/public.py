@@ -13,13 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from emu_jax.config import refused, to_dict
+from emu_jax.diffusion.edm import Edm
 from emu_jax.diffusion.schedule import Schedule
 from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import AutoencoderConfig
+from emu_jax.models.motion import MotionConfig
+from emu_jax.models.unet import UNet
+from emu_jax.systems.animatediff import AnimateDiffConfig, animated
 from emu_jax.systems.emu import EmuConfig
+from emu_jax.trees import partition
 from emu_jax.typing import Params
 from emu_jax.weights.files import read_json
-from emu_jax.weights.model import Precision, load
+from emu_jax.weights.model import Loaded, Precision, load
 from emu_jax.weights.options import Options
 
 INDEX = "model_index.json"
@@ -35,6 +40,11 @@ TEXTS = {
   # The last state but one, without the last norm (arXiv:2307.01952, sec. 2.1).
   "StableDiffusionXLPipeline": ({"penultimate": True, "final_norm": False},) * 2,
 }
+# The same with motion modules in the U-Net.
+ANIMATED = {
+  "AnimateDiffPipeline": TEXTS["StableDiffusionPipeline"],
+  "AnimateDiffSDXLPipeline": TEXTS["StableDiffusionXLPipeline"],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +56,23 @@ class ImageModel:
   tokenizers: tuple[pathlib.Path, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class AnimationModel:
+  """As `ImageModel`, with motion modules."""
+
+  config: AnimateDiffConfig
+  trees: Params
+  tokenizers: tuple[pathlib.Path, ...]
+
+
 def is_public(folder: str | pathlib.Path) -> bool:
   """Whether a folder is a pipeline of diffusers, or a converted one."""
   return (pathlib.Path(folder) / INDEX).is_file()
+
+
+def is_animation(folder: str | pathlib.Path) -> bool:
+  """Whether a public folder is AnimateDiff's, image model and motion modules in one."""
+  return read_json(pathlib.Path(folder) / INDEX).get("_class_name") in ANIMATED
 
 
 def load_image_model(
@@ -60,21 +84,65 @@ def load_image_model(
     dtype, widen: as `emu_jax.weights.load` takes them.
   Raises: InputError where the folder is another pipeline, or a part of it cannot be read.
   """
-  folder = pathlib.Path(folder)
+  return _assembled(pathlib.Path(folder), TEXTS, {"dtype": dtype, "widen": widen})
+
+
+def load_animation(
+  folder: str | pathlib.Path,
+  adapter: str | pathlib.Path | None = None,
+  *,
+  dtype: Precision | None = None,
+  widen: bool = False,
+) -> AnimationModel:
+  """AnimateDiff: a folder of its own, or an image model's with a motion adapter's.
+
+  Of the image model the schedule is not taken where an adapter is given, since motion modules were
+  trained with another.
+
+  Raises: InputError as `load_image_model`, where the two do not fit each other, or where the
+    adapter reads more than noisy latents (PIA).
+  """
+  folder, how = pathlib.Path(folder), {"dtype": dtype, "widen": widen}
+  if adapter is None:
+    model = _assembled(folder, ANIMATED, how)
+    unet, params, schedule = model.config.unet, model.trees["spatial"], model.config.schedule
+  else:
+    model = _assembled(folder, TEXTS, how)
+    image = Loaded(UNet(model.config.unet), model.trees["spatial"])
+    video, schedule = animated(image, load(adapter, **how)), Schedule(kind="linear")
+    unet, params = video.module.config, video.params
+  if not isinstance(unet.temporal, MotionConfig):
+    raise InputError(f"{adapter or folder}: holds no motion modules; give AnimateDiff's")
+  if unet.concat_channels:
+    raise InputError(
+      f"{adapter or folder}: its U-Net reads {unet.concat_channels} channels of a given picture "
+      "(PIA), which no command gives it; choose an adapter of AnimateDiff"
+    )
+  with refused(str(adapter or folder)):
+    config = AnimateDiffConfig(
+      image=dataclasses.replace(model.config, unet=unet.image()),
+      motion=unet.temporal,
+      schedule=schedule,
+      num_frames=min(16, unet.temporal.max_frames),
+    )
+  trees = partition(params, (("temporal_*", "temporal"), ("*", "spatial")))
+  return AnimationModel(config, model.trees | trees, model.tokenizers)
+
+
+def _assembled(folder: pathlib.Path, kinds: dict, how: dict) -> ImageModel:
   index = read_json(folder / INDEX)
   kind = index.get("_class_name")
-  if kind not in TEXTS:
+  if kind not in kinds:
     raise InputError(
-      f"{folder / INDEX}: _class_name={kind!r} is no text-to-image pipeline; {', '.join(TEXTS)} are"
+      f"{folder / INDEX}: _class_name={kind!r} is not read here; {', '.join(kinds)} are"
     )
-  how = {"dtype": dtype, "widen": widen}
   unet, spatial = load(folder / "unet", **how)
   vae, autoencoder = load(folder / "vae", **how)
-  names = ["text_encoder", "text_encoder_2"][: len(TEXTS[kind])]
+  names = ["text_encoder", "text_encoder_2"][: len(kinds[kind])]
   texts = [load(folder / name, **how) for name in names]
   encoders = tuple(
     dataclasses.replace(text.module.config, **read)
-    for text, read in zip(texts, TEXTS[kind], strict=True)
+    for text, read in zip(texts, kinds[kind], strict=True)
   )
   with refused(str(folder)):
     config = EmuConfig(
@@ -129,6 +197,23 @@ def latent_statistics(config: AutoencoderConfig) -> Params:
     "shift": jnp.full(every, config.latent_shift, jnp.float32),
     "scale": jnp.full(every, config.latent_scale, jnp.float32),
   }
+
+
+def load_edm(folder: pathlib.Path) -> Edm:
+  """The noise levels of Stable Video Diffusion's scheduler.
+
+  Raises: InputError for a scheduler of another kind of network, or of levels without bounds.
+  """
+  path = folder / "scheduler_config.json"
+  o = Options(read_json(path), str(path))
+  o.only("prediction_type", "v_prediction")
+  o.only("timestep_type", "continuous")  # networks that are told log(sigma) / 4
+  o.only("use_karras_sigmas", True)
+  lowest, highest = o.get("sigma_min"), o.get("sigma_max")
+  if not all(isinstance(sigma, int | float) for sigma in (lowest, highest)):
+    raise o.refuse(f"sigma_min={lowest!r} and sigma_max={highest!r} must both be numbers")
+  with refused(str(path)):
+    return Edm(sigma_min=float(lowest), sigma_max=float(highest))
 
 
 def picture_size(folder: pathlib.Path, autoencoder: AutoencoderConfig) -> int:

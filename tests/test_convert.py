@@ -8,55 +8,19 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from emu_jax import cli, weights
-from emu_jax.data.tokenizer import train_tokenizer
-from emu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from emu_jax.models.text import ClipTextConfig, text_encoder
-from emu_jax.models.unet import UNet, UNetConfig
-from emu_jax.pipeline import load_pipeline
+from emu_jax import cli
+from emu_jax.loading import load_pipeline
 from emu_jax.run import latest_step
-from emu_jax.weights.architectures import ARCHITECTURES
-from tests import tiny_recipe
+from tests import tiny_public, tiny_recipe
 from train import command
 
-PARTS = {
-  "vae": (
-    Autoencoder(
-      AutoencoderConfig(
-        channels=(8, 8, 8), num_res_blocks=1, z_channels=4, norm_groups=4, latent_scale=0.5
-      )
-    ),
-    "AutoencoderKL",
-  ),
-  "text_encoder": (
-    text_encoder(
-      ClipTextConfig(
-        vocab_size=300, width=8, max_length=24, num_layers=1, num_heads=2, mlp_width=16, end_id=1
-      )
-    ),
-    "CLIPTextModel",
-  ),
-  "unet": (
-    UNet(
-      UNetConfig(
-        channels=(8, 16),
-        num_res_blocks=(1, 1),
-        transformer_depth=(0, 1),
-        num_heads=2,
-        context_dims=(8,),
-        norm_groups=4,
-      )
-    ),
-    "UNet2DConditionModel",
-  ),
-}
 CONFIG = """
 import dataclasses
 
 from configs.emu_video_sd15_256 import MODEL as SD, STAGES as SHIPPED
 from emu_jax.systems.latent import Sampling
 from emu_jax.models.temporal import TemporalConfig
-from tests.test_convert import PARTS
+from tests.tiny_public import PARTS
 from train.config import DataConfig
 from train.loop import LoopConfig
 from train.optimiser import OptimConfig
@@ -82,24 +46,7 @@ STAGES = tuple(
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-  """A Stable Diffusion folder as diffusers would write it, with random weights."""
-  folder = tmp_path_factory.mktemp("public") / "tiny-diffusion"
-  folder.mkdir()
-  index = {"_class_name": "StableDiffusionPipeline", "safety_checker": [None, None]}
-  rng = np.random.default_rng(0)
-  for name, (net, kind) in PARTS.items():
-    shapes = ARCHITECTURES[kind].shapes(net.config)
-    draw = lambda leaf: rng.normal(0.0, 0.2, leaf.shape).astype(np.float32)
-    weights.save(folder / name, net.config, jax.tree.map(draw, shapes), also={"sample_size": 4})
-    index[name] = ["transformers" if "text" in name else "diffusers", kind]
-  (folder / "scheduler").mkdir()
-  schedule = {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 1.2e-2}
-  (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedule))
-  index["scheduler"] = ["diffusers", "PNDMScheduler"]
-  train_tokenizer(["a red circle moving left"] * 4, folder / "tokenizer", 300)
-  index["tokenizer"] = ["transformers", "CLIPTokenizer"]
-  (folder / "model_index.json").write_text(json.dumps(index))
-  return folder
+  return tiny_public.stable_diffusion(tmp_path_factory.mktemp("public") / "tiny-diffusion")
 
 
 def tensors(folder: pathlib.Path) -> dict[str, bytes]:

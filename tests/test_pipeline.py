@@ -16,15 +16,9 @@ from emu_jax import pipeline as module
 from emu_jax.conditioning import every_fourth, first_frame
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.errors import InputError
-from emu_jax.pipeline import (
-  Pipeline,
-  Request,
-  check_frames,
-  check_trees,
-  extend,
-  generate,
-  interpolate,
-)
+from emu_jax.generation import Request, check_frames, extend, generate, interpolate
+from emu_jax.loading import check_trees
+from emu_jax.pipeline import Pipeline
 from emu_jax.systems.emu_video import Guidance
 from emu_jax.systems.latent import Sampling
 from tests.tiny import MODEL, trees
@@ -229,7 +223,7 @@ def test_sampling_is_one_scan_over_the_steps_with_no_host_inside(model):
   prompts = model.prompts([PROMPT])
   key = jax.random.key(0)
   sampling = Sampling(num_steps=7)
-  image = functools.partial(module._image, config=MODEL, sampling=sampling)
+  image = functools.partial(module._image, config=MODEL.image, sampling=sampling)
   parts = {"image": jax.make_jaxpr(image)(model.trees, prompts, prompts, True, key, 3.0)}
   for name, known in (("temporal", first_frame(8)), ("interpolation", every_fourth())):
     how = {"config": MODEL, "known": known, "name": name, "sampling": sampling}

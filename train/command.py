@@ -23,7 +23,7 @@ from emu_jax.data.pipeline import Source, batches, open_source, usable
 from emu_jax.data.shapes import prepare_shapes
 from emu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from emu_jax.errors import InputError
-from emu_jax.pipeline import check_tokenizer, check_trees
+from emu_jax.loading import check_tokenizer, check_trees
 from emu_jax.public import check_same, is_public, load_image_model
 from emu_jax.run import latest_step, load_ema
 from emu_jax.typing import Params

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 from emu_jax.data.pipeline import Source
 from emu_jax.data.tokenizer import Tokenizer, tokenizer_file, train_tokenizer
-from emu_jax.pipeline import load_tokenizers
+from emu_jax.loading import load_tokenizers
 from emu_jax.public import is_public, tokenizer_folders
 from train.config import Experiment
 

@@ -149,8 +149,14 @@ def frames_at(
   return out
 
 
-def picture(path: str | pathlib.Path, size: int) -> UInt8[np.ndarray, "1 {size} {size} 3"]:
-  """A picture as a clip of one frame: upright, cropped to its central square, resized."""
+def picture(
+  path: str | pathlib.Path, height: int, width: int | None = None
+) -> UInt8[np.ndarray, "1 {height} W 3"]:
+  """A picture as a clip of one frame: upright, its middle cut to shape, resized.
+
+  Args:
+    width: in pixels; None: as many as `height`.
+  """
   _check_file(path)
   try:
     with PIL.Image.open(path) as opened:
@@ -159,7 +165,7 @@ def picture(path: str | pathlib.Path, size: int) -> UInt8[np.ndarray, "1 {size} 
         image = image.convert("RGBA")
         white = PIL.Image.new("RGBA", image.size, "white")
         image = PIL.Image.alpha_composite(white, image)
-      return _resized(image.convert("RGB"), 1.0, size)[None]
+      return _resized(image.convert("RGB"), 1.0, height, width or height)[None]
   except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:  # Pillow's own kinds
     raise InputError(
       f"decode: {path} is no picture that Pillow can read ({error}); use a PNG or JPEG file"
@@ -241,22 +247,27 @@ def _seek(container, stream, since: float) -> bool:
 def _square(frame: av.VideoFrame, aspect: float, size: int) -> UInt8[np.ndarray, "H H 3"]:
   """Central square of one frame, resized, then turned upright (the two commute)."""
   image = PIL.Image.fromarray(frame.to_ndarray(format="rgb24"))
-  small = _resized(image, aspect, size)
+  small = _resized(image, aspect, size, size)
   matrix = frame.side_data.get("DISPLAYMATRIX")
   return small if matrix is None else _upright(small, bytes(matrix))
 
 
-def _resized(image: PIL.Image.Image, aspect: float, size: int) -> UInt8[np.ndarray, "H H 3"]:
-  """Box reduction, then an antialiased bicubic, of the largest central square as displayed.
+def _resized(
+  image: PIL.Image.Image, aspect: float, height: int, width: int
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+  """Box reduction, then an antialiased bicubic, of the largest central part of a shape.
 
+  Args:
+    aspect: width of a stored pixel over its height; the shape is that of what is displayed.
   Source: "box + bicubic resize, centre crop", Emu Video, arXiv:2311.10709, table 3.
   """
-  side = min(image.width * aspect, image.height)
-  width = side / aspect  # in stored pixels, which need not be square
-  left, top = (image.width - width) / 2, (image.height - side) / 2
-  box = (left, top, left + width, top + side)
+  # Of the part, in stored pixels, which need not be square.
+  tall = min(image.width * aspect * height / width, image.height)
+  wide = min(tall * width / height / aspect, image.width)  # rounding must not leave the picture
+  left, top = (image.width - wide) / 2, (image.height - tall) / 2
+  box = (left, top, left + wide, top + tall)
   bicubic = PIL.Image.Resampling.BICUBIC
-  return np.asarray(image.resize((size, size), bicubic, box=box, reducing_gap=3.0))
+  return np.asarray(image.resize((width, height), bicubic, box=box, reducing_gap=3.0))
 
 
 def _upright(pixels: UInt8[np.ndarray, "H H 3"], matrix: bytes) -> UInt8[np.ndarray, "H H 3"]:

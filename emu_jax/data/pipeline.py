@@ -311,9 +311,11 @@ def _reader(data: grain.MapDataset, workers: int, threads: int) -> grain.IterDat
   return read.mp_prefetch(options)
 
 
-def load_picture(path: str | pathlib.Path, size: int) -> UInt8[np.ndarray, "1 {size} {size} 3"]:
-  """The user's own picture as a clip of one frame: upright, square, resized."""
-  return decode.picture(path, size)
+def load_picture(
+  path: str | pathlib.Path, height: int, width: int | None = None
+) -> UInt8[np.ndarray, "1 {height} W 3"]:
+  """The user's own picture as a clip of one frame: upright, square or of a width, resized."""
+  return decode.picture(path, height, width)
 
 
 def load_clip(

@@ -8,7 +8,8 @@ from jaxtyping import UInt8
 
 from emu_jax.data import shapes
 from emu_jax.evaluation.report import Report, evaluate_clips
-from emu_jax.pipeline import Pipeline, Request, generate
+from emu_jax.generation import Request, generate
+from emu_jax.pipeline import Pipeline
 
 Clips = UInt8[np.ndarray, "B T H W 3"]
 

@@ -19,6 +19,7 @@ from emu_jax.errors import InputError
 from emu_jax.models.motion import MotionConfig
 from emu_jax.models.unet import UNet, UNetConfig
 from emu_jax.systems.emu import EmuConfig
+from emu_jax.systems.emu_video import Guidance
 from emu_jax.systems.latent import Sampling, bound
 from emu_jax.trees import merge
 from emu_jax.typing import Params, Predict, Video
@@ -34,6 +35,8 @@ class AnimateDiffConfig:
   # Linear, unlike the image model's: arXiv:2307.04725, sec. 5 (and its public scheduler).
   schedule: Schedule = Schedule(kind="linear")
   num_frames: int = 16
+  fps: float = 8.0  # at which its clips are shown; its public pipelines' exports
+  guidance: Guidance = Guidance()  # of which the text's scale is used, 7.5
 
   def __post_init__(self):
     if self.num_frames > self.motion.max_frames:

@@ -101,11 +101,17 @@ def encode_frames(
   trees: Params,
   frames: Float[Array, "B T H W 3"],
   key: jax.Array | None = None,
+  chunk: int = 8,
 ) -> Float[Array, "B T h w C"]:
-  """Normalised latents of pixels in [-1, 1]: a posterior sample, or the mean without a key."""
-  mean, log_var = Autoencoder(config).apply(
-    {"params": trees["autoencoder"]}, frames, method="encode"
-  )
+  """Normalised latents of pixels in [-1, 1]: a posterior sample, or the mean without a key.
+
+  `chunk` frames of each clip are encoded at a time; the result is that of all at once.
+  """
+
+  def encode(x):
+    return Autoencoder(config).apply({"params": trees["autoencoder"]}, x, method="encode")
+
+  mean, log_var = in_chunks(encode, frames, chunk)
   z = mean if key is None else sample_posterior(mean, log_var, key)
   shift, scale = channelwise(trees["latents"])
   return (z - shift) * scale
@@ -115,12 +121,17 @@ def decode_latents(
   config: AutoencoderConfig, trees: Params, latents: Float[Array, "B T h w C"], chunk: int = 8
 ) -> Float[Array, "B T H W 3"]:
   """Pixels, clipped to [-1, 1], of normalised latents; `chunk` frames at a time."""
-  shift, scale = channelwise(trees["latents"])
 
   def decode(z):
     return Autoencoder(config).apply({"params": trees["autoencoder"]}, z, method="decode")
 
-  return jnp.clip(in_chunks(decode, latents / scale + shift, chunk), -1.0, 1.0)
+  return jnp.clip(in_chunks(decode, unnormalised(trees, latents), chunk), -1.0, 1.0)
+
+
+def unnormalised(trees: Params, latents: Float[Array, "B T h w C"]) -> Float[Array, "B T h w C"]:
+  """Latents as the autoencoder itself gives and takes them."""
+  shift, scale = channelwise(trees["latents"])
+  return latents / scale + shift
 
 
 def channelwise(statistics: Params) -> tuple[Float[Array, "1 1 1 1 C"], Float[Array, "1 1 1 1 C"]]:

@@ -21,6 +21,7 @@ import safetensors.numpy
 from emu_jax.errors import InputError
 
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers and of transformers
+VARIANTS = ("", ".fp16")  # float16 files are found, so that what is said of them is to the point
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 SHARD_BYTES = 5 * 2**30  # as diffusers and transformers shard
 
@@ -85,12 +86,14 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
     return [path]
   if not path.is_dir():
     raise InputError(f"weights: there is no folder {path}; give one that diffusers wrote")
-  for stem in STEMS:
-    index, whole = path / f"{stem}.safetensors.index.json", path / f"{stem}.safetensors"
-    if whole.is_file():
-      return [whole]
-    if index.is_file():
-      return _shards(index)
+  for variant in VARIANTS:
+    for stem in STEMS:
+      whole = path / f"{stem}{variant}.safetensors"
+      index = path / f"{stem}.safetensors.index{variant}.json"
+      if whole.is_file():
+        return [whole]
+      if index.is_file():
+        return _shards(index)
   names = sorted(p.name for p in path.iterdir() if p.is_file())
   if any(name.endswith(PICKLES) for name in names):
     pickle = next(name for name in names if name.endswith(PICKLES))

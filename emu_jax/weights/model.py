@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding
 
+from emu_jax.config import check_kinds
 from emu_jax.errors import InputError
 from emu_jax.run import load_numpy
 from emu_jax.typing import Params
@@ -84,6 +85,7 @@ def described(path: str | pathlib.Path) -> tuple[Architecture, Any]:
   options = Options(values, where)
   try:
     config = architecture.read(options)
+    check_kinds(config)
   except InputError:
     raise
   except (TypeError, ValueError, KeyError, IndexError) as error:

@@ -7,7 +7,8 @@ import numpy as np
 from emu_jax.data import shapes
 from emu_jax.evaluation import shapes_benchmark
 from emu_jax.evaluation.shapes_benchmark import measure, real_clips
-from emu_jax.pipeline import Pipeline, Request
+from emu_jax.generation import Request
+from emu_jax.pipeline import Pipeline
 from tests.tiny import MODEL
 
 SIZE, FPS, FRAMES = 32, 4.0, 8

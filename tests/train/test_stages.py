@@ -12,7 +12,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from emu_jax.errors import InputError
-from emu_jax.pipeline import Request, generate, load_pipeline
+from emu_jax.generation import Request, generate
+from emu_jax.loading import load_pipeline
 from emu_jax.run import load_ema, stored_metadata
 from emu_jax.sharding import make_mesh, replicated
 from emu_jax.systems.latent import Sampling, encode_frames

@@ -11,8 +11,8 @@ import tokenizers
 from emu_jax.conditioning import image_branches, known_branches
 from emu_jax.diffusion.guidance import emu_video_guidance, guided, rescale, text_guidance
 from emu_jax.diffusion.sampler import ddim, time_grid
+from emu_jax.loading import load_pipeline
 from emu_jax.models.unet import UNet
-from emu_jax.pipeline import load_pipeline
 from emu_jax.systems.emu import text_features, without_text
 from emu_jax.systems.latent import bound
 from tests.weights.oracle import QUICK, channels_last, drawn_anew, torch

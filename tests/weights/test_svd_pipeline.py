@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 
 from emu_jax.diffusion.edm import Edm
+from emu_jax.stable_video import described, load_stable_video
 from emu_jax.systems import svd
 from tests.weights.oracle import QUICK, assert_same_output, drawn_anew, reopened, torch
 from tests.weights.test_svd import TWO, frames_last
@@ -28,7 +29,7 @@ def pipeline():
     projection_dim=TWO["cross_attention_dim"],
   )
   autoencoder = diffusers.AutoencoderKLTemporalDecoder(
-    block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1
+    block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=2
   )
   scheduler = diffusers.EulerDiscreteScheduler(
     beta_start=0.00085,
@@ -123,3 +124,37 @@ def test_every_step_is_that_of_diffusers_pipeline(tmp_path, monkeypatch):
   for a, b in zip([*mine[1:], reached], theirs, strict=True):
     assert_same_output(a, b)
   np.testing.assert_array_equal(theirs[-1], frames_last(final))
+
+
+def test_what_the_network_is_told_of_a_picture_is_what_diffusers_tells_it(tmp_path):
+  """Image encoder, its antialiased input and the autoencoder's mean, from the same bytes."""
+  pipe = pipeline()
+  pipe.set_progress_bar_config(disable=True)
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
+  told = []
+  pipe.unet.register_forward_pre_hook(
+    lambda module, args, kwargs: told.append((args[0], kwargs)), with_kwargs=True
+  )
+  pipe(
+    [PIL.Image.fromarray(a) for a in pixels],
+    height=16,
+    width=24,
+    num_frames=3,
+    num_inference_steps=1,
+    noise_aug_strength=0.0,
+    output_type="latent",
+  )
+  pipe.save_pretrained(tmp_path / "pipe")
+  model = load_stable_video(tmp_path / "pipe")
+  assert model.nets.svd.edm == Edm()
+  assert model.nets.svd.latent_scale == pipe.vae.config.scaling_factor
+  numbers = {"fps": jnp.full(2, 7.0), "bucket": jnp.full(2, 127.0), "noise": jnp.zeros(2)}
+  program = jax.jit(
+    lambda trees, pixels: described(model.nets, trees, pixels, numbers, jax.random.key(0)),
+    compiler_options=QUICK,
+  )
+  picture = program(model.trees, jnp.asarray(pixels[:, None], jnp.float32) / 127.5 - 1)
+  inputs, kwargs = told[0]
+  assert_same_output(picture.embedding, kwargs["encoder_hidden_states"][2:])
+  assert_same_output(picture.latents[:, 0], frames_last(inputs)[2:, 0, ..., 4:])
+  np.testing.assert_array_equal(picture.micro, kwargs["added_time_ids"][2:])

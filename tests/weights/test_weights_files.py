@@ -175,6 +175,12 @@ def half(folder):
   return folder, "float16", "take the float32 file"
 
 
+def half_variant(folder):
+  (folder / WHOLE).unlink()
+  safetensors.numpy.save_file(public_tensors(dtype=np.float16), folder / f"{STEM}.fp16.safetensors")
+  return folder, "float16", "take the float32 file"
+
+
 def quantised(folder):
   tensors = public_tensors()
   tensors["quant_conv.weight"] = tensors["quant_conv.weight"].astype(np.int8)
@@ -223,10 +229,13 @@ BROKEN = {
   "unsupported option": other_option("act_fn", "gelu", "act_fn='gelu'", "'silu'", "another"),
   "unknown option": other_option("use_magic", 3, "use_magic=3", "choose another"),
   "option of another kind": other_option("layers_per_block", "two", "another checkpoint"),
+  "a number that is none": other_option("layers_per_block", 1.5, "another checkpoint"),
+  "a list of a number": other_option("latent_channels", [4], "another checkpoint"),
   "no config": no_config,
   "config of no object": config_of_no_object,
   "pickle": pickled,
   "float16": half,
+  "float16 under its own name": half_variant,
   "quantised": quantised,
   "another width": another_width,
   "a tensor less and one more": a_tensor_less_and_one_more,
