@@ -3,6 +3,7 @@
 import statistics
 
 from benchmarks.agreement import LOSSES, TOLERANCE
+from benchmarks.measuring import spread
 
 QUIET = 0.1  # of the machine, above which others' work shows in the times
 NOISY = " **That is too much: the times below are no measurement.**"
@@ -104,7 +105,3 @@ def loop_lines(v: dict) -> list[str]:
     f"**{v['data_wait']:.1%}** of the time waiting for data, {v['step_s']:.3g} s a step, "
     f"{v['clips_per_s']:.3g} clips/s. Waiting counts while the device has nothing to do.",
   ]
-
-
-def spread(values: list[float]) -> str:
-  return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
