@@ -282,8 +282,8 @@ def report(results: dict) -> str:
       "the machine.",
       "",
       f"Both sides agree: {agreement} (of the output's standard deviation, of the gradients' "
-      f"norm). {rounds} rounds in one process, order alternated. A ratio below 1 means that emu_jax is "
-      f"faster. Median (least to most). torch.compile: {results['compile']}.",
+      f"norm). {rounds} rounds in one process, order alternated. Below 1, a ratio says that "
+      f"emu_jax is faster. Median (least to most). torch.compile: {results['compile']}.",
       "",
       "| task | contender | seconds | seconds of emu_jax / seconds of it |",
       "|---|---|---|---|",

@@ -7,6 +7,15 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+# The compiler's effort goes where programs run often; a test's run once or twice.
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+  ]
+)
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")  # [B] * [B T H W C] is an error
@@ -19,6 +28,19 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 install_import_hook(["emu_jax", "train"], "beartype.beartype")  # annotations are checked, here only
+
+
+# A worker runs whole files, since a file's tests share what they set up; these share it too.
+TOGETHER = dict.fromkeys(
+  ("tests/test_cli.py", "tests/train/test_command.py"), "the tiny recipe's runs"
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items):
+  for item in items:
+    file = item.nodeid.split("::")[0]
+    item.add_marker(pytest.mark.xdist_group(TOGETHER.get(file, file)))
 
 
 @pytest.fixture

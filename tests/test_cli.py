@@ -84,6 +84,11 @@ def test_the_same_command_writes_the_same_bytes_and_another_seed_others(emu, tmp
   assert read(tmp_path / "a.gif")[0].shape == (8, 16, 16, 3)
 
 
+def test_an_image_model_gives_a_picture_unless_it_is_told_otherwise(emu, runs, tmp_path):
+  emu("sample", PROMPT, "--checkpoint", runs / "image", "--out", tmp_path / "a.png")
+  assert PIL.Image.open(tmp_path / "a.png").size == (256, 256)  # 16, shown 16 times as large
+
+
 def test_one_frame_is_a_picture_and_more_are_a_strip(emu, tmp_path):
   emu("sample", PROMPT, "--frames", 1, "--out", tmp_path / "one.png", "--enlarge", 2)
   assert PIL.Image.open(tmp_path / "one.png").size == (32, 32)
@@ -211,7 +216,8 @@ def test_a_prompt_that_is_not_unicode(refused, tmp_path):
 
 @pytest.mark.parametrize(("stage", "missing"), [("image", "temporal"), ("autoencoder", "latents")])
 def test_a_run_that_has_not_come_far_enough(stage, missing, runs, refused, tmp_path):
-  line = refused("sample", PROMPT, "--out", tmp_path / "a.mp4", "--checkpoint", runs / stage)
+  out = ("--frames", 8, "--out", tmp_path / "a.mp4")
+  line = refused("sample", PROMPT, *out, "--checkpoint", runs / stage)
   assert f"{runs}/{stage}: the model has no '{missing}' weights; train its" in line
   line = refused("interpolate", tmp_path / "a.mp4", "--out", tmp_path / "b.mp4",
                  "--checkpoint", runs / "video")  # fmt: skip

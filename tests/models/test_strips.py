@@ -12,7 +12,6 @@ from emu_jax.models import strips
 from emu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from emu_jax.models.strips import Strips
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 VIDEO = AutoencoderConfig((8, 16), num_res_blocks=1, norm_groups=4, temporal_decoder=True)
 ODD = AutoencoderConfig(
   (8, 16), num_res_blocks=1, norm_groups=4, patch=2, norm_out=False, fourier_features=1
@@ -46,7 +45,7 @@ def coded(request):
       encoded = net.apply({"params": params}, x, method="encode")
       return *encoded, net.apply({"params": params}, z, method="decode")
 
-    return jax.jit(both, compiler_options=QUICK)(params)
+    return jax.jit(both)(params)
 
   return run, run(0)
 
@@ -100,7 +99,7 @@ def test_strips_take_less_memory():
 
   def temporary(method, rows, x):
     net = Autoencoder(dataclasses.replace(config, strip=rows))
-    program = jax.jit(lambda params, x: net.apply(params, x, method=method), compiler_options=QUICK)
+    program = jax.jit(lambda params, x: net.apply(params, x, method=method))
     return program.lower(params, x).compile().memory_analysis().temp_size_in_bytes
 
   for method, x in (("decode", shape(1, 1, 64, 64, 4)), ("encode", shape(1, 1, 128, 128, 3))):

@@ -25,8 +25,6 @@ VIDEO = UNetConfig(
   temporal=VideoLdmConfig(),
 )
 T = 3
-# These programs run once or twice: no time for the compiler's best.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def draw(params, seed):
@@ -67,9 +65,9 @@ def model():
   text = jax.random.normal(keys[1], (2, 5, 12))
   t, micro = jnp.array([-0.7, 1.5]), jnp.array([[6.0, 127.0, 0.02], [3.0, 40.0, 0.1]])
   conditions = Conditions((text,), vectors={"micro": micro})
-  init = jax.jit(UNet(VIDEO).init, compiler_options=QUICK)(keys[2], x, t, conditions)["params"]
+  init = jax.jit(UNet(VIDEO).init)(keys[2], x, t, conditions)["params"]
   apply = lambda params, x: UNet(VIDEO).apply({"params": params}, x, t, conditions)
-  video = jax.jit(apply, compiler_options=QUICK)
+  video = jax.jit(apply)
 
   def image(params, x):
     flat = {k: v for k, v in flatten_dict(params).items() if not temporal(k)}
@@ -80,7 +78,7 @@ def model():
     out = UNet(net).apply({"params": unflatten_dict(flat)}, frames, each(t), conditions)
     return out.reshape(x.shape)
 
-  return video, init, jax.jit(image, compiler_options=QUICK), x
+  return video, init, jax.jit(image), x
 
 
 def test_a_fresh_video_model_is_its_image_model_frame_by_frame(model):
@@ -116,7 +114,7 @@ def test_frames_see_one_another_and_know_their_places(model):
 def test_what_stands_at_zero_at_the_start_learns(model):
   video, init, _, x = model
   loss = lambda params: jnp.square(video.__wrapped__(params, x)).sum()
-  gradient = jax.jit(jax.grad(loss), compiler_options=QUICK)
+  gradient = jax.jit(jax.grad(loss))
   flat = flatten_dict(gradient(init))
   last = {k: v for k, v in flat.items() if temporal(k) and k[-2] in ("out", "conv_2")}
   assert len(last) > 20

@@ -27,7 +27,6 @@ CONFIG = svd.SvdConfig(
 )
 B, T, H, W = 2, 3, 4, 6
 SAMPLING = svd.SvdSampling(num_steps=2, num_frames=T)
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +56,7 @@ def sample():
   return jax.jit(
     lambda trees, picture, noise, first, last: svd.sample_latents(
       CONFIG, trees, picture, noise, first, last, sampling=SAMPLING
-    ),
-    compiler_options=QUICK,
+    )
   )
 
 
@@ -67,8 +65,7 @@ def loss():
   return jax.jit(
     lambda trees, latents, picture, dropped, key: svd.video_loss(
       CONFIG, trees, latents, picture, dropped, key
-    ),
-    compiler_options=QUICK,
+    )
   )
 
 
@@ -114,8 +111,7 @@ def test_a_clip_is_one_program(trees, sample):
   program = jax.jit(
     lambda trees, picture, key: svd.sample_video(
       CONFIG, trees, picture, key, 1.0, 3.0, decode=decode, sampling=SAMPLING, chunk=2
-    ),
-    compiler_options=QUICK,
+    )
   )
   picture = pictures(jax.random.key(1))
   clip = program(trees, picture, jax.random.key(5))
@@ -163,8 +159,7 @@ def test_the_loss_is_edms_of_this_network(key, trees, loss):
       CONFIG.edm,
       latents,
       jax.random.key(3),
-    ),
-    compiler_options=QUICK,
+    )
   )(trees["unet"])
   ours = loss(trees, latents, picture, jnp.zeros(B, bool), jax.random.key(3))
   np.testing.assert_allclose(ours, wanted, rtol=1e-5)

@@ -69,10 +69,6 @@ def assert_same_output(ours, theirs, tolerance: float = OUTPUT) -> None:
   assert error <= tolerance, f"off by {error:.2e} standard deviations"
 
 
-# The compiler's effort goes where programs run often; these run once.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
 def assert_same_function(
   loaded: weights.Loaded,
   folder: pathlib.Path,
@@ -98,7 +94,7 @@ def assert_same_function(
     output = apply(params)
     return jnp.sum(output * projection), output
 
-  program = jax.jit(jax.grad(projected, has_aux=True), compiler_options=QUICK)
+  program = jax.jit(jax.grad(projected, has_aux=True))
   gradients, output = program(loaded.params)
   assert_same_output(output, layout(expected.detach().numpy()))
 

@@ -18,7 +18,6 @@ from emu_jax.systems.emu import EmuConfig
 from emu_jax.systems.latent import Sampling
 from emu_jax.trees import partition
 from tests.weights.oracle import (
-  QUICK,
   assert_same_output,
   channels_last,
   drawn_anew,
@@ -101,7 +100,7 @@ def test_clips_equal_diffusers_at_every_step(pipe, tmp_path):
   )
   sampling = Sampling(num_steps=STEPS, spacing="leading", offset=1)
 
-  @functools.partial(jax.jit, compiler_options=QUICK)
+  @functools.partial(jax.jit)
   def states(trees, text, empty, noise, scale):
     grid = time_grid(config.schedule.num_steps, STEPS, "leading", 1)
     predict = denoiser(config, trees, text, empty, scale)
@@ -132,9 +131,7 @@ def test_clips_equal_diffusers_at_every_step(pipe, tmp_path):
   assert len(expected) == STEPS
   for ours, theirs in zip(found, expected, strict=True):
     assert_same_output(ours, theirs, TOLERANCE)
-  sample = jax.jit(
-    functools.partial(sample_clip, config, sampling=sampling), compiler_options=QUICK
-  )
+  sample = jax.jit(functools.partial(sample_clip, config, sampling=sampling))
   assert_same_output(sample(trees, text, empty, jax.random.key(3), SCALE), expected[-1], TOLERANCE)
 
 

@@ -10,7 +10,6 @@ import pytest
 from emu_jax.models.controlnet import ControlNet, ControlNetConfig
 from emu_jax.typing import Conditions
 from tests.weights.oracle import (
-  QUICK,
   assert_round_trip,
   assert_same_function,
   assert_same_output,
@@ -136,7 +135,7 @@ def test_controlnet_through_the_unet_frame_by_frame(tmp_path):
     ).sample
     assert (expected - model(**theirs).sample).abs().max() > 0.1, "the ControlNet says nothing"
   expected = expected.permute(0, 2, 3, 1).reshape(x_t.shape)
-  program = jax.jit(apply, compiler_options=QUICK)
+  program = jax.jit(apply)
   assert_same_output(program({name: one.params for name, one in ours.items()}), expected)
 
 
@@ -158,7 +157,7 @@ def test_a_fresh_controlnet_says_nothing(key):
   x_t, text = jax.random.normal(keys[0], (2, 3, 4, 6, 2)), jax.random.normal(keys[1], (2, 3, 6))
   hint = jax.random.uniform(keys[2], (2, 3, 8, 12, 3))
   inputs = x_t, jnp.array([3.0, 871.0]), Conditions((text,)), hint
-  fresh = jax.jit(lambda k: net.init_with_output(k, *inputs)[0], compiler_options=QUICK)
+  fresh = jax.jit(lambda k: net.init_with_output(k, *inputs)[0])
   control = fresh(jax.random.key(1, impl="rbg"))
   assert [c.shape[2:] for c in control] == [(4, 6, 8), (4, 6, 8), (2, 3, 8), (2, 3, 8), (2, 3, 8)]
   assert not any(c.any() for c in control)

@@ -15,7 +15,6 @@ from emu_jax.models.unet import UNet, UNetConfig
 from emu_jax.trees import partition
 from emu_jax.typing import Conditions
 from tests.weights.oracle import (
-  QUICK,
   assert_round_trip,
   assert_same_function,
   channels_last,
@@ -146,12 +145,10 @@ def test_at_init_a_clip_of_modelscope_is_its_frames(key):
   x, text = jax.random.normal(keys[0], (2, 3, 4, 6, 2)), jax.random.normal(keys[1], (2, 3, 6))
   t, conditions = jnp.array([3.0, 871.0]), Conditions((text,))
   video, image = UNet(config), UNet(config.image())
-  start = jax.jit(lambda k: video.init_with_output(k, x, t, conditions), compiler_options=QUICK)
+  start = jax.jit(lambda k: video.init_with_output(k, x, t, conditions))
   clip, variables = start(jax.random.key(1, impl="rbg"))
   parts = partition(variables["params"], (("temporal_*", "motion"), ("*", "image")))
-  one = jax.jit(
-    lambda p, frame: image.apply({"params": p}, frame, t, conditions), compiler_options=QUICK
-  )
+  one = jax.jit(lambda p, frame: image.apply({"params": p}, frame, t, conditions))
   frames = [one(parts["image"], x[:, i : i + 1]) for i in range(3)]
   assert float(jnp.std(clip)) > 0.05
   np.testing.assert_allclose(clip, jnp.concatenate(frames, axis=1), atol=1e-5)

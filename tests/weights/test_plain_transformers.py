@@ -18,7 +18,6 @@ from emu_jax.typing import Conditions
 from emu_jax.weights.architectures import ARCHITECTURES
 from emu_jax.weights.model import described
 from tests.weights.oracle import (
-  QUICK,
   assert_round_trip,
   assert_same_function,
   assert_same_output,
@@ -104,9 +103,7 @@ def test_latte_is_diffusers(name, tmp_path):
   ours = channels_last(x), jnp.asarray(t, jnp.float32), Conditions((jnp.asarray(text),), masks)
   apply = lambda params: module.apply({"params": params}, *ours)
   if images or T == 1:  # what they leave out has no gradient; queries and keys of one frame neither
-    assert_same_output(
-      jax.jit(apply, compiler_options=QUICK)(loaded.params), channels_last(expected)
-    )
+    assert_same_output(jax.jit(apply)(loaded.params), channels_last(expected))
     return
   assert_same_function(
     loaded, tmp_path / "theirs", model, apply, expected, flat=lambda name: "to_k.bias" in name
@@ -235,7 +232,7 @@ def test_latte_crosses_frames_only_where_its_names_say_so():
   params = jax.tree.map(draw, ARCHITECTURES["LatteTransformer3DModel"].shapes(DIT))
   x, text = draw(jnp.zeros((2, 3, 4, 6, 4))), draw(jnp.zeros((2, 5, 12)))
 
-  @functools.partial(jax.jit, static_argnames=("temporal", "dtype"), compiler_options=QUICK)
+  @functools.partial(jax.jit, static_argnames=("temporal", "dtype"))
   def net(params, x, temporal=True, dtype="float32"):
     config = dataclasses.replace(DIT, temporal=temporal, dtype=dtype)
     t = jnp.asarray([3.0, 871.0])
@@ -265,7 +262,7 @@ def test_the_prior_sees_no_padding_and_undoes_the_normalisation():
     conditions = Conditions((text,), (mask,), vectors={"pooled": pooled})
     return Prior(config).apply({"params": params}, x, jnp.asarray([3.0, 871.0]), conditions)
 
-  program = jax.jit(net, compiler_options=QUICK)
+  program = jax.jit(net)
   before, after = program(params, text, mask), program(params, text.at[:, 5].add(1.0), mask)
   assert np.abs(before - after)[0].max() > 1e-3
   np.testing.assert_array_equal(before[1], after[1])  # padding there

@@ -15,7 +15,7 @@ from emu_jax.loading import load_pipeline
 from emu_jax.models.unet import UNet
 from emu_jax.systems.emu import text_features, without_text
 from emu_jax.systems.latent import bound
-from tests.weights.oracle import QUICK, channels_last, drawn_anew, torch
+from tests.weights.oracle import channels_last, drawn_anew, torch
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is the oracle")
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle")
@@ -164,7 +164,7 @@ def test_text_to_image_equals_diffusers_at_every_step(kind, tmp_path):
     return ddim(predict, image.schedule, x, grid, trajectory=True)
 
   negative = ours.prompts(["" if kind == "xl" else "blurry"] * 2)
-  program = jax.jit(states, compiler_options=QUICK)
+  program = jax.jit(states)
   found = program(ours.trees, ours.prompts(PROMPTS), negative, channels_last(start))
   assert_same_steps(found, expected)
   # Bytes: a difference of one step is rounding.
@@ -198,7 +198,7 @@ def test_instruct_pix2pix_equals_diffusers_at_every_step(tmp_path):
     return ddim(predict, image.schedule, x, grid, trajectory=True)
 
   prompts, empty = ours.prompts(PROMPTS), ours.prompts(["", ""])
-  program = jax.jit(states, compiler_options=QUICK)
+  program = jax.jit(states)
   given = channels_last(picture)
   assert_same_steps(program(ours.trees, prompts, empty, given, channels_last(start)), expected)
   own = ours.encode(np.round(source.transpose(0, 2, 3, 1) * 255).astype(np.uint8)[:, None])

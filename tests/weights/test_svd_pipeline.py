@@ -9,7 +9,7 @@ import pytest
 from emu_jax.diffusion.edm import Edm
 from emu_jax.stable_video import described, load_stable_video
 from emu_jax.systems import svd
-from tests.weights.oracle import QUICK, assert_same_output, drawn_anew, reopened, torch
+from tests.weights.oracle import assert_same_output, drawn_anew, reopened, torch
 from tests.weights.test_svd import TWO, frames_last
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is the oracle")
@@ -111,8 +111,7 @@ def test_every_step_is_that_of_diffusers_pipeline(tmp_path, monkeypatch):
   sample = jax.jit(
     lambda params, picture, noise, first, last: svd.sample_latents(
       config, {"unet": params}, picture, noise, first, last, sampling=sampling
-    ),
-    compiler_options=QUICK,
+    )
   )
   reached = sample(loaded.params, picture, frames_last(noise), *SCALES)
   jax.effects_barrier()
@@ -150,8 +149,7 @@ def test_what_the_network_is_told_of_a_picture_is_what_diffusers_tells_it(tmp_pa
   assert model.nets.svd.latent_scale == pipe.vae.config.scaling_factor
   numbers = {"fps": jnp.full(2, 7.0), "bucket": jnp.full(2, 127.0), "noise": jnp.zeros(2)}
   program = jax.jit(
-    lambda trees, pixels: described(model.nets, trees, pixels, numbers, jax.random.key(0)),
-    compiler_options=QUICK,
+    lambda trees, pixels: described(model.nets, trees, pixels, numbers, jax.random.key(0))
   )
   picture = program(model.trees, jnp.asarray(pixels[:, None], jnp.float32) / 127.5 - 1)
   inputs, kwargs = told[0]
