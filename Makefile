@@ -20,7 +20,7 @@ demo: $(VENV)/run
 test: $(VENV)/test $(VENV)/reference-$(strip $(REFERENCE))
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15
+	$(BIN)/python -m pytest -n 2 --durations 15
 
 $(VENV)/run: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -6,6 +6,7 @@ import pathlib
 import jax
 import pytest
 from jaxtyping import install_import_hook
+from xdist.scheduler import LoadFileScheduling
 
 # The compiler's effort goes where programs run often; a test's run once or twice.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -31,16 +32,21 @@ install_import_hook(["emu_jax", "train"], "beartype.beartype")  # annotations ar
 
 
 # A worker runs whole files, since a file's tests share what they set up; these share it too.
-TOGETHER = dict.fromkeys(
-  ("tests/test_cli.py", "tests/train/test_command.py"), "the tiny recipe's runs"
-)
+RECIPE = "the runs of the tiny recipe"
+TOGETHER = {"tests/test_cli.py": RECIPE, "tests/train/test_command.py": RECIPE}
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-  for item in items:
-    file = item.nodeid.split("::")[0]
-    item.add_marker(pytest.mark.xdist_group(TOGETHER.get(file, file)))
+class ByFile(LoadFileScheduling):
+  """Files to workers, those that share something to the same one."""
+
+  def _split_scope(self, nodeid: str) -> str:
+    file = super()._split_scope(nodeid)
+    return TOGETHER.get(file, file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  return ByFile(config, log)
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ SVD_PARTS = {
   "unet": (
     UNet(
       UNetConfig(
-        channels=(32, 32),
+        channels=(64, 64),  # of 32 groups: in a group of one channel a norm forgets what is told
         num_res_blocks=(1, 1),
         transformer_depth=(0, 1),
         num_heads=2,
