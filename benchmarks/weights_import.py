@@ -40,11 +40,12 @@ model = {library}.{name}.from_pretrained(folder)
 for p in model.parameters():
   p.sum()  # pages of a mapped file come when they are read
 """
-PROGRAM = """
-import json, resource, sys, time
+PROGRAM = r"""
+import json, re, sys, time
 folder, clock = sys.argv[1], time.perf_counter
 {body}
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+# Not ru_maxrss, which begins at what the process that started this one had.
+peak = int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) / 2**20
 print(json.dumps([clock() - began, peak]))
 """
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +28,8 @@ from emu_jax.weights.options import Options
 from emu_jax.weights.table import join, split, tensor_shape
 
 Precision = Literal["float32", "bfloat16"]
+# Tensors that are read and laid out at a time: copying them is most of the work.
+THREADS = min(8, os.cpu_count() or 1)
 PARAMS = "params"  # folder of our own copy of the weights, beside config.json
 _HALF = "F16"
 _SUPPORTED = ("F32", "BF16", _HALF)
@@ -47,7 +51,7 @@ def load(
 ) -> Loaded:
   """The network of a diffusers or transformers folder, or of a converted one, with its weights.
 
-  Weights are read one tensor at a time, so that the host never holds two copies.
+  Weights are read a few tensors at a time, so that the host never holds two copies.
 
   Args:
     dtype: of weights and matmuls; None keeps the weights as they are stored and computes in
@@ -112,13 +116,18 @@ def _read(architecture, config, path, dtype, widen, sharding) -> Params:
       f"weights: {path} holds float16 tensors ({len(halves)}, {halves[0]} among them), which have "
       "lost small numbers; take the float32 file, or say that they may be widened (--widen)"
     )
-  leaves = {}
-  for name, group in groups.items():
+
+  def fetched(name):
     array = tensors.read(names[name])
     if dtype is not None or array.dtype == np.float16:
       array = array.astype(dtype or np.float32)
-    for leaf, part in split(group, array).items():
-      leaves[leaf] = jax.device_put(part, sharding)
+    parts = split(groups[name], array)
+    return {leaf: jax.device_put(part, sharding) for leaf, part in parts.items()}
+
+  leaves = {}
+  with ThreadPoolExecutor(THREADS) as pool:
+    for parts in pool.map(fetched, groups):
+      leaves |= parts
   return unflatten_dict(leaves, sep="/")
 
 
