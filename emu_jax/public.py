@@ -48,19 +48,10 @@ ANIMATED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageModel:
-  """An image model in memory, and where the tokenizers of its text encoders are."""
+class PublicModel:
+  """A model in memory, and where the tokenizers of its text encoders are."""
 
-  config: EmuConfig
-  trees: Params
-  tokenizers: tuple[pathlib.Path, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class AnimationModel:
-  """As `ImageModel`, with motion modules."""
-
-  config: AnimateDiffConfig
+  config: EmuConfig | AnimateDiffConfig
   trees: Params
   tokenizers: tuple[pathlib.Path, ...]
 
@@ -77,7 +68,7 @@ def is_animation(folder: str | pathlib.Path) -> bool:
 
 def load_image_model(
   folder: str | pathlib.Path, *, dtype: Precision | None = None, widen: bool = False
-) -> ImageModel:
+) -> PublicModel:
   """The image model of a Stable Diffusion folder (1, 2, XL, InstructPix2Pix, inpainting, upscaler).
 
   Args:
@@ -93,7 +84,7 @@ def load_animation(
   *,
   dtype: Precision | None = None,
   widen: bool = False,
-) -> AnimationModel:
+) -> PublicModel:
   """AnimateDiff: a folder of its own, or an image model's with a motion adapter's.
 
   Of the image model the schedule is not taken where an adapter is given, since motion modules were
@@ -126,10 +117,10 @@ def load_animation(
       num_frames=min(16, unet.temporal.max_frames),
     )
   trees = partition(params, (("temporal_*", "temporal"), ("*", "spatial")))
-  return AnimationModel(config, model.trees | trees, model.tokenizers)
+  return PublicModel(config, model.trees | trees, model.tokenizers)
 
 
-def _assembled(folder: pathlib.Path, kinds: dict, how: dict) -> ImageModel:
+def _assembled(folder: pathlib.Path, kinds: dict, how: dict) -> PublicModel:
   index = read_json(folder / INDEX)
   kind = index.get("_class_name")
   if kind not in kinds:
@@ -159,7 +150,7 @@ def _assembled(folder: pathlib.Path, kinds: dict, how: dict) -> ImageModel:
     "text": {str(i): text.params for i, text in enumerate(texts)},
     "spatial": spatial,
   }
-  return ImageModel(config, trees, tokenizer_folders(folder, len(names)))
+  return PublicModel(config, trees, tokenizer_folders(folder, len(names)))
 
 
 def tokenizer_folders(folder: pathlib.Path, number: int) -> tuple[pathlib.Path, ...]:
@@ -167,7 +158,7 @@ def tokenizer_folders(folder: pathlib.Path, number: int) -> tuple[pathlib.Path, 
   return tuple(folder / name for name in ("tokenizer", "tokenizer_2")[:number])
 
 
-def check_same(config: EmuConfig, model: ImageModel, who: str) -> None:
+def check_same(config: EmuConfig, model: PublicModel, who: str) -> None:
   """Raises InputError, beginning with `who`, where a config describes another image model.
 
   Precision, rematerialisation and the size of pictures may differ: they change no weight.

@@ -179,6 +179,16 @@ def test_stable_video_says_what_it_cannot_do(folders, picture, refused, tmp_path
   assert "sigma_max" in line(folder=other)
 
 
+def test_a_converted_pipeline_animates_what_the_original_does(folders, picture, tmp_path):
+  cli.main(["convert", str(folders["video"]), str(tmp_path / "ours")])
+  written = []
+  for folder in (folders["video"], tmp_path / "ours"):
+    out = tmp_path / f"{folder.name}.gif"
+    emu("animate", picture, "--checkpoint", folder, *SIZE, "--out", out)
+    written.append(out.read_bytes())
+  assert written[0] == written[1]
+
+
 def test_half_precision_reaches_every_network(folders):
   model = stable_video.load_stable_video(folders["video"], dtype="bfloat16")
   assert {c.dtype for c in (model.nets.svd.unet, model.nets.autoencoder, model.nets.vision)} == {
