@@ -1,6 +1,6 @@
 """A denoising step of public U-Nets here and in PyTorch, eager and compiled, in one alternated run.
 
-  python -m benchmarks.public_step --case sd15 --compile --out docs/results
+  python -m benchmarks.public_step --case sd15 --compile forward --out docs/results
 
 The U-Net is diffusers' own class with every tensor drawn anew, imported by the table that reads
 checkpoints. First both must agree; then they take turns (benchmarks/measuring.py). Forward is the
@@ -41,7 +41,7 @@ class Arguments:
   threads: int = 0  # cores for either side; 0 = all of this process's
   side: int = 0  # of the latents; 0: the case's own
   backward: bool = True  # the gradient of every parameter too
-  compile: bool = False  # torch.compile as a third contender; minutes more
+  compile: Literal["no", "forward", "both"] = "no"  # torch.compile too; minutes more, and memory
   small: bool = False  # a network small enough to try this command
   out: pathlib.Path | None = None  # folder for public_step_<case>.json and .md
 
@@ -138,12 +138,12 @@ def measure(case: Case, arguments: Arguments) -> dict:
   if agreement["output"] > OUTPUT or agreement.get("gradient", 0.0) > GRADIENT:
     sys.exit(f"public_step: the two sides disagree, nothing was timed: {agreement}")
 
-  if arguments.compile:
+  if arguments.compile != "no":
     say("torch.compile")
     compiled = torch.compile(model, dynamic=False)
     try:
       tasks["forward"]["torch.compile"] = warm(torch_forward(compiled, theirs))
-      if arguments.backward:
+      if arguments.backward and arguments.compile == "both":
         step = torch_both(compiled, theirs, direction)
         tasks["forward + backward"]["torch.compile"] = warm(step)
       fate = "works"
