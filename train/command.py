@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.experimental import multihost_utils
 
 from emu_jax import command_line
 from emu_jax.compilation import enable_cache
@@ -230,8 +231,7 @@ def check_data(experiment: Experiment) -> None:
   with refused(f"stage {experiment.stage!r}"):
     spec, loop = experiment.clips, experiment.loop
   needed = ("train", "validation") if loop.validate_every or loop.sample_every else ("train",)
-  each = experiment.data.batch_size // jax.process_count()
-  if each < 1 or experiment.data.batch_size % jax.device_count():
+  if experiment.data.batch_size % jax.device_count():
     raise InputError(
       f"--data.batch_size {experiment.data.batch_size}: does not split over {jax.device_count()} "
       f"device(s); choose {jax.device_count()} or a multiple of it"
@@ -248,7 +248,7 @@ def check_data(experiment: Experiment) -> None:
     except InputError as error:  # the recipe's other stages may well fit
       raise InputError(f"stage {experiment.stage!r}: {error}") from error
     # A pass over the validation data has no repetition to fill a batch with.
-    if split == "validation" and sum(counts) // jax.process_count() < each:
+    if split == "validation" and sum(counts) < experiment.data.batch_size:
       raise InputError(
         f"--data.batch_size {experiment.data.batch_size}: {list(experiment.data.sources)} have "
         f"{sum(counts)} usable validation records, fewer than a batch; lower it, or "
@@ -336,11 +336,18 @@ def data_options(experiment: Experiment, tokenizers: tuple[Tokenizer, ...]) -> d
 
 
 def statistics_batch(experiment: Experiment, inherited: dict, data: Iterator) -> dict:
-  """Frames of the first batches, where latents are still to be measured; the data stays put."""
+  """Frames of the first batches, where latents are still to be measured; the data stays put.
+
+  They are those of all processes, in the order in which one process would read them.
+  """
   if experiment.stage == "autoencoder" or "latents" in inherited:
     return {}
   position = data.get_state()
   count = max(1, STATISTICS_EXAMPLES // experiment.data.batch_size)
-  frames = [batch["frames"] for batch in itertools.islice(data, count)]
+  frames = np.stack([batch["frames"] for batch in itertools.islice(data, count)])
   data.set_state(position)
-  return {"frames": jnp.asarray(np.concatenate(frames)[:STATISTICS_EXAMPLES])}
+  if jax.process_count() > 1:
+    every = multihost_utils.process_allgather(frames)  # [processes, batches, B, ...]
+    frames = np.moveaxis(np.asarray(every), 0, 1)
+  frames = frames.reshape(-1, *frames.shape[-4:])
+  return {"frames": jnp.asarray(frames[:STATISTICS_EXAMPLES])}

@@ -66,7 +66,7 @@ def train(
 
   Args:
     data: this process's batches, without end: trees of numpy arrays [B, ...], with `get_state` and
-      `set_state` as Grain's iterators have.
+      `set_state` as Grain's iterators have; the state is the same in every process.
     run_dir: everything the run writes; a run found there is continued.
     config: the whole experiment as JSON; a run of another config is refused (train.checkpoint).
     validation: begins the validation data anew: the same batches at every call.
@@ -91,6 +91,8 @@ def train(
       line=stack.enter_context(ProgressLine(loop.num_steps, first)),
       stop=stack.enter_context(StopSignal()),
     )  # fmt: skip
+    for text in checkpoints.set_aside:
+      run.line.say(text)
     if first:
       run.line.say(f"{run_dir}: continuing from step {first}")
     update = jitted_step(stage.loss, optim, loop.num_steps, replicated(mesh))

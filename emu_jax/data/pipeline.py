@@ -1,9 +1,9 @@
 """Packed records -> shuffled batches with captions, dropout and a position that can be saved.
 
-Everything random is a function of (seed, position): a restored iterator goes on with the same clips,
-starts and dropped captions as one that was never stopped. The order is that of the global batches:
-each process reads its own part of them, so any number of processes may go on with any other's
-position. There is no horizontal flip: captions say left and right.
+Everything random is a function of (seed, position): a restored iterator goes on with the same
+clips, starts and dropped captions as one that was never stopped. The order is that of the global
+batches: each process reads its own part of them, so any number of processes may go on with any
+other's position. There is no horizontal flip: captions say left and right.
 """
 
 import dataclasses
