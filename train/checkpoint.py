@@ -55,9 +55,9 @@ class Checkpoints:
   def __init__(self, run_dir: pathlib.Path, keep: int):
     self.folder = (pathlib.Path(run_dir) / "checkpoints").absolute()
     self.set_aside: list[str] = []  # what a person should know of it, a line each
-    if self.folder.is_dir():
-      partial = [p for p in self.folder.iterdir() if p.name.isdigit() and not complete(p)]
-      self._put_aside(partial, "incomplete")
+    found = self.folder.iterdir() if self.folder.is_dir() else ()
+    partial = [p for p in found if p.name.isdigit() and not complete(p)]
+    self._put_aside(partial, "incomplete")
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
     self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -159,8 +159,10 @@ class Checkpoints:
       yield
     except Exception as error:
       whole = latest_step(self.folder.parent)
+      told = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's way to say it
+      reason = os.strerror(int(told[1])) if told else _first_line(error)
       raise OSError(
-        f"{self.folder}: a checkpoint could not be written: {_first_line(error)}; make room and"
+        f"{self.folder}: a checkpoint could not be written: {reason}; make room and"
         f" give the same command: it continues from step {whole or 0}"
       ) from error
 
