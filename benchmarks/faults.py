@@ -68,7 +68,7 @@ class Campaign:
   unreadable: list[str] = dataclasses.field(default_factory=list)
 
   def start(self, run_dir: pathlib.Path, file_bytes: int = -1) -> subprocess.Popen:
-    """Begins or continues a run, whose files may get so large; what it says goes to <run_dir>.log."""
+    """Begins or continues a run, whose files may get so large; it speaks to <run_dir>.log."""
     code = (
       f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes}, {file_bytes}))\n"
       "import sys; from train import command; command.main(sys.argv[1:])"

@@ -24,6 +24,7 @@ from train.progress import Clock, ProgressLine
 from train.stage import Stage
 from train.state import TrainState, abstract_state, initial_state
 from train.step import jitted_step, validation_step
+from train.watch import DataWatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def train(
     run = _Run(
       stage=stage, frozen=frozen, loop=loop, mesh=mesh, keys=keys, first=first,
       validation=validation, checkpoints=checkpoints,
-      readings=Readings(state.params, optim.on_non_finite),
+      readings=Readings(state.params, optim.on_non_finite), data_watch=DataWatch(first),
       log=stack.enter_context(Log(run_dir, first)),
       line=stack.enter_context(ProgressLine(loop.num_steps, first)),
       stop=stack.enter_context(StopSignal()),
@@ -144,6 +145,7 @@ class _Run:
   validation: Callable[[], Iterable] | None
   checkpoints: Checkpoints
   readings: Readings
+  data_watch: DataWatch
   log: Log
   line: ProgressLine
   stop: StopSignal
@@ -202,7 +204,8 @@ def _read(run: _Run, pending: tuple | None, clock: Clock, clips: int) -> None:
   if pending is None:
     return
   step, metrics, fault = pending
-  run.readings.add(step, metrics, fault)
+  if told := run.readings.add(step, metrics, fault):
+    run.line.say(told)
   if step > run.first + 1:  # the first step was timed by itself
     clock.step()
   if step % run.loop.log_every and step < run.loop.num_steps:
@@ -210,6 +213,8 @@ def _read(run: _Run, pending: tuple | None, clock: Clock, clips: int) -> None:
   means, times = run.readings.means(), clock.lap(clips)
   run.log.scalars(step, means | times)
   run.line.show(step, means.get("train/loss", float("nan")), times)
+  if told := run.data_watch.add(step, times):
+    run.line.say(told)
 
 
 def _pauses(loop: LoopConfig, step: int) -> bool:
