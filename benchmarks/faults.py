@@ -15,21 +15,26 @@ import argparse
 import collections
 import dataclasses
 import json
+import multiprocessing
 import os
 import pathlib
 import random
+import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 
 import jax
 
-from benchmarks.measuring import commit, root, say
+from benchmarks.measuring import commit, say
 from emu_jax.run import complete, load_numpy
+from train import command
 
+# Every run is a process of its own, forked from one that has imported the program and done nothing
+# else: kills then fall into training and not into imports.
+FORKS = multiprocessing.get_context("forkserver")
 STEPS = 40
 CONFIG = """
 from emu_jax.models.discriminator import PatchDiscriminatorConfig
@@ -54,7 +59,7 @@ STAGES = (
 """
 FIRST_STEP = "compiled and did the first step"
 LOOP_SECONDS = 2.0  # the longest time after the first step at which a run is killed
-START_SECONDS = 8.0  # the longest after which one is killed that is still starting
+START_SECONDS = 4.0  # the longest after which one is killed that is still starting
 STARTING = 0.15  # share of the kills that may come before the first step
 
 
@@ -67,33 +72,38 @@ class Campaign:
   count: collections.Counter
   unreadable: list[str] = dataclasses.field(default_factory=list)
 
-  def start(self, run_dir: pathlib.Path, file_bytes: int = -1) -> subprocess.Popen:
+  def start(self, run_dir: pathlib.Path, file_bytes: int = -1) -> multiprocessing.Process:
     """Begins or continues a run, whose files may get so large; it speaks to <run_dir>.log."""
-    code = (
-      f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes}, {file_bytes}))\n"
-      "import sys; from train import command; command.main(sys.argv[1:])"
-    )
-    words = ["run", "--config", self.folder / "config.py", "--out", run_dir]
-    environment = os.environ | {
-      "JAX_PLATFORMS": "cpu",
-      "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
-      "PYTHONPATH": str(root()),
-    }
-    with log(run_dir).open("w") as file:
-      return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words)],
-        stdout=file, stderr=file, env=environment, cwd=root(),
-      )  # fmt: skip
+    words = ["run", "--config", str(self.folder / "config.py"), "--out", str(run_dir)]
+    log(run_dir).write_text("")
+    process = FORKS.Process(target=emu_train, args=(words, log(run_dir), file_bytes))
+    process.start()
+    return process
+
+  def end(self, run_dir: pathlib.Path) -> int:
+    """Lets a start come to its end; its exit code."""
+    process = self.start(run_dir)
+    process.join()
+    return process.exitcode
+
+
+def emu_train(words: list[str], said: pathlib.Path, file_bytes: int) -> None:
+  """The command, in a process of its own."""
+  with said.open("w") as file:
+    for stream in (1, 2):
+      os.dup2(file.fileno(), stream)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+  command.main(words)
 
 
 def log(run_dir: pathlib.Path) -> pathlib.Path:
   return run_dir.with_suffix(".log")
 
 
-def wait_for(process: subprocess.Popen, run_dir: pathlib.Path, text: str) -> bool:
+def wait_for(process: multiprocessing.Process, run_dir: pathlib.Path, text: str) -> bool:
   """Until the run has said something; False where it ended before."""
   while text not in log(run_dir).read_text():
-    if process.poll() is not None:
+    if not process.is_alive():
       return False
     time.sleep(0.002)
   return True
@@ -130,8 +140,9 @@ def hit(campaign: Campaign, run_dir: pathlib.Path) -> bool:
     kind, number = ("asked", signal.SIGTERM) if term else ("running", signal.SIGKILL)
     wait_for(process, run_dir, FIRST_STEP)
     time.sleep(draw.uniform(0, LOOP_SECONDS))
-  process.send_signal(number)
-  code = process.wait()
+  os.kill(process.pid, number)  # not yet joined, so the number is still this process's
+  process.join()
+  code = process.exitcode
   if code == 0 and "stopped at step" not in log(run_dir).read_text():
     return False
   campaign.count[kind] += 1
@@ -158,7 +169,7 @@ def cut_newest(campaign: Campaign, run_dir: pathlib.Path) -> None:
   process = campaign.start(run_dir)
   wait_for(process, run_dir, FIRST_STEP)
   process.kill()
-  process.wait()
+  process.join()
   campaign.count["cut"] += 1
   campaign.count["cut, continued"] += (
     f"continuing from step {whole[-2].name}" in log(run_dir).read_text()
@@ -172,7 +183,9 @@ def fill_disk(campaign: Campaign, run_dir: pathlib.Path) -> None:
     return
   files = (file for file in steps(run_dir)[-1].rglob("*") if file.is_file())
   limit = max(file.stat().st_size for file in files) // 2
-  code = campaign.start(run_dir, limit).wait()
+  process = campaign.start(run_dir, limit)
+  process.join()
+  code = process.exitcode
   said = log(run_dir).read_text()
   campaign.count["full"] += 1
   fine = code == 2 and "Traceback" not in said and "make room" in said.splitlines()[-1]
@@ -200,13 +213,14 @@ def differences(run_dir: pathlib.Path, expected: dict, expected_losses: list) ->
 def measured(kills: int, seed: int, folder: pathlib.Path) -> dict:
   campaign = Campaign(folder, random.Random(seed), collections.Counter())
   clips = ["prepare", "shapes", "--out", str(folder / "data"), "--size", "16"]
-  code = "import sys; from train import command; command.main(sys.argv[1:])"
   words = [*clips, "--num-images", "8", "--num-clips", "40"]
-  subprocess.run([sys.executable, "-c", code, *words], check=True, cwd=root(), capture_output=True)
+  packing = FORKS.Process(target=emu_train, args=(words, folder / "data.log", -1))
+  packing.start()
+  packing.join()
   config = CONFIG.format(clips=str(folder / "data" / "videos"), steps=STEPS)
   (folder / "config.py").write_text(config)
   whole = folder / "whole"
-  if campaign.start(whole).wait():
+  if campaign.end(whole):
     sys.exit(f"benchmark: the first run failed\n{log(whole).read_text()[-3000:]}")
   expected, expected_losses = contents(steps(whole)[-1]), losses(whole)
   count, differ, runs = campaign.count, [], 0
@@ -219,7 +233,7 @@ def measured(kills: int, seed: int, folder: pathlib.Path) -> dict:
       if hits == 2:
         (cut_newest if runs % 2 else fill_disk)(campaign, run_dir)
       if killed >= kills:
-        if campaign.start(run_dir).wait():
+        if campaign.end(run_dir):
           sys.exit(f"benchmark: a start failed\n{log(run_dir).read_text()[-3000:]}")
         break
     differ += [f"run {runs}: {name}" for name in differences(run_dir, expected, expected_losses)]
@@ -229,7 +243,7 @@ def measured(kills: int, seed: int, folder: pathlib.Path) -> dict:
   return {"runs": runs, "differ": differ, "unreadable": campaign.unreadable, **count}
 
 
-def table(found: dict, seed: int) -> str:
+def table(found: dict, kills: int, seed: int) -> str:
   """The figures as a section of a document."""
   get = lambda name: found.get(name, 0)
   rows = [
@@ -251,8 +265,8 @@ def table(found: dict, seed: int) -> str:
   lines = [f"| {name} | {value} |" for name, value in rows]
   lines += [f"\n- {text}" for text in [*found["differ"], *found["unreadable"]]]
   head = f"# Killed runs\n\n{__doc__.split(chr(10) * 2, 2)[2].strip()}\n\n"
-  command = f"`python -m benchmarks.faults --kills N --seed {seed} --out docs/results`, commit "
-  return f"{head}{command}{commit()}:\n\n| | |\n|---|---|\n" + "\n".join(lines) + "\n"
+  words = f"`python -m benchmarks.faults --kills {kills} --seed {seed} --out docs/results`, commit "
+  return f"{head}{words}{commit()}:\n\n| | |\n|---|---|\n" + "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -261,10 +275,13 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--out", type=pathlib.Path, help="folder for faults.md")
   arguments = parser.parse_args()
+  os.environ["JAX_PLATFORMS"] = "cpu"  # of the runs
   jax.config.update("jax_platforms", "cpu")
+  FORKS.set_forkserver_preload(["train.command", "tests.tiny"])
   with tempfile.TemporaryDirectory() as folder:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(folder) / "cache")
     found = measured(arguments.kills, arguments.seed, pathlib.Path(folder))
-  text = table(found, arguments.seed)
+  text = table(found, arguments.kills, arguments.seed)
   print(text)
   if arguments.out:
     (arguments.out / "faults.md").write_text(text)

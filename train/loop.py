@@ -107,7 +107,7 @@ class StopSignal:
 
   def __init__(self):
     self._received = False
-    # With several processes JAX's runtime holds the handler and agrees on a common step.
+    # With several processes JAX's runtime holds the handler of SIGTERM and agrees on a common step.
     self._own = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
 
   def __enter__(self) -> "StopSignal":
@@ -122,8 +122,10 @@ class StopSignal:
 
   def requested(self, step: int) -> bool:
     """Whether to stop before the update that follows `step` updates; the same in every process."""
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
+    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+      self._received = True
+      for number in self.SIGNALS:  # from here on, while it saves, another one exits at once
+        signal.signal(number, self._receive)
     return self._received
 
   def _receive(self, number: int, frame: Any) -> None:
