@@ -101,13 +101,17 @@ def train(
 
 
 class StopSignal:
-  """Turns the first SIGTERM or SIGINT into a request to stop; the second one exits at once."""
+  """Turns the first SIGTERM or SIGINT into a request to stop; the second one exits at once.
+
+  With several processes a SIGTERM to any one stops all at the same step, and further ones change
+  nothing: a launcher sends one to each process, and none of them may cut the save short.
+  """
 
   SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
   def __init__(self):
     self._received = False
-    # With several processes JAX's runtime holds the handler of SIGTERM and agrees on a common step.
+    # With several processes JAX's runtime holds the handler and agrees on a common step.
     self._own = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
 
   def __enter__(self) -> "StopSignal":
@@ -122,10 +126,8 @@ class StopSignal:
 
   def requested(self, step: int) -> bool:
     """Whether to stop before the update that follows `step` updates; the same in every process."""
-    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-      self._received = True
-      for number in self.SIGNALS:  # from here on, while it saves, another one exits at once
-        signal.signal(number, self._receive)
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
     return self._received
 
   def _receive(self, number: int, frame: Any) -> None:
