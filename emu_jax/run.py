@@ -17,9 +17,16 @@ import orbax.checkpoint as ocp
 
 from emu_jax.errors import InputError
 
-# Orbax warns of each metadata file that a folder of a single item does not have, and of folders
-# that it cannot read, which is an error here.
-_EXPECTED = ("Metadata file does not exist", "Failed to get item metadata")
+# Orbax warns of each metadata file that a folder of a single item does not have, of folders that
+# it cannot read, and, with a traceback, of writes that failed; the last two are errors here.
+_EXPECTED = (
+  "Metadata file does not exist",
+  "Failed to get item metadata",
+  "_SignalingThread.run() raised an exception",
+  "Commit callback in background save thread",
+  "Save Finalize thread",
+  "one or more items may not be finalized",
+)
 logging.getLogger("absl").addFilter(
   lambda record: not any(text in record.getMessage() for text in _EXPECTED)
 )

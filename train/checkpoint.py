@@ -12,10 +12,12 @@ A run continues from, in this order:
 """
 
 import base64
+import contextlib
 import json
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,24 +47,28 @@ EXEMPT = (
 class Checkpoints:
   """Numbered checkpoints of a run: weights and data position together, written in the background.
 
-  A folder that holds only part of a checkpoint (a copy that was cut short) is renamed to
-  `<step>.incomplete` and never read; a killed run leaves none under a number of its own.
+  A folder that holds only part of a checkpoint (a copy that was cut short, an old one that was
+  being deleted) is renamed to `<step>.incomplete` and never read; a killed run leaves none under a
+  number of its own.
   """
 
   def __init__(self, run_dir: pathlib.Path, keep: int):
     self.folder = (pathlib.Path(run_dir) / "checkpoints").absolute()
-    if jax.process_index() == 0 and self.folder.is_dir():
-      _set_incomplete_aside(self.folder)
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices("incomplete checkpoints set aside")
+    self.set_aside: list[str] = []  # what a person should know of it, a line each
+    found = self.folder.iterdir() if self.folder.is_dir() else ()
+    partial = [p for p in found if p.name.isdigit() and not complete(p)]
+    self._put_aside(partial, "incomplete")
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
     self._manager = ocp.CheckpointManager(self.folder, options=options)
 
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *exception: Any) -> None:
-    self._manager.close()  # waits for the write in progress
+  def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+      return  # a process is lost, and closing would wait for it
+    with self._written():
+      self._manager.close()  # waits for the write in progress
 
   @property
   def latest(self) -> int | None:
@@ -70,35 +76,95 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, step: int, state: TrainState, data: Iterator) -> None:
-    """Begins to write; returns once the arrays may be donated. A step that exists is kept as is."""
+    """Begins to write; returns once the arrays may be donated. A step that exists is kept as is.
+
+    Raises:
+      OSError: this checkpoint or the one before it, whose writing ended meanwhile, did not fit on
+        the disk or could not be written for another reason.
+    """
     if step == self.latest:
       return
     tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(tree),
-        ema=ocp.args.StandardSave(state.ema),
-        data=ocp.args.JsonSave({"positions": _positions(data)}),
-      ),
-      force=True,  # the loop decides when, not the manager
-    )
+    with self._written():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(tree),
+          ema=ocp.args.StandardSave(state.ema),
+          data=ocp.args.JsonSave({"position": _position(data)}),
+        ),
+        force=True,  # the loop decides when, not the manager
+      )
 
   def restore(self, like: TrainState, data: Iterator) -> TrainState:
-    """The newest checkpoint, placed as `like` says; moves `data` to where it was then."""
-    step, ema = self.latest, self.folder / str(self.latest) / "ema"
-    check_same(f"checkpoint {ema.parent}", _stored_shapes(ema), like.ema)
-    tree = {"step": like.step, "params": like.params, "opt_state": like.opt_state}
-    found = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(tree),
-        ema=ocp.args.StandardRestore(like.ema),
-        data=ocp.args.JsonRestore(),
-      ),
-    )
-    _set_position(data, found.data["positions"], ema.parent)
+    """The newest checkpoint that can be read, placed as `like` says; moves `data` to where it was.
+
+    Newer ones that cannot be read (a disk lost part of them) are renamed to `<step>.damaged`.
+
+    Raises:
+      InputError: they are of another model, or none of them can be read; nothing is renamed then.
+    """
+    damaged, reason = [], ""
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      found, error = self._read(step, like)
+      if not _anywhere(error is not None):
+        break
+      damaged.append(self.folder / str(step))
+      reason = reason or _first_line(error or "another process could not read it")
+    else:
+      raise InputError(
+        f"{self.folder}: none of its checkpoints can be read: {reason}; copy them again, or choose"
+        " another directory"
+      )
+    if damaged:
+      self._put_aside(damaged, "damaged", f": {reason}")
+      self._manager.reload()
+    data.set_state(_state_of(found.data["position"]))
     return TrainState(ema=found.ema, **found.state)
+
+  def _read(self, step: int, like: TrainState) -> tuple[Any, Exception | None]:
+    """A checkpoint, or why it cannot be read; raises InputError where it is another model's."""
+    ema = self.folder / str(step) / "ema"
+    tree = {"step": like.step, "params": like.params, "opt_state": like.opt_state}
+    args = ocp.args.Composite(
+      state=ocp.args.StandardRestore(tree),
+      ema=ocp.args.StandardRestore(like.ema),
+      data=ocp.args.JsonRestore(),
+    )
+    try:
+      stored = _stored_shapes(ema)
+    except Exception as error:  # of any kind: Orbax and TensorStore have many for a damaged file
+      return None, error
+    check_same(f"checkpoint {ema.parent}", stored, like.ema)
+    try:
+      return self._manager.restore(step, args=args), None
+    except Exception as error:
+      return None, error
+
+  def _put_aside(self, steps: list[pathlib.Path], name: str, reason: str = "") -> None:
+    """Renames folders of checkpoints, in process 0."""
+    for step in steps:
+      aside = step.with_name(f"{step.name}.{name}")
+      self.set_aside.append(f"{step} is {name} and not used{reason}; it is now {aside.name}")
+      if jax.process_index() == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        step.rename(aside)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f"{name} checkpoints set aside")
+
+  @contextlib.contextmanager
+  def _written(self) -> Iterator[None]:
+    """Makes an OSError of one line of whatever Orbax and TensorStore say of a failed write."""
+    try:
+      yield
+    except Exception as error:
+      whole = latest_step(self.folder.parent)
+      told = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's way to say it
+      reason = os.strerror(int(told[1])) if told else _first_line(error)
+      raise OSError(
+        f"{self.folder}: a checkpoint could not be written: {reason}; make room and"
+        f" give the same command: it continues from step {whole or 0}"
+      ) from error
 
 
 def save_frozen(run_dir: pathlib.Path, frozen: Params) -> None:
@@ -193,36 +259,28 @@ def _fields(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     yield from _fields(child, f"{name}.{key}" if name else str(key))
 
 
-def _set_incomplete_aside(folder: pathlib.Path) -> None:
-  for step in folder.iterdir():
-    if step.name.isdigit() and not complete(step):
-      step.rename(step.with_name(f"{step.name}.incomplete"))
-
-
-def _positions(data: Iterator) -> list[str]:
-  """Each process's position in its data, as JSON."""
+def _position(data: Iterator) -> Any:
+  """Where the data is, as JSON; the same in every process (emu_jax.data.pipeline)."""
   state = data.get_state()
-  if isinstance(state, bytes):
-    state = {"base64": base64.b64encode(state).decode()}
-  own = json.dumps(state)
+  return {"base64": base64.b64encode(state).decode()} if isinstance(state, bytes) else state
+
+
+def _state_of(position: Any) -> Any:
+  if isinstance(position, dict) and set(position) == {"base64"}:
+    return base64.b64decode(position["base64"])
+  return position
+
+
+def _anywhere(here: bool) -> bool:
+  """Whether something is so in any process."""
   if jax.process_count() == 1:
-    return [own]
-  raw = np.frombuffer(own.encode(), np.uint8)
-  length = int(np.max(multihost_utils.process_allgather(np.int32(len(raw)))))
-  padded = np.pad(raw, (0, length - len(raw)), constant_values=ord(" "))
-  return [bytes(row).decode() for row in multihost_utils.process_allgather(padded)]
+    return here
+  return bool(np.any(multihost_utils.process_allgather(np.bool_(here))))
 
 
-def _set_position(data: Iterator, positions: list[str], folder: pathlib.Path) -> None:
-  if len(positions) != jax.process_count():
-    raise InputError(
-      f"checkpoint {folder}: written by {len(positions)} processes, read by {jax.process_count()};"
-      " each keeps its own position in the data, so continue with the same number"
-    )
-  state = json.loads(positions[jax.process_index()])
-  if isinstance(state, dict) and set(state) == {"base64"}:
-    state = base64.b64decode(state["base64"])
-  data.set_state(state)
+def _first_line(error: Any) -> str:
+  """What an error says, without the long tail of Orbax's and TensorStore's."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _stored_shapes(folder: pathlib.Path) -> Any:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import math
 import pathlib
@@ -11,29 +10,27 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import tyro
 
 from emu_jax import command_line
 from emu_jax.compilation import enable_cache
 from emu_jax.config import override, refused, to_dict
 from emu_jax.data.folder import Report, prepare_folder
-from emu_jax.data.pipeline import Source, batches, open_source, usable
+from emu_jax.data.pipeline import batches, usable
 from emu_jax.data.shapes import prepare_shapes
-from emu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from emu_jax.data.tokenizer import load_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.loading import check_tokenizer, check_trees
-from emu_jax.public import check_same, is_public, load_image_model
-from emu_jax.run import latest_step, load_ema
-from emu_jax.typing import Params
+from emu_jax.public import is_public
+from emu_jax.run import latest_step
 from train.checkpoint import check_config, claim
 from train.config import Experiment, load_stages
+from train.inputs import data_options, inherit, opened, statistics_batch
 from train.loop import train
+from train.processes import join, together
 from train.stages import build, check_inherited, initial_trees
 from train.tokenizers import stage_tokenizers, tell_of_cuts
 
-STATISTICS_EXAMPLES = 512  # from which the spread of latents is measured
 WITHOUT_VALIDATION = "prepare more clips, or set --loop.validate_every 0 --loop.sample_every 0"
 # What may differ in a stage that is complete: it says how the model was made, not what it is.
 ALL_BUT_MODEL = (
@@ -59,6 +56,12 @@ class Run:
   """Train only these stages; the runs of the stages before must be there."""
   out: pathlib.Path | None = None
   """Folder of the runs, one a stage; None: runs/ and the config's name."""
+  coordinator: str = ""
+  """HOST:PORT of process 0, the same in every process; empty: what Slurm or a TPU's host says."""
+  processes: int = 0
+  """Number of processes that train together; 0: what Slurm or a TPU's host says."""
+  process: int = -1
+  """Which of them this is, from 0 on; -1: what Slurm or a TPU's host says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
   with command_line.errors("emu-train"):
     parsed, words = tyro.cli(commands, prog="emu-train", args=arguments, return_unknown_args=True)
     if isinstance(parsed, Run):
-      run(parsed, words)
+      with together("emu-train"):
+        join(parsed.coordinator, parsed.processes, parsed.process)
+        run(parsed, words)
     elif words:
       raise InputError(f"prepare: {words[0]} is not an option; see `emu-train prepare --help`")
     else:
@@ -167,7 +172,8 @@ def run(arguments: Run, words: list[str]) -> None:
     done = latest_step(folder) or 0
     if done >= experiment.loop.num_steps:
       check_config(folder, json.dumps(to_dict(experiment)), exempt=ALL_BUT_MODEL)
-      print(f"{folder}: complete at step {done}, not trained again")
+      if jax.process_index() == 0:
+        print(f"{folder}: complete at step {done}, not trained again")
     else:
       check_data(experiment)  # of every stage, before the first one trains
       pending.append((experiment, folder))
@@ -230,8 +236,7 @@ def check_data(experiment: Experiment) -> None:
   with refused(f"stage {experiment.stage!r}"):
     spec, loop = experiment.clips, experiment.loop
   needed = ("train", "validation") if loop.validate_every or loop.sample_every else ("train",)
-  each = experiment.data.batch_size // jax.process_count()
-  if each < 1 or experiment.data.batch_size % jax.device_count():
+  if experiment.data.batch_size % jax.device_count():
     raise InputError(
       f"--data.batch_size {experiment.data.batch_size}: does not split over {jax.device_count()} "
       f"device(s); choose {jax.device_count()} or a multiple of it"
@@ -248,7 +253,7 @@ def check_data(experiment: Experiment) -> None:
     except InputError as error:  # the recipe's other stages may well fit
       raise InputError(f"stage {experiment.stage!r}: {error}") from error
     # A pass over the validation data has no repetition to fill a batch with.
-    if split == "validation" and sum(counts) // jax.process_count() < each:
+    if split == "validation" and sum(counts) < experiment.data.batch_size:
       raise InputError(
         f"--data.batch_size {experiment.data.batch_size}: {list(experiment.data.sources)} have "
         f"{sum(counts)} usable validation records, fewer than a batch; lower it, or "
@@ -294,53 +299,3 @@ def train_stage(experiment: Experiment, folder: pathlib.Path) -> bool:
       initial=initial_trees(experiment, inherited),
     )
   return int(state.step) >= experiment.loop.num_steps
-
-
-def inherit(experiment: Experiment) -> Params:
-  """The trees that a stage begins with: of the run before it, or of a public image model."""
-  if not experiment.init_from:
-    return {}
-  if not is_public(experiment.init_from):
-    return load_ema(experiment.init_from)[1]
-  image = experiment.model.image
-  # What stays frozen needs no more digits than it is computed with.
-  half = None if image.unet.dtype == "float32" else image.unet.dtype
-  model = load_image_model(experiment.init_from, dtype=half)
-  check_same(image, model, experiment.init_from)
-  return model.trees
-
-
-def opened(experiment: Experiment, split: str) -> list[Source]:
-  """A split of each source, checked against the model."""
-  size = experiment.model.image.size
-  sources = [open_source(path, split) for path in experiment.data.sources]
-  for path, source in zip(experiment.data.sources, sources, strict=True):
-    if source.size != size:
-      raise InputError(
-        f"--data.sources {path}: was prepared at {source.size} pixels, the model works at {size}; "
-        f"prepare it with --size {size}"
-      )
-  return sources
-
-
-def data_options(experiment: Experiment, tokenizers: tuple[Tokenizer, ...]) -> dict:
-  """What training and validation data have in common."""
-  return {
-    "spec": experiment.clips,
-    "tokenizers": tokenizers,
-    "batch_size": experiment.data.batch_size // jax.process_count(),
-    "seed": experiment.loop.seed,
-    "process_index": jax.process_index(),
-    "process_count": jax.process_count(),
-  }
-
-
-def statistics_batch(experiment: Experiment, inherited: dict, data: Iterator) -> dict:
-  """Frames of the first batches, where latents are still to be measured; the data stays put."""
-  if experiment.stage == "autoencoder" or "latents" in inherited:
-    return {}
-  position = data.get_state()
-  count = max(1, STATISTICS_EXAMPLES // experiment.data.batch_size)
-  frames = [batch["frames"] for batch in itertools.islice(data, count)]
-  data.set_state(position)
-  return {"frames": jnp.asarray(np.concatenate(frames)[:STATISTICS_EXAMPLES])}

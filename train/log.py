@@ -15,6 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from emu_jax.media import enlarge, gif_bytes, png_bytes, readable_scale, save_video
 from train.checkpoint import replace_text
 from train.state import leaf_names
+from train.watch import LossWatch
 
 
 class Log:
@@ -82,34 +83,45 @@ class Readings:
     self._sums: dict[str, float] = {}
     self._counts: dict[str, int] = {}
     self._skipped_in_a_row = 0
+    self._losses = LossWatch()
+    self._highest = -math.inf
+    self._spikes = 0
 
-  def add(self, step: int, metrics: dict[str, Any], fault: Any) -> None:
-    """Waits for a step's metrics.
+  def add(self, step: int, metrics: dict[str, Any], fault: Any) -> str | None:
+    """Waits for a step's metrics; a line where a person should look at that step.
 
     Raises:
       FloatingPointError: loss or gradient was not finite, unless such steps are skipped.
     """
     metrics, fault = jax.device_get((metrics, fault))
+    loss = float(metrics["loss"])
     if fault >= 0:
-      self._judge(step, float(metrics["loss"]), int(fault))
+      told = self._judge(step, loss, int(fault))
       metrics = {"skipped": metrics["skipped"]}  # its other values would spoil the means
     else:
       self._skipped_in_a_row = 0
+      told = self._losses.add(step, loss)
+      self._spikes += told is not None
+      self._highest = max(self._highest, loss)
     for name, value in metrics.items():
       self._sums[name] = self._sums.get(name, 0.0) + float(value)
       self._counts[name] = self._counts.get(name, 0) + 1
+    return told
 
   def means(self) -> dict[str, float]:
-    """The mean of each metric since the last call, under `train/`."""
+    """Since the last call, under `train/`: means, the highest loss and the number of spikes."""
     means = {f"train/{name}": total / self._counts[name] for name, total in self._sums.items()}
-    self._sums, self._counts = {}, {}
+    means["train/loss_spikes"] = float(self._spikes)
+    if math.isfinite(self._highest):
+      means["train/loss_highest"] = self._highest
+    self._sums, self._counts, self._highest, self._spikes = {}, {}, -math.inf, 0
     return means
 
-  def _judge(self, step: int, loss: float, fault: int) -> None:
+  def _judge(self, step: int, loss: float, fault: int) -> str:
     self._skipped_in_a_row += 1
-    if self._skip and self._skipped_in_a_row <= self.MAX_SKIPPED:
-      return
     what = "the loss" if fault == len(self._names) else f"the gradient of {self._names[fault]}"
+    if self._skip and self._skipped_in_a_row <= self.MAX_SKIPPED:
+      return f"step {step}: {what} is not finite (loss {loss}); the step is skipped"
     again = f" and the {self._skipped_in_a_row - 1} before it" if self._skip else ""
     raise FloatingPointError(
       f"train: {what} is not finite at step {step}{again} (loss {loss}); lower optim.peak_lr, or"

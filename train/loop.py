@@ -24,6 +24,7 @@ from train.progress import Clock, ProgressLine
 from train.stage import Stage
 from train.state import TrainState, abstract_state, initial_state
 from train.step import jitted_step, validation_step
+from train.watch import DataWatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ def train(
 
   Args:
     data: this process's batches, without end: trees of numpy arrays [B, ...], with `get_state` and
-      `set_state` as Grain's iterators have.
+      `set_state` as Grain's iterators have; the state is the same in every process.
     run_dir: everything the run writes; a run found there is continued.
     config: the whole experiment as JSON; a run of another config is refused (train.checkpoint).
     validation: begins the validation data anew: the same batches at every call.
@@ -86,11 +87,13 @@ def train(
     run = _Run(
       stage=stage, frozen=frozen, loop=loop, mesh=mesh, keys=keys, first=first,
       validation=validation, checkpoints=checkpoints,
-      readings=Readings(state.params, optim.on_non_finite),
+      readings=Readings(state.params, optim.on_non_finite), data_watch=DataWatch(first),
       log=stack.enter_context(Log(run_dir, first)),
       line=stack.enter_context(ProgressLine(loop.num_steps, first)),
       stop=stack.enter_context(StopSignal()),
     )  # fmt: skip
+    for text in checkpoints.set_aside:
+      run.line.say(text)
     if first:
       run.line.say(f"{run_dir}: continuing from step {first}")
     update = jitted_step(stage.loss, optim, loop.num_steps, replicated(mesh))
@@ -98,7 +101,11 @@ def train(
 
 
 class StopSignal:
-  """Turns the first SIGTERM or SIGINT into a request to stop; the second one exits at once."""
+  """Turns the first SIGTERM or SIGINT into a request to stop; the second one exits at once.
+
+  With several processes a SIGTERM to any one stops all at the same step, and further ones change
+  nothing: a launcher sends one to each process, and none of them may cut the save short.
+  """
 
   SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -142,6 +149,7 @@ class _Run:
   validation: Callable[[], Iterable] | None
   checkpoints: Checkpoints
   readings: Readings
+  data_watch: DataWatch
   log: Log
   line: ProgressLine
   stop: StopSignal
@@ -200,7 +208,8 @@ def _read(run: _Run, pending: tuple | None, clock: Clock, clips: int) -> None:
   if pending is None:
     return
   step, metrics, fault = pending
-  run.readings.add(step, metrics, fault)
+  if told := run.readings.add(step, metrics, fault):
+    run.line.say(told)
   if step > run.first + 1:  # the first step was timed by itself
     clock.step()
   if step % run.loop.log_every and step < run.loop.num_steps:
@@ -208,6 +217,8 @@ def _read(run: _Run, pending: tuple | None, clock: Clock, clips: int) -> None:
   means, times = run.readings.means(), clock.lap(clips)
   run.log.scalars(step, means | times)
   run.line.show(step, means.get("train/loss", float("nan")), times)
+  if told := run.data_watch.add(step, times):
+    run.line.say(told)
 
 
 def _pauses(loop: LoopConfig, step: int) -> bool:

@@ -1,8 +1,9 @@
 """Packed records -> shuffled batches with captions, dropout and a position that can be saved.
 
-Everything random is a function of (seed, process, position): a restored iterator goes on with the
-same clips, starts and dropped captions as one that was never stopped. There is no horizontal flip:
-captions say left and right.
+Everything random is a function of (seed, position): a restored iterator goes on with the same
+clips, starts and dropped captions as one that was never stopped. The order is that of the global
+batches: each process reads its own part of them, so any number of processes may go on with any
+other's position. There is no horizontal flip: captions say left and right.
 """
 
 import dataclasses
@@ -176,7 +177,8 @@ def batches(
 
   A batch is numpy, and this process's own part of the global one: "frames" uint8 [B, T, H, W, 3],
   "tokens" and "masks" tuples of [B, L], one an encoder, "fps" float32 [B] (the spec's),
-  "image_dropped" bool [B]. Processes see disjoint records, equally many each. Close it when done.
+  "image_dropped" bool [B]. The parts of all processes, one after another, are the batch that one
+  process would read; no process reads another's part. Close it when done.
 
   Source: dropout rates are not published; 0.1 and 0.1 are this project's defaults (InstructPix2Pix,
     arXiv:2211.09800, uses 0.05 for each of text, image, both).
@@ -193,10 +195,10 @@ def batches(
   """
   sources = [sources] if isinstance(sources, Source) else list(sources)
   _check_arguments(sources, batch_size, drop_text, drop_both, process_index, process_count)
-  seed_here = int(np.random.SeedSequence([seed, process_index]).generate_state(1)[0])
+  seed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # any integer becomes 32 bits
   parts = []
   for source in sources:
-    part = _shard(source, spec, process_index, process_count).seed(seed_here)
+    part = grain.MapDataset.source(_Chosen(source.records, usable(source, spec))).seed(seed)
     part = part.shuffle() if shuffle else part
     parts.append(part.repeat() if repeat else part)
   if len(parts) == 1:
@@ -205,15 +207,17 @@ def batches(
     data = grain.MapDataset.mix(parts, weights)
   else:
     data = grain.MapDataset.concatenate(parts)
-  if len(data) < batch_size:
+  if len(data) < batch_size * process_count:
     raise InputError(
-      f"batches: batch_size={batch_size} is above the {len(data)} records that process "
-      f"{process_index} of {process_count} has; lower it, or repeat"
+      f"batches: batch_size={batch_size} for each of {process_count} process(es) is above the "
+      f"{len(data)} records there are; lower it, or repeat"
     )
   draw = functools.partial(example, spec=spec, drop_text=drop_text, drop_both=drop_both)
-  data = data.random_map(draw, seed=seed_here + 1)
+  data = data.random_map(draw, seed=seed + 1)
   collate = functools.partial(_collate, tokenizers=tuple(tokenizers))
   data = data.batch(batch_size, drop_remainder=True, batch_fn=collate)
+  # Batch i of all is part i % process_count of a global one; those that fill none are left out.
+  data = data[process_index : len(data) // process_count * process_count : process_count]
   return iter(_reader(data, workers, threads))
 
 
@@ -252,18 +256,6 @@ class _Chosen:
 
   def __repr__(self) -> str:  # Grain keeps it in states: no addresses in it
     return f"_Chosen({len(self)} records)"
-
-
-def _shard(source: Source, spec: ClipSpec, index: int, count: int) -> grain.MapDataset:
-  """This process's usable records; the few that would make processes unequal are left out."""
-  indices = usable(source, spec)
-  each = len(indices) // count
-  if not each:
-    raise InputError(
-      f"batches: {source.name} has {len(indices)} usable records for {count} processes; "
-      "every process needs one: prepare more clips or use fewer processes"
-    )
-  return grain.MapDataset.source(_Chosen(source.records, indices[index : each * count : count]))
 
 
 def example(

@@ -1,9 +1,11 @@
 """Batches are deterministic, disjoint between processes, resumable, and never repeat a frame."""
 
+import itertools
 import json
 import logging
 import pathlib
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -191,29 +193,52 @@ def test_the_position_is_part_of_a_checkpoint(tmp_path):
     same(got, expected)
 
 
-def test_processes_see_disjoint_records_and_together_all_of_them():
-  for shuffle in (True, False):
-    halves = [
-      [i for batch in stream(source(), 2, repeat=False, shuffle=shuffle, **p) for i in which(batch)]
-      for p in ({"process_index": 0, "process_count": 2}, {"process_index": 1, "process_count": 2})
-    ]
-    assert len(halves[0]) == len(halves[1]) == 20
-    assert sorted(halves[0] + halves[1]) == list(range(40))
-  uneven = [
-    list(stream(source(41), 2, repeat=False, process_index=p, process_count=4)) for p in range(4)
-  ]
-  assert {len(part) for part in uneven} == {5}
+MIXED = {
+  "sources": [source(), source(30)],
+  "weights": [0.75, 0.25],
+  "drop_text": 0.2,
+  "drop_both": 0.2,
+}
 
 
-def test_processes_drop_different_captions():
-  shares = [
-    [bool(m.any()) for b in take(one, 10) for m in b["masks"][0]]
-    for one in (
-      stream(source(), drop_text=0.5, process_index=p, process_count=2, shuffle=False)
-      for p in (0, 1)
-    )
-  ]
-  assert shares[0] != shares[1]
+def together(count, number, position=None, **options):
+  """So many global batches of 8 that `count` processes read, and where each of them then is."""
+  read, positions = [], []
+  for index in range(count):
+    one = stream(batch_size=8 // count, process_index=index, process_count=count, **options)
+    if position:
+      one.set_state(position)
+    read.append(list(itertools.islice(one, number)))
+    positions.append(one.get_state())
+    one.close()
+  join = lambda *parts: np.concatenate(parts)
+  return [jax.tree.map(join, *parts) for parts in zip(*read, strict=True)], positions
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_read_together_what_one_process_reads(count):
+  (one, _), (many, _) = together(1, 12, **MIXED), together(count, 12, **MIXED)
+  for a, b in zip(one, many, strict=True):
+    same(a, b)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (4, 2), (2, 1)])
+def test_another_number_of_processes_goes_on_where_some_were(before, after):
+  whole, _ = together(1, 4, **MIXED)
+  _, positions = together(before, 2, **MIXED)
+  assert all(position == positions[0] for position in positions)
+  rest, _ = together(after, 2, positions[0], **MIXED)
+  for a, b in zip(whole[2:], rest, strict=True):
+    same(a, b)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_processes_see_each_record_once_and_equally_many(shuffle):
+  options = {"sources": source(43), "repeat": False, "shuffle": shuffle, "process_count": 4}
+  parts = [[which(b) for b in stream(**options, batch_size=2, process_index=p)] for p in range(4)]
+  assert {len(part) for part in parts} == {5}  # 3 records fill no batch of all four
+  numbers = [i for part in parts for batch in part for i in batch]
+  assert len(set(numbers)) == len(numbers) == 40
 
 
 def test_one_pass_sees_each_record_once_and_epochs_differ():
@@ -263,10 +288,13 @@ def test_sources_mix_by_weight():
     ({"sources": []}, "0 sources"),
     ({"sources": [source(), source(size=8)]}, r"memory4.: 4.*memory8.: 8"),
     ({"batch_size": 0}, "batch_size=0"),
-    ({"batch_size": 41, "repeat": False}, "batch_size=41 is above the 40 records"),
+    (
+      {"batch_size": 41, "repeat": False},
+      "batch_size=41 for each of 1 .* the 40 records",
+    ),
     ({"drop_text": 0.7, "drop_both": 0.4}, r"drop_text=0.7 and drop_both=0.4"),
     ({"process_index": 2, "process_count": 2}, r"process_index=2 is not in \[0, process_count=2"),
-    ({"process_index": 2, "process_count": 64}, "40 usable records for 64 processes"),
+    ({"process_index": 2, "process_count": 64, "repeat": False}, "4 for each of 64 process"),
   ],
 )
 def test_impossible_arguments(options, words):

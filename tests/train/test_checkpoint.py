@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from tiny_run import OPTIM, config, data, init, noisy_loss, run, sample, stage
 
@@ -186,10 +187,56 @@ def test_folder_without_a_checkpoint_is_refused(tmp_path, copy):
     run(copy, 7)
 
 
+def cut(folder):
+  """Leaves half of each file that holds arrays, as a disk does that lost what was not yet on it."""
+  files = [file for file in folder.rglob("*") if file.is_file() and file.parent.name == "d"]
+  assert files
+  for file in files:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("lost", ["state", "ema", "data"])
+def test_damaged_checkpoint_is_set_aside_for_the_one_before(copy, finished, lost, capsys):
+  newest = copy / "checkpoints" / "7"
+  if lost == "data":
+    (newest / "data" / "metadata").write_text('{"posi')
+  else:
+    cut(newest / lost)
+  (copy / "checkpoints" / "7.damaged").mkdir()  # of an earlier time
+  state = run(copy, 7)
+  said = capsys.readouterr().err
+  assert "checkpoints/7 is damaged and not used: " in said
+  assert "continuing from step 6" in said
+  chex.assert_trees_all_equal(state, finished[1])
+  names = {path.name for path in (copy / "checkpoints").iterdir()}
+  assert names == {"3", "6", "7", "7.damaged"}
+
+
+def test_where_no_checkpoint_can_be_read_none_is_touched(copy):
+  for step in ("3", "6", "7"):
+    cut(copy / "checkpoints" / step / "state")
+  with pytest.raises(InputError, match="none of its checkpoints can be read: "):
+    run(copy, 8)
+  assert {path.name for path in (copy / "checkpoints").iterdir()} == {"3", "6", "7"}
+
+
+def test_a_disk_that_is_full_ends_in_one_line_and_the_run_continues(copy, finished, monkeypatch):
+  """The background write fails: the error comes with the next save, or at the end."""
+
+  def full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+  shutil.rmtree(copy / "checkpoints" / "7")
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp.JsonCheckpointHandler, "async_save", full)
+    with pytest.raises(OSError, match=r"could not be written: .*No space.*continues from step 6"):
+      run(copy, 7)
+  assert latest_step(copy) == 6
+  chex.assert_trees_all_equal(run(copy, 7), finished[1])
+
+
 def test_damaged_checkpoint_is_named(copy):
-  for file in (copy / "checkpoints" / "7" / "ema").rglob("*"):
-    if file.is_file() and file.parent.name == "d":
-      file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+  cut(copy / "checkpoints" / "7" / "ema")
   with pytest.raises(InputError, match="7/ema cannot be read"):
     load_ema(copy)
 
@@ -239,14 +286,6 @@ def test_position_may_be_bytes(tmp_path, finished):
     )
     chex.assert_trees_all_equal(checkpoints.restore(like, again), state)
   assert again.position == 41
-
-
-def test_other_number_of_processes_is_refused(copy):
-  path = copy / "checkpoints" / "7" / "data" / "metadata"
-  found = json.loads(path.read_text())
-  path.write_text(json.dumps({"positions": found["positions"] * 2}))
-  with pytest.raises(InputError, match="written by 2 processes, read by 1"):
-    run(copy, 8)
 
 
 def test_a_tree_cannot_train_and_be_frozen(tmp_path):

@@ -16,6 +16,7 @@ from tests import tiny_recipe
 from tests.data.video_files import write_numbered, write_video
 from train import command
 from train.config import load_stages
+from train.inputs import STATISTICS_EXAMPLES
 from train.tokenizers import stage_tokenizers, tell_of_cuts
 
 STAGES = ("autoencoder", "image", "video", "interpolation", "extension")
@@ -157,7 +158,7 @@ def test_latents_are_measured_on_data_that_is_then_trained_on(base):
 
   first, again = data(), data()
   some = command.statistics_batch(experiment, {}, first)["frames"]
-  assert some.shape == (command.STATISTICS_EXAMPLES, 1, 16, 16, 3)
+  assert some.shape == (STATISTICS_EXAMPLES, 1, 16, 16, 3)
   np.testing.assert_array_equal(next(first)["frames"], next(again)["frames"])
   assert command.statistics_batch(experiment, {"latents": {}}, first) == {}
 

@@ -24,6 +24,7 @@ from emu_jax.run import latest_step, load_ema
 from train.log import Readings, side_by_side
 from train.loop import LoopConfig, StopSignal
 from train.progress import Clock, ProgressLine, describe
+from train.watch import DataWatch, LossWatch
 
 
 def lines(run_dir):
@@ -114,9 +115,10 @@ def test_non_finite_gradient_names_step_and_parameter_and_is_not_saved(tmp_path)
   chex.assert_tree_all_finite(load_ema(tmp_path)[1])
 
 
-def test_skipped_step_is_counted_and_the_run_goes_on(tmp_path):
+def test_skipped_step_is_counted_and_the_run_goes_on(tmp_path, capsys):
   optim = dataclasses.replace(OPTIM, on_non_finite="skip")
   state = run(tmp_path, 8, loss=spoilt_loss, optim=optim, loop={"log_every": 4})
+  assert "step 5: the gradient of net/out/bias is not finite" in capsys.readouterr().err
   chex.assert_tree_all_finite(state)
   first, second = lines(tmp_path)
   assert (first["train/skipped"], second["train/skipped"]) == (0, 0.25)
@@ -130,6 +132,45 @@ def test_too_many_skipped_in_a_row_raise():
     readings.add(step, metrics, np.int32(0))
   with pytest.raises(FloatingPointError, match=r"gradient of w .* at step 99 and the 20 before it"):
     readings.add(99, metrics, np.int32(0))
+
+
+def spiking_loss(params, frozen, batch, key, step):
+  """Fifty times as large in the 30th update."""
+  losses, metrics = plain_loss(params, frozen, batch, key, step)
+  return losses * jnp.where(step == 29, 50.0, 1.0), metrics
+
+
+def test_a_spike_of_the_loss_is_told_and_logged(tmp_path, capsys):
+  still = dataclasses.replace(OPTIM, peak_lr=0.0)
+  run(tmp_path, 40, loss=spiking_loss, optim=still, loop={"log_every": 10, "save_every": 0})
+  told = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
+  assert len(told) == 1
+  assert told[0].startswith("step 30: the loss ")
+  assert [line["train/loss_spikes"] for line in lines(tmp_path)] == [0, 0, 1, 0]
+  highest = [line["train/loss_highest"] for line in lines(tmp_path)]
+  assert highest[2] > 20 * max(highest[0], highest[1], highest[3])
+
+
+def test_losses_that_only_vary_are_no_spikes():
+  watch, rng = LossWatch(), np.random.default_rng(0)
+  assert not any(
+    watch.add(i, loss) for i, loss in enumerate(rng.lognormal(0, 0.5, 2000)) if loss < 3
+  )
+  constant = LossWatch()
+  assert not any(constant.add(i, 1.0 + 0.1 * (i == 50)) for i in range(100))  # within the floor
+  assert constant.add(100, 1.2)
+  assert constant.add(101, 1.2)  # a spike is no part of what later steps are compared with
+  assert not LossWatch().add(0, 1e9)  # nothing came before it
+
+
+def test_waiting_for_data_is_told_when_it_begins():
+  watch, told = DataWatch(100), []
+  for i, share in enumerate([0.5, 0.0, 0.9, 0.9, 0.15, 0.15, 0.9, 0.9, 0.0, 0.0, 0.9, 0.9]):
+    line = watch.add(110 + 10 * i, {"time/step_s": 2.0, "time/data_wait": share})
+    told += [line] if line else []
+  assert [line.split(":")[0] for line in told] == ["step 120", "step 220"]
+  assert "the last 20 steps waited for data 25% of their time; give data.workers" in told[0]
+  assert watch.add(230, {}) is None  # a lap without a step
 
 
 def test_one_trace_serves_the_run(tmp_path):

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu_jax.data.pipeline import ClipSpec, Source, batches
 from emu_jax.sharding import make_mesh
 from train.loop import LoopConfig, train
 from train.optimiser import OptimConfig
+from train.processes import join, together
 from train.stage import Stage
 
 OPTIM = OptimConfig(peak_lr=1e-2, warmup_steps=3, ema_decay=0.9)
@@ -73,6 +75,28 @@ def data(batch_size=8, seed=0):
   return iter(dataset.batch(batch_size).to_iter_dataset(reading))
 
 
+class Clips:
+  """The same from the trainer's own reader: this process's part of batches of 8."""
+
+  def __init__(self):
+    rows = np.random.default_rng(0).integers(0, 255, (24, 1, 2, 2, 3), np.uint8)
+    records = [{"frames": row, "fps": np.float32(0), "caption": ""} for row in rows]
+    source = Source("memory", 2, records, np.ones(24, np.int32), np.zeros(24, np.float32))
+    part = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    size = 8 // jax.process_count()
+    self.batches = batches(
+      source, spec=ClipSpec(1, 1.0), batch_size=size, seed=0, threads=1, **part
+    )
+    self.get_state, self.set_state = self.batches.get_state, self.batches.set_state
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    frames = next(self.batches)["frames"]
+    return {"x": frames.reshape(len(frames), -1)[:, :4]}
+
+
 def validation():
   return itertools.islice(data(seed=7), 2)
 
@@ -91,18 +115,26 @@ def run(run_dir, num_steps, *, loss=noisy_loss, optim=OPTIM, batches=None, loop=
 class Slow:
   """Batches that take a while, so that a signal comes in the middle of a run."""
 
-  def __init__(self, batches):
-    self.batches = batches
+  def __init__(self, batches, seconds=0.01):
+    self.batches, self.seconds = batches, seconds
     self.get_state, self.set_state = batches.get_state, batches.set_state
 
   def __iter__(self):
     return self
 
   def __next__(self):
-    time.sleep(0.01)
+    time.sleep(self.seconds)
     return next(self.batches)
 
 
-if __name__ == "__main__":
+def main(run_dir, num_steps, seconds="0.01", coordinator="", processes="0", process="-1"):
   jax.config.update("jax_platforms", "cpu")
-  run(pathlib.Path(sys.argv[1]), int(sys.argv[2]), batches=Slow(data()))
+  with together("tiny_run"):
+    join(coordinator, int(processes), int(process))
+    alone = jax.process_count() == 1
+    slow = Slow(data() if alone else Clips(), float(seconds))
+    run(pathlib.Path(run_dir), int(num_steps), batches=slow, mesh=make_mesh())
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

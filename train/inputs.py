@@ -1,0 +1,76 @@
+"""What a stage begins with: the trees of another model, and packed clips."""
+
+import itertools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from emu_jax.data.pipeline import Source, open_source
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.errors import InputError
+from emu_jax.public import check_same, is_public, load_image_model
+from emu_jax.run import load_ema
+from emu_jax.typing import Params
+from train.config import Experiment
+
+STATISTICS_EXAMPLES = 512  # from which the spread of latents is measured
+
+
+def inherit(experiment: Experiment) -> Params:
+  """The trees that a stage begins with: of the run before it, or of a public image model."""
+  if not experiment.init_from:
+    return {}
+  if not is_public(experiment.init_from):
+    return load_ema(experiment.init_from)[1]
+  image = experiment.model.image
+  # What stays frozen needs no more digits than it is computed with.
+  half = None if image.unet.dtype == "float32" else image.unet.dtype
+  model = load_image_model(experiment.init_from, dtype=half)
+  check_same(image, model, experiment.init_from)
+  return model.trees
+
+
+def opened(experiment: Experiment, split: str) -> list[Source]:
+  """A split of each source, checked against the model."""
+  size = experiment.model.image.size
+  sources = [open_source(path, split) for path in experiment.data.sources]
+  for path, source in zip(experiment.data.sources, sources, strict=True):
+    if source.size != size:
+      raise InputError(
+        f"--data.sources {path}: was prepared at {source.size} pixels, the model works at {size}; "
+        f"prepare it with --size {size}"
+      )
+  return sources
+
+
+def data_options(experiment: Experiment, tokenizers: tuple[Tokenizer, ...]) -> dict:
+  """What training and validation data have in common."""
+  return {
+    "spec": experiment.clips,
+    "tokenizers": tokenizers,
+    "batch_size": experiment.data.batch_size // jax.process_count(),
+    "seed": experiment.loop.seed,
+    "process_index": jax.process_index(),
+    "process_count": jax.process_count(),
+  }
+
+
+def statistics_batch(experiment: Experiment, inherited: dict, data: Iterator) -> dict:
+  """Frames of the first batches, where latents are still to be measured; the data stays put.
+
+  They are those of all processes, in the order in which one process would read them.
+  """
+  if experiment.stage == "autoencoder" or "latents" in inherited:
+    return {}
+  position = data.get_state()
+  count = max(1, STATISTICS_EXAMPLES // experiment.data.batch_size)
+  frames = np.stack([batch["frames"] for batch in itertools.islice(data, count)])
+  data.set_state(position)
+  if jax.process_count() > 1:
+    every = multihost_utils.process_allgather(frames)  # [processes, batches, B, ...]
+    frames = np.moveaxis(np.asarray(every), 0, 1)
+  frames = frames.reshape(-1, *frames.shape[-4:])
+  return {"frames": jnp.asarray(frames[:STATISTICS_EXAMPLES])}
