@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import math
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,9 +14,7 @@ import tyro
 from emu_jax import command_line
 from emu_jax.compilation import enable_cache
 from emu_jax.config import override, refused, to_dict
-from emu_jax.data.folder import Report, prepare_folder
 from emu_jax.data.pipeline import batches, usable
-from emu_jax.data.shapes import prepare_shapes
 from emu_jax.data.tokenizer import load_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.loading import check_tokenizer, check_trees
@@ -27,6 +24,7 @@ from train.checkpoint import check_config, claim
 from train.config import Experiment, load_stages
 from train.inputs import data_options, inherit, opened, statistics_batch
 from train.loop import train
+from train.packing import Prepare, prepare, split_at_dashes
 from train.processes import join, together
 from train.stages import build, check_inherited, initial_trees
 from train.tokenizers import stage_tokenizers, tell_of_cuts
@@ -37,7 +35,6 @@ ALL_BUT_MODEL = (
   *(field.name for field in dataclasses.fields(Experiment) if field.name != "model"),
   "model.guidance",
 )
-SHOWN = 10  # skipped clips that are printed one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,101 +61,25 @@ class Run:
   """Which of them this is, from 0 on; -1: what Slurm or a TPU's host says."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepare:
-  """Packs a folder of captioned clips, or the built-in moving shapes, for training."""
-
-  source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|shapes")]
-  """Folder with metadata.jsonl or metadata.csv (file_name, text), or the word `shapes`."""
-  out: pathlib.Path
-  """New folder for the records; the same command again changes nothing in it."""
-  size: int = 64
-  """Pixels a side of the stored frames: central square, antialiased resize."""
-  fps: float = 0.0
-  """Stored frames a second, at most; 0: the files' own. Shapes have 16."""
-  max_seconds: float = 10.0
-  """Longest record in seconds; longer clips are cut into several of equal length."""
-  validation_fraction: float = 0.05
-  """Share of the files kept for validation, chosen by their names."""
-  workers: int = 2
-  """Decoding processes, 1 or more."""
-  overwrite: bool = False
-  """Replace what other arguments packed there."""
-  num_images: int = 20_000
-  """Training pictures (shapes only); validation and test get a tenth as many each."""
-  num_clips: int = 10_000
-  """Training clips of 2.5 s (shapes only); validation and test get a tenth as many each."""
-  seed: int = 0
-  """Of what is drawn, 0 or more (shapes only)."""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
   """Entry point of `emu-train`."""
   enable_cache()
+  given = list(sys.argv[1:] if arguments is None else arguments)
+  given, of_beam = split_at_dashes(given)
   commands = (
     Annotated[Run, tyro.conf.subcommand("run", prefix_name=False)]
     | Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
   )
   with command_line.errors("emu-train"):
-    parsed, words = tyro.cli(commands, prog="emu-train", args=arguments, return_unknown_args=True)
+    parsed, words = tyro.cli(commands, prog="emu-train", args=given, return_unknown_args=True)
     if isinstance(parsed, Run):
       with together("emu-train"):
         join(parsed.coordinator, parsed.processes, parsed.process)
-        run(parsed, words)
+        run(parsed, words + of_beam)
     elif words:
       raise InputError(f"prepare: {words[0]} is not an option; see `emu-train prepare --help`")
     else:
-      prepare(parsed)
-
-
-def prepare(arguments: Prepare) -> None:
-  """Packs clips; prints what was packed and what was left out, and why."""
-  a, bar = arguments, sys.stderr.isatty()
-  for name in ("fps", "max_seconds", "validation_fraction"):
-    if not math.isfinite(getattr(a, name)):
-      raise InputError(f"prepare: {name}={getattr(a, name)} is not a number; give one")
-  for name, least in (("seed", 0), ("workers", 1)):
-    if getattr(a, name) < least:
-      raise InputError(f"prepare: {name}={getattr(a, name)} is below {least}; raise it")
-  if a.source == "shapes":
-    report = prepare_shapes(
-      a.out, size=a.size, num_images=a.num_images, num_clips=a.num_clips, seed=a.seed,
-      overwrite=a.overwrite, progress=bar,
-    )  # fmt: skip
-    for kind, counts in report["num_records"].items():
-      print(f"{a.out / kind}: {splits(counts)} of {a.size}x{a.size} pixels")
-    print(finished(report["seconds"], report["existing"]))
-    return
-  report = prepare_folder(
-    a.source, a.out, size=a.size, fps=a.fps, max_seconds=a.max_seconds,
-    validation_fraction=a.validation_fraction, workers=a.workers, overwrite=a.overwrite,
-    progress=bar,
-  )  # fmt: skip
-  summarise(report, a.size)
-
-
-def summarise(report: Report, size: int) -> None:
-  """Prints what became of a folder."""
-  packed = report.num_clips - len(report.skipped)
-  print(
-    f"{report.out}: {packed} of {report.num_clips} clips packed as {splits(report.num_records)} of "
-    f"{size}x{size} pixels"
-  )
-  for skipped in report.skipped[:SHOWN]:
-    print(f"  skipped {skipped.file_name}: {skipped.reason}")
-  if len(report.skipped) > SHOWN:
-    print(f"  and {len(report.skipped) - SHOWN} more; {report.out}/report.json names them all")
-  print(finished(report.seconds, report.existing))
-
-
-def splits(counts: dict[str, int]) -> str:
-  """`120 train, 6 validation records`."""
-  return f"{', '.join(f'{count} {split}' for split, count in counts.items())} records"
-
-
-def finished(seconds: float, existing: bool) -> str:
-  """How long it took, or that it was not done again."""
-  return f"was there already (made in {seconds:.1f} s)" if existing else f"done in {seconds:.1f} s"
+      prepare(parsed, of_beam)
 
 
 def run(arguments: Run, words: list[str]) -> None:

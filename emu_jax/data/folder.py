@@ -1,12 +1,7 @@
-"""A user's folder of captioned clips -> packed records, decoded in parallel, once.
-
-The folder is laid out as Hugging Face's VideoFolder: `metadata.jsonl` or `metadata.csv`, a line a
-clip with the columns `file_name` (relative to the folder) and `text`; other columns become JSON.
-"""
+"""A user's folder of captioned clips -> packed records, decoded in parallel, once."""
 
 import collections
 import contextlib
-import csv
 import dataclasses
 import functools
 import hashlib
@@ -25,19 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from emu_jax.data import decode, records
+from emu_jax.data.metadata import Row, fingerprint, read_metadata
 from emu_jax.errors import InputError
-
-METADATA = ("metadata.jsonl", "metadata.csv")
-REQUIRED = ("file_name", "text")
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One line of metadata."""
-
-  file_name: str
-  text: str
-  extra: str  # the other columns, as JSON; "" where there are none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +63,10 @@ class Report:
   seconds: float
   existing: bool = False  # an earlier run with the same arguments had made it: nothing was done
 
+  def write(self, folder: pathlib.Path) -> None:
+    """As `report.json` of a folder."""
+    (folder / records.REPORT).write_text(json.dumps(dataclasses.asdict(self), indent=1))
+
 
 def prepare_folder(
   folder: str | pathlib.Path,
@@ -111,12 +99,9 @@ def prepare_folder(
   began = time.monotonic()
   folder, out = pathlib.Path(folder), pathlib.Path(out)
   options = Options(size, fps, max_seconds, validation_fraction)
-  rows = read_metadata(folder)
-  arguments = dataclasses.asdict(options) | {"contents": _fingerprint(folder, rows)}
-  earlier = records.finished(out, arguments, overwrite)
+  rows, arguments, earlier = asked(folder, out, options, overwrite)
   if earlier is not None:
-    skipped = tuple(Skipped(**entry) for entry in earlier.pop("skipped"))
-    return Report(**earlier | {"out": str(out), "skipped": skipped, "existing": True})
+    return earlier
   skipped = []
   with records.staged(out) as partial, _submitter(workers, len(rows)) as submit:
     bar = tqdm(total=len(rows), desc="packing", unit="clip", disable=not progress)
@@ -134,8 +119,25 @@ def prepare_folder(
       num_records = records.write(make, partial)
     seconds = round(time.monotonic() - began, 3)
     report = Report(str(out), arguments, len(rows), num_records, tuple(skipped), seconds)
-    (partial / records.REPORT).write_text(json.dumps(dataclasses.asdict(report), indent=1))
+    report.write(partial)
   return report
+
+
+def asked(
+  folder: pathlib.Path, out: pathlib.Path, options: Options, overwrite: bool
+) -> tuple[list[Row], dict, Report | None]:
+  """The lines of metadata, what tells one run from another, and the report where it is done."""
+  rows = read_metadata(folder)
+  arguments = dataclasses.asdict(options) | {"contents": fingerprint(folder, rows)}
+  earlier = records.finished(out, arguments, overwrite)
+  if earlier is None:
+    return rows, arguments, None
+  skipped = tuple(Skipped(**entry) for entry in earlier.pop("skipped"))
+  return (
+    rows,
+    arguments,
+    Report(**earlier | {"out": str(out), "skipped": skipped, "existing": True}),
+  )
 
 
 class ClipFolder(records.RecordBuilder):
@@ -148,32 +150,35 @@ class ClipFolder(records.RecordBuilder):
 
   def examples(self, split: str) -> Iterator[tuple[int, dict]]:
     """Keys and records of a split, decoded a few files ahead; unreadable files go to the report."""
-    numbers = [i for i, row in enumerate(self._rows) if self._split_of(row) == split]
+    numbers = [i for i, row in enumerate(self._rows) if split_of(row, self._options) == split]
     for i, part, result in _ahead(self._read, numbers):
       row = self._rows[i]
       self._progress.update(part == 0)
       if isinstance(result, str):
         self._skipped.append(Skipped(row.file_name, result))
         continue
-      name = row.file_name if result.num_parts == 1 else f"{row.file_name}#{part}"
-      record = {"frames": result.frames, "fps": result.fps}
-      record |= {"caption": row.text, "name": name, "truth": row.extra}
-      yield records.spread_key(i, len(self._rows), part), record
+      yield records.spread_key(i, len(self._rows), part), record_of(row, part, result)
 
   def why_empty(self) -> str:
-    return (
-      f"prepare: none of the {len(self._rows)} clips named by the metadata of {self._folder} can "
-      f"be read; the first: {self._skipped[0].reason}"
-    )
+    return none_read(self._folder, len(self._rows), self._skipped[0])
 
   def _read(self, i: int, part: int) -> Callable:
     return self._submit(read_part, self._folder / self._rows[i].file_name, part, self._options)
 
-  def _split_of(self, row: Row) -> str:
-    """By the file's name alone, so that a grown folder keeps its split."""
-    digest = hashlib.sha256(row.file_name.encode()).digest()
-    held_back = int.from_bytes(digest[:8]) < self._options.validation_fraction * 2**64
-    return "validation" if held_back else "train"
+
+def none_read(folder: pathlib.Path, num_clips: int, first: Skipped) -> str:
+  """What to tell the user whose clips are all unreadable."""
+  return (
+    f"prepare: none of the {num_clips} clips named by the metadata of {folder} can be read; "
+    f"the first: {first.reason}"
+  )
+
+
+def split_of(row: Row, options: Options) -> str:
+  """By the file's name alone, so that a grown folder keeps its split."""
+  digest = hashlib.sha256(row.file_name.encode()).digest()
+  held_back = int.from_bytes(digest[:8]) < options.validation_fraction * 2**64
+  return "validation" if held_back else "train"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +205,13 @@ def read_part(path: pathlib.Path, part: int, options: Options) -> Part | str:
     return Part(decode.frames_at(path, times, options.size, line, threads=1), fps, num_parts)
   except InputError as error:
     return str(error)
+
+
+def record_of(row: Row, part: int, result: Part) -> dict:
+  """A record in the layout of `records`."""
+  name = row.file_name if result.num_parts == 1 else f"{row.file_name}#{part}"
+  record = {"frames": result.frames, "fps": result.fps}
+  return record | {"caption": row.text, "name": name, "truth": row.extra}
 
 
 def _ahead(read: Callable[[int, int], Callable], numbers: Sequence[int]) -> Iterator[tuple]:
@@ -248,81 +260,3 @@ def _end_with_parent() -> None:
     os._exit(1)
 
   threading.Thread(target=watch, daemon=True).start()
-
-
-def read_metadata(folder: str | pathlib.Path) -> list[Row]:
-  """The lines of a folder's metadata, checked.
-
-  Raises:
-    InputError: no such folder, nothing in it, no metadata or two of them, a missing column, a line
-      that cannot be read, or no file that exists.
-  """
-  folder = pathlib.Path(folder)
-  if not folder.is_dir():
-    raise InputError(f"prepare: {folder} is not a folder; name the folder that holds the clips")
-  if not any(folder.iterdir()):
-    raise InputError(f"prepare: {folder} is empty; put clips and a metadata.jsonl in it")
-  found = [folder / name for name in METADATA if (folder / name).is_file()]
-  if len(found) != 1:
-    what = "both metadata.jsonl and metadata.csv" if found else "no metadata.jsonl or metadata.csv"
-    raise InputError(
-      f"prepare: {folder} holds {what}; keep one file with the columns file_name and text"
-    )
-  table = _json_lines(found[0]) if found[0].suffix == ".jsonl" else _csv_lines(found[0])
-  rows = [_row(found[0], number, entry) for number, entry in table]
-  if not rows:
-    raise InputError(f"prepare: {found[0]} holds 0 clips; write a line for each")
-  if not any((folder / row.file_name).is_file() for row in rows):
-    raise InputError(
-      f"prepare: {found[0]} names {len(rows)} clips and none exists, the first being "
-      f"{rows[0].file_name!r}; file_name is relative to {folder}"
-    )
-  return rows
-
-
-def _json_lines(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
-  with path.open(encoding="utf-8-sig") as lines:
-    for number, line in enumerate(lines, 1):
-      if not line.strip():
-        continue
-      try:
-        yield number, dict(json.loads(line))
-      except (ValueError, TypeError) as error:
-        raise InputError(
-          f"prepare: {path} line {number} is not a JSON object ({error}); "
-          'write {"file_name": ..., "text": ...}'
-        ) from error
-
-
-def _csv_lines(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
-  with path.open(encoding="utf-8-sig", newline="") as lines:
-    reader = csv.DictReader(lines)
-    for entry in reader:
-      # A short line leaves None, a long one a list under None: both mean a stray or missing comma.
-      if None in entry or None in entry.values():
-        raise InputError(
-          f"prepare: {path} line {reader.line_num} has not the {len(reader.fieldnames)} columns of "
-          "its header; put quotation marks around text that holds commas"
-        )
-      yield reader.line_num, entry
-
-
-def _row(path: pathlib.Path, number: int, entry: dict) -> Row:
-  for column in REQUIRED:
-    if not isinstance(entry.get(column), str):
-      raise InputError(
-        f"prepare: {path} line {number} has no text in the column {column!r}, its columns are "
-        f"{sorted(entry)}; every line needs file_name and text"
-      )
-  extra = {name: value for name, value in entry.items() if name not in REQUIRED}
-  return Row(entry["file_name"], entry["text"], json.dumps(extra) if extra else "")
-
-
-def _fingerprint(folder: pathlib.Path, rows: Sequence[Row]) -> str:
-  """Of names, texts and file sizes: a changed folder is not taken for the one packed before."""
-  digest = hashlib.sha256()
-  for row in rows:
-    path = folder / row.file_name
-    size = path.stat().st_size if path.is_file() else -1
-    digest.update(json.dumps([row.file_name, row.text, row.extra, size]).encode())
-  return digest.hexdigest()[:16]

@@ -120,13 +120,20 @@ def write(make: Callable[..., RecordBuilder], folder: pathlib.Path) -> dict[str,
   for file in pathlib.Path(builder.data_path).iterdir():
     file.rename(folder / file.name)
   shutil.rmtree(folder / "build")
-  columns = {}
-  for split, rows in builder.index.items():
+  for rows in builder.index.values():
     rows.sort()
-    columns[f"{split}/num_frames"] = np.array([frames for _, frames, _ in rows], np.int32)
-    columns[f"{split}/fps"] = np.array([fps for _, _, fps in rows], np.float32)
+  lengths = {split: [pair for _, *pair in rows] for split, rows in builder.index.items()}
+  return write_index(folder, lengths)
+
+
+def write_index(folder: pathlib.Path, lengths: dict[str, list]) -> dict[str, int]:
+  """Writes `index.npz` from (frames, fps) of the records of each split, in order; counts them."""
+  columns = {}
+  for split, pairs in lengths.items():
+    columns[f"{split}/num_frames"] = np.array([frames for frames, _ in pairs], np.int32)
+    columns[f"{split}/fps"] = np.array([fps for _, fps in pairs], np.float32)
   np.savez(folder / INDEX, **columns)
-  return {split: len(rows) for split, rows in builder.index.items()}
+  return {split: len(pairs) for split, pairs in lengths.items()}
 
 
 def finished(out: pathlib.Path, arguments: dict, overwrite: bool) -> dict | None:
@@ -167,38 +174,77 @@ def staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
   holds half of anything.
   """
   partial = out.with_name(f".{out.name}.partial")
-  try:
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
-  except OSError as error:
-    raise InputError(
-      f"prepare: out={out} cannot be written ({error.strerror}); name a folder you may write to"
-    ) from error
-  try:
-    _claim(partial, lock, out)
+  with _claimed(partial, out):
     try:
+      _empty(partial, out)
       yield partial
       _replace(partial, out)
     finally:
       shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def resumable(out: pathlib.Path, job: dict) -> Iterator[pathlib.Path]:
+  """A hidden folder beside `out` that keeps its files until the same job has ended well.
+
+  A killed or failed run leaves what it finished; another job, or bad input, empties the folder.
+  The block leaves what is to become `out` in its subfolder `whole`.
+  """
+  partial = out.with_name(f".{out.name}.beam")
+  with _claimed(partial, out):
+    asked, began = json.dumps(job, sort_keys=True), partial / "job.json"
+    if not began.is_file() or began.read_text() != asked:
+      _empty(partial, out)
+      began.write_text(asked)
+    try:
+      yield partial
+      began.unlink()  # first, so that what a kill leaves from here on is not taken for unfinished
+      _replace(partial / "whole", out)
+    except InputError:
+      shutil.rmtree(partial, ignore_errors=True)
+      raise
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _claimed(partial: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
+  """Makes the hidden folder and locks it against other live processes."""
+  try:
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+  except OSError as error:
+    raise _unwritable(out, error) from error
+  try:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the kernel when its owner dies
+    except BlockingIOError as error:
+      raise _taken(out) from error
+    except OSError as error:
+      raise _unwritable(out, error) from error
+    yield
   finally:
     os.close(lock)
 
 
-def _claim(partial: pathlib.Path, lock: int, out: pathlib.Path) -> None:
-  """Locks the hidden folder against other live processes, then empties it of a dead one's files."""
+def _empty(partial: pathlib.Path, out: pathlib.Path) -> None:
+  """Removes a dead process's files."""
   try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the kernel when its owner dies
     for left in partial.iterdir():
       shutil.rmtree(left) if left.is_dir() else left.unlink()
-  except (BlockingIOError, FileNotFoundError) as error:
-    raise InputError(
-      f"prepare: out={out} is being written by another process; wait for it to end"
-    ) from error
+  except FileNotFoundError as error:
+    raise _taken(out) from error
   except OSError as error:
-    raise InputError(
-      f"prepare: out={out} cannot be written ({error.strerror}); name a folder you may write to"
-    ) from error
+    raise _unwritable(out, error) from error
+
+
+def _taken(out: pathlib.Path) -> InputError:
+  return InputError(f"prepare: out={out} is being written by another process; wait for it to end")
+
+
+def _unwritable(out: pathlib.Path, error: OSError) -> InputError:
+  return InputError(
+    f"prepare: out={out} cannot be written ({error.strerror}); name a folder you may write to"
+  )
 
 
 def _replace(partial: pathlib.Path, out: pathlib.Path) -> None:

@@ -14,7 +14,7 @@ from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.run import latest_step, load_ema
 from tests import tiny_recipe
 from tests.data.video_files import write_numbered, write_video
-from train import command
+from train import command, packing
 from train.config import load_stages
 from train.inputs import STATISTICS_EXAMPLES
 from train.tokenizers import stage_tokenizers, tell_of_cuts
@@ -250,7 +250,7 @@ def test_packing_says_what_was_packed_and_what_was_left_out_and_why(tmp_path, ca
 def test_packing_names_only_the_first_of_many_skipped_clips(tmp_path, capsys):
   pack(clips(tmp_path / "clips", *(f"{i}.mp4" for i in range(30))), tmp_path / "out")
   out = capsys.readouterr().out
-  assert out.count("skipped") == command.SHOWN
+  assert out.count("skipped") == packing.SHOWN
   assert f"and 20 more; {tmp_path}/out/report.json names them all" in out
 
 

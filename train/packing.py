@@ -1,0 +1,123 @@
+"""`emu-train prepare`: clips or shapes are packed, here or by Apache Beam."""
+
+import dataclasses
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import tyro
+
+from emu_jax.data import beam
+from emu_jax.data.folder import Options, Report, prepare_folder
+from emu_jax.data.shapes import prepare_shapes
+from emu_jax.errors import InputError
+
+SHOWN = 10  # skipped clips that are printed one by one
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+  """Packs a folder of captioned clips, or the built-in moving shapes, for training."""
+
+  source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|shapes")]
+  """Folder with metadata.jsonl or metadata.csv (file_name, text), or the word `shapes`."""
+  out: pathlib.Path
+  """New folder for the records; the same command again changes nothing in it."""
+  size: int = 64
+  """Pixels a side of the stored frames: central square, antialiased resize."""
+  fps: float = 0.0
+  """Stored frames a second, at most; 0: the files' own. Shapes have 16."""
+  max_seconds: float = 10.0
+  """Longest record in seconds; longer clips are cut into several of equal length."""
+  validation_fraction: float = 0.05
+  """Share of the files kept for validation, chosen by their names."""
+  workers: int = 2
+  """Decoding processes, 1 or more (the local runner only)."""
+  runner: Literal["local", "beam"] = "local"
+  """Who decodes: processes of this machine, or an Apache Beam runner, whose flags follow `--`."""
+  clips_per_shard: int = 64
+  """Clips that a worker packs at a time into one file, 1 or more (the runner beam only)."""
+  overwrite: bool = False
+  """Replace what other arguments packed there."""
+  num_images: int = 20_000
+  """Training pictures (shapes only); validation and test get a tenth as many each."""
+  num_clips: int = 10_000
+  """Training clips of 2.5 s (shapes only); validation and test get a tenth as many each."""
+  seed: int = 0
+  """Of what is drawn, 0 or more (shapes only)."""
+
+
+def split_at_dashes(words: Sequence[str]) -> tuple[list[str], list[str]]:
+  """A command's own words, and those after `--`, which are Beam's."""
+  words = list(words)
+  cut = words.index("--") if "--" in words else len(words)
+  return words[:cut], words[cut + 1 :]
+
+
+def prepare(arguments: Prepare, beam_options: Sequence[str] = ()) -> None:
+  """Packs clips; prints what was packed and what was left out, and why."""
+  a, bar = arguments, sys.stderr.isatty()
+  for name in ("fps", "max_seconds", "validation_fraction"):
+    if not math.isfinite(getattr(a, name)):
+      raise InputError(f"prepare: {name}={getattr(a, name)} is not a number; give one")
+  for name, least in (("seed", 0), ("workers", 1)):
+    if getattr(a, name) < least:
+      raise InputError(f"prepare: {name}={getattr(a, name)} is below {least}; raise it")
+  if beam_options and a.runner != "beam":
+    raise InputError(
+      f"prepare: {beam_options[0]} after -- is for Apache Beam, which is not asked for; add "
+      "--runner beam, or leave it away"
+    )
+  if a.source == "shapes" and a.runner == "beam":
+    raise InputError(
+      "prepare: the runner beam packs folders, shapes are drawn here; leave --runner beam away"
+    )
+  if a.source == "shapes":
+    report = prepare_shapes(
+      a.out, size=a.size, num_images=a.num_images, num_clips=a.num_clips, seed=a.seed,
+      overwrite=a.overwrite, progress=bar,
+    )  # fmt: skip
+    for kind, counts in report["num_records"].items():
+      print(f"{a.out / kind}: {splits(counts)} of {a.size}x{a.size} pixels")
+    print(finished(report["seconds"], report["existing"]))
+    return
+  if a.runner == "beam":
+    options = Options(a.size, a.fps, a.max_seconds, a.validation_fraction)
+    report = beam.prepare_folder(
+      a.source, a.out, options=options, clips_per_shard=a.clips_per_shard,
+      beam_options=beam_options, overwrite=a.overwrite, progress=bar,
+    )  # fmt: skip
+    summarise(report, a.size)
+    return
+  report = prepare_folder(
+    a.source, a.out, size=a.size, fps=a.fps, max_seconds=a.max_seconds,
+    validation_fraction=a.validation_fraction, workers=a.workers, overwrite=a.overwrite,
+    progress=bar,
+  )  # fmt: skip
+  summarise(report, a.size)
+
+
+def summarise(report: Report, size: int) -> None:
+  """Prints what became of a folder."""
+  packed = report.num_clips - len(report.skipped)
+  print(
+    f"{report.out}: {packed} of {report.num_clips} clips packed as {splits(report.num_records)} of "
+    f"{size}x{size} pixels"
+  )
+  for skipped in report.skipped[:SHOWN]:
+    print(f"  skipped {skipped.file_name}: {skipped.reason}")
+  if len(report.skipped) > SHOWN:
+    print(f"  and {len(report.skipped) - SHOWN} more; {report.out}/report.json names them all")
+  print(finished(report.seconds, report.existing))
+
+
+def splits(counts: dict[str, int]) -> str:
+  """`120 train, 6 validation records`."""
+  return f"{', '.join(f'{count} {split}' for split, count in counts.items())} records"
+
+
+def finished(seconds: float, existing: bool) -> str:
+  """How long it took, or that it was not done again."""
+  return f"was there already (made in {seconds:.1f} s)" if existing else f"done in {seconds:.1f} s"
