@@ -229,12 +229,13 @@ def torch_forward(model: torch.nn.Module, inputs: dict) -> Callable:
 
 
 def torch_both(model: torch.nn.Module, inputs: dict, direction: np.ndarray) -> Callable:
-  """One call and the gradient of every parameter."""
+  """One call and the gradient of every parameter, which is given back unless it is to be kept."""
   along = torch.tensor(direction)
 
-  def run():
-    model.zero_grad(set_to_none=True)
+  def run(keep: bool = False):
     (model(**inputs).sample * along).sum().backward()
+    if not keep:
+      model.zero_grad(set_to_none=True)
 
   return run
 
@@ -246,7 +247,7 @@ def off(expected: np.ndarray, found: np.ndarray) -> float:
 
 def gradients_off(model: torch.nn.Module, ours: Params, run: Callable) -> float:
   """Difference of all gradients together, relative to their norm."""
-  run()
+  run(keep=True)
   with tempfile.TemporaryDirectory() as folder:
     model.save_config(folder)
     architecture, config = described(folder)
@@ -259,6 +260,7 @@ def gradients_off(model: torch.nn.Module, ours: Params, run: Callable) -> float:
     for path, part in split(group, gradients[public]).items():
       error += float(np.square(mine[path] - part).sum(dtype=np.float64))
       total += float(np.square(part).sum(dtype=np.float64))
+  model.zero_grad(set_to_none=True)
   return (error / total) ** 0.5
 
 
