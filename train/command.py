@@ -157,7 +157,7 @@ def check_data(experiment: Experiment) -> None:
   with refused(f"stage {experiment.stage!r}"):
     spec, loop = experiment.clips, experiment.loop
   needed = ("train", "validation") if loop.validate_every or loop.sample_every else ("train",)
-  if experiment.data.batch_size % jax.device_count():
+  if experiment.data.batch_size < 1 or experiment.data.batch_size % jax.device_count():
     raise InputError(
       f"--data.batch_size {experiment.data.batch_size}: does not split over {jax.device_count()} "
       f"device(s); choose {jax.device_count()} or a multiple of it"

@@ -215,7 +215,11 @@ def test_samples_are_filed_and_shown(tmp_path):
   events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
   assert events.count(b"GIF89a") == 2
   assert events.count(b"\x89PNG") == 2
-  assert events.count(b"train/loss") == 4
+  for name in (b"train/loss", b"train/loss_highest", b"train/loss_spikes"):
+    tag = (
+      b"\n" + bytes([len(name)]) + name
+    )  # a tag's field, length first: no other name's beginning
+    assert events.count(tag) == 4, name
 
 
 def test_side_by_side_keeps_each_clip_whole():
