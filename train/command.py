@@ -26,6 +26,7 @@ from emu_jax.errors import InputError
 from emu_jax.loading import check_tokenizer, check_trees
 from emu_jax.public import check_same, is_public, load_image_model
 from emu_jax.run import latest_step, load_ema
+from emu_jax.sharding import make_mesh
 from emu_jax.typing import Params
 from train.checkpoint import check_config, claim
 from train.config import Experiment, load_stages
@@ -231,11 +232,7 @@ def check_data(experiment: Experiment) -> None:
     spec, loop = experiment.clips, experiment.loop
   needed = ("train", "validation") if loop.validate_every or loop.sample_every else ("train",)
   each = experiment.data.batch_size // jax.process_count()
-  if each < 1 or experiment.data.batch_size % jax.device_count():
-    raise InputError(
-      f"--data.batch_size {experiment.data.batch_size}: does not split over {jax.device_count()} "
-      f"device(s); choose {jax.device_count()} or a multiple of it"
-    )
+  experiment.check_mesh(jax.device_count())
   for split in needed:
     try:
       sources = opened(experiment, split)
@@ -292,6 +289,7 @@ def train_stage(experiment: Experiment, folder: pathlib.Path) -> bool:
       config=config,
       validation=validation,
       initial=initial_trees(experiment, inherited),
+      mesh=make_mesh(config=experiment.mesh),
     )
   return int(state.step) >= experiment.loop.num_steps
 
