@@ -3,7 +3,7 @@
 The mesh has the axes `data`, `fsdp` and `frames`:
 
   data     examples of a batch; every parameter is whole along it
-  fsdp     examples too, and parameters, optimiser and average in pieces, gathered where they are used
+  fsdp     examples too, and parameters, optimiser and average in pieces, gathered where used
   frames   frames of a clip, or rows of its pixels (emu_jax.placement)
 
 The axes are Auto: XLA propagates placements by itself from what is said here and there.
