@@ -16,7 +16,7 @@ the batch axis inside the layers, and of several examples a device would hold pi
 from typing import Literal
 
 import jax
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 AXES = ("data", "fsdp", "frames")
@@ -65,7 +65,7 @@ def exchange(x: Float[Array, "B T H W C"], to: Layout) -> Float[Array, "B T H W 
   return jax.shard_map(swap, mesh=mesh, in_specs=source, out_specs=target)(x)
 
 
-def video_spec(mesh: AbstractMesh, shape: tuple[int, ...], layout: Layout) -> PartitionSpec:
+def video_spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], layout: Layout) -> PartitionSpec:
   """Of an array [B, T, H, W, C]; `frames` lies on T, or on H, or on W where H does not divide."""
   spec = [_batch_axes(mesh, shape[0]), None, None, None, None]
   candidates = (1,) if layout == "frames" else (2, 3)
@@ -75,7 +75,7 @@ def video_spec(mesh: AbstractMesh, shape: tuple[int, ...], layout: Layout) -> Pa
   return PartitionSpec(*spec)
 
 
-def _batch_axes(mesh: AbstractMesh, batch: int) -> tuple[str, ...] | None:
+def _batch_axes(mesh: Mesh | AbstractMesh, batch: int) -> tuple[str, ...] | None:
   for axes in BATCHES:
     size = 1
     for axis in axes:
