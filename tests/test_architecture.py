@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = {
   "emu_jax.typing": 1,
   "emu_jax.errors": 1,
+  "emu_jax.placement": 1,
   "emu_jax.diffusion": 2,
   "emu_jax.models": 2,
   "emu_jax.trees": 2,

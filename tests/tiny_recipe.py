@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from emu_jax.sharding import make_mesh
-from train import command, loop
+from train import command
 
 # Shapes hold 40 frames at 16 fps: enough for 37 of interpolation (4 x 4 fps), and 32 of extension.
 CONFIG = """
@@ -75,7 +75,7 @@ def trained(base):
 def one_device():
   """Training on one of the eight devices: what is small compiles and saves faster there."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
+    patch.setattr(command, "make_mesh", lambda config: make_mesh(jax.devices()[:1], config))
     patch.setattr(jax, "device_count", lambda: 1)
     yield
 

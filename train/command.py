@@ -20,6 +20,7 @@ from emu_jax.errors import InputError
 from emu_jax.loading import check_tokenizer, check_trees
 from emu_jax.public import is_public
 from emu_jax.run import latest_step
+from emu_jax.sharding import make_mesh
 from train.checkpoint import check_config, claim
 from train.config import Experiment, load_stages
 from train.inputs import data_options, inherit, opened, statistics_batch
@@ -157,11 +158,7 @@ def check_data(experiment: Experiment) -> None:
   with refused(f"stage {experiment.stage!r}"):
     spec, loop = experiment.clips, experiment.loop
   needed = ("train", "validation") if loop.validate_every or loop.sample_every else ("train",)
-  if experiment.data.batch_size < 1 or experiment.data.batch_size % jax.device_count():
-    raise InputError(
-      f"--data.batch_size {experiment.data.batch_size}: does not split over {jax.device_count()} "
-      f"device(s); choose {jax.device_count()} or a multiple of it"
-    )
+  experiment.check_mesh(jax.device_count())
   for split in needed:
     try:
       sources = opened(experiment, split)
@@ -218,5 +215,6 @@ def train_stage(experiment: Experiment, folder: pathlib.Path) -> bool:
       config=config,
       validation=validation,
       initial=initial_trees(experiment, inherited),
+      mesh=make_mesh(config=experiment.mesh),
     )
   return int(state.step) >= experiment.loop.num_steps

@@ -8,6 +8,7 @@ from typing import Literal
 from emu_jax.conditioning import KnownFrames, every_fourth, first_frame, past_frames
 from emu_jax.data.pipeline import ClipSpec
 from emu_jax.errors import InputError
+from emu_jax.sharding import MeshConfig
 from emu_jax.systems.emu import AutoencoderObjective
 from emu_jax.systems.emu_video import EmuVideoConfig
 from emu_jax.systems.latent import Sampling
@@ -52,6 +53,7 @@ class Experiment:
   data: DataConfig = DataConfig()
   optim: OptimConfig = OptimConfig()
   loop: LoopConfig = LoopConfig()
+  mesh: MeshConfig = MeshConfig()
   objective: AutoencoderObjective = AutoencoderObjective()  # of the autoencoder's stage
   sampling: Sampling = Sampling(num_steps=25)  # of the samples drawn while training
   num_samples: int = 4  # of them, at most
@@ -87,6 +89,20 @@ class Experiment:
       return ClipSpec(1, self.model.fps, begins)
     rate = 4 if self.stage == "interpolation" else 1
     return ClipSpec(self.known.num_frames, rate * self.model.fps)
+
+  def check_mesh(self, num_devices: int) -> None:
+    """Raises InputError, with both numbers, where the stage does not split over so many devices."""
+    data, fsdp, frames = self.mesh.shape(num_devices)
+    if self.data.batch_size < 1 or self.data.batch_size % (data * fsdp):
+      raise InputError(
+        f"--data.batch_size {self.data.batch_size}: does not split over the {data * fsdp} device(s)"
+        f" of data x fsdp = {data} x {fsdp}; choose {data * fsdp} or a multiple of it"
+      )
+    if self.clips.num_frames % frames:
+      raise InputError(
+        f"--mesh.frames {frames}: does not divide the {self.clips.num_frames} frame(s) of a clip of"
+        f" stage {self.stage!r}; choose a divisor, or 1"
+      )
 
 
 def load_stages(path: str) -> tuple[Experiment, ...]:

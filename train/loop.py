@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from emu_jax.errors import InputError
-from emu_jax.sharding import global_batch, make_mesh, replicate, replicated
+from emu_jax.sharding import global_batch, make_mesh, place, replicated, with_shardings
 from emu_jax.typing import Params
 from train.checkpoint import EXEMPT, Checkpoints, claim, restore_frozen, save_frozen
 from train.log import Log, Readings
@@ -81,6 +81,7 @@ def train(
   run_dir = claim(run_dir, config, exempt)
   keys = _keys(loop.seed, replicated(mesh))
   with contextlib.ExitStack() as stack:
+    stack.enter_context(jax.set_mesh(mesh))  # networks pin their activations to it
     checkpoints = stack.enter_context(Checkpoints(run_dir, loop.keep))
     state, frozen = _begin(stage, data, optim, keys["init"], checkpoints, run_dir, initial, mesh)
     first = int(state.step)
@@ -96,7 +97,7 @@ def train(
       run.line.say(text)
     if first:
       run.line.say(f"{run_dir}: continuing from step {first}")
-    update = jitted_step(stage.loss, optim, loop.num_steps, replicated(mesh))
+    update = jitted_step(stage.loss, optim, loop.num_steps, state)
     return _loop(run, update, state, data)
 
 
@@ -282,13 +283,11 @@ def _begin(
   mesh: Mesh,
 ) -> tuple[TrainState, Params]:
   """State and frozen trees on the mesh, in the restore order of train.checkpoint."""
-  sharding = replicated(mesh)
   if checkpoints.latest is not None:
-    place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
-    frozen = restore_frozen(run_dir, jax.tree.map(place, stage.frozen))
-    return checkpoints.restore(abstract_state(stage, optim, key, sharding), data), frozen
-  state = initial_state(stage, optim, key, sharding, initial)
-  frozen = replicate(stage.frozen, mesh)
+    frozen = restore_frozen(run_dir, with_shardings(stage.frozen, mesh))
+    return checkpoints.restore(abstract_state(stage, optim, key, mesh), data), frozen
+  state = initial_state(stage, optim, key, mesh, initial)
+  frozen = place(stage.frozen, mesh)
   both = sorted(set(state.params) & set(frozen))
   if both:
     raise ValueError(

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Sharding
+from jax.sharding import Mesh
 
 from emu_jax.errors import InputError
+from emu_jax.sharding import place, with_shardings
 from emu_jax.typing import Params
 from train.optimiser import OptimConfig, optimiser
 from train.stage import Stage
@@ -52,7 +53,7 @@ def initial_state(
   stage: Stage,
   config: OptimConfig,
   key: jax.Array,
-  sharding: Sharding,
+  mesh: Mesh,
   given: Params | None = None,
 ) -> TrainState:
   """The state before the first update, made in place: no device holds more than its share.
@@ -62,18 +63,15 @@ def initial_state(
   """
   given = dict(given or {})
   check_given(stage, key, given)
-  return jax.jit(_state, static_argnums=(0, 1), out_shardings=sharding)(
-    stage.init, config, key, given
+  shardings = jax.tree.map(lambda a: a.sharding, abstract_state(stage, config, key, mesh))
+  return jax.jit(_state, static_argnums=(0, 1), out_shardings=shardings)(
+    stage.init, config, key, place(given, mesh)
   )
 
 
-def abstract_state(
-  stage: Stage, config: OptimConfig, key: jax.Array, sharding: Sharding
-) -> TrainState:
+def abstract_state(stage: Stage, config: OptimConfig, key: jax.Array, mesh: Mesh) -> TrainState:
   """Shapes, dtypes and placement of the state, without any array."""
-  shapes = jax.eval_shape(lambda key: _state(stage.init, config, key, {}), key)
-  place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
-  return jax.tree.map(place, shapes)
+  return with_shardings(jax.eval_shape(lambda key: _state(stage.init, config, key, {}), key), mesh)
 
 
 def check_given(stage: Stage, key: jax.Array, given: Params) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Sharding
 from jax.typing import ArrayLike
 
+from emu_jax.sharding import replicated
 from emu_jax.typing import Params
 from train.optimiser import OptimConfig, ema_decay, learning_rate, optimiser
 from train.stage import Loss
@@ -62,13 +62,20 @@ def train_step(
   return new, metrics, fault
 
 
-def jitted_step(loss: Loss, config: OptimConfig, num_steps: int, sharding: Sharding) -> Callable:
-  """`train_step` of state, frozen, batch and seed key, whose state is donated to the next one."""
+def jitted_step(loss: Loss, config: OptimConfig, num_steps: int, like: TrainState) -> Callable:
+  """`train_step` of state, frozen, batch and seed key, whose state is donated to the next one.
+
+  Args:
+    like: the state, or its shapes with their shardings: where the next state goes. Activations
+      are placed where the step is traced under `jax.set_mesh`.
+  """
+  shardings = jax.tree.map(lambda a: a.sharding, like)
+  whole = replicated(shardings.step.mesh)
   step = jax.jit(
     train_step,
     static_argnames=("loss", "config", "num_steps"),
     donate_argnums=0,
-    out_shardings=sharding,
+    out_shardings=(shardings, whole, whole),
   )
   # Static arguments and not a closure: a second run in one process reuses the program.
   return functools.partial(step, loss=loss, config=config, num_steps=num_steps)

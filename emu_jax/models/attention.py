@@ -14,6 +14,8 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from emu_jax.placement import pin
+
 
 class Attention(nn.Module):
   """Multi-head attention of `x` to `context`, or to itself; the result is not yet added to x.
@@ -173,11 +175,13 @@ class GroupNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-    return nn.GroupNorm(
+    norm = nn.GroupNorm(
       self.num_groups,
       epsilon=self.epsilon,
       reduction_axes=(-4, -3, -2, -1) if self.whole_clip else (-3, -2, -1),
       dtype=jnp.float32,
       use_fast_variance=False,  # the mean of squares loses digits where the mean is large
       name="group",
-    )(x)
+    )
+    # Every convolution of the networks stands behind a norm, which is where their layout is held.
+    return pin(norm(pin(x)))

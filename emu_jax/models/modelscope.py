@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from emu_jax.models.attention import GroupNorm, TransformerLayer
 from emu_jax.models.temporal import Contexts, Features, Temporal, Unet
+from emu_jax.placement import exchange
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +62,11 @@ class FrameConvs(nn.Module):
     h = x
     for i in range(1, 5):
       h = GroupNorm(self.norm_groups, whole_clip=True, name=f"norm_{i}")(h)
-      h = rearrange(jax.nn.silu(h).astype(self.dtype), "B T H W C -> (B H W) T C")
+      h = exchange(jax.nn.silu(h).astype(self.dtype), to="space")
+      h = rearrange(h, "B T H W C -> (B H W) T C")
       init = nn.initializers.zeros if i == 4 else nn.initializers.lecun_normal()
       h = nn.Conv(C, (3,), dtype=self.dtype, kernel_init=init, name=f"conv_{i}")(h)
-      h = rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
+      h = exchange(rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W), to="frames")
     return x + h
 
 
@@ -84,8 +86,10 @@ class FrameTransformer(nn.Module):
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
     B, _, H, W, C = x.shape
     h = GroupNorm(self.norm_groups, epsilon=1e-6, whole_clip=True, name="norm")(x)
-    h = rearrange(h.astype(self.dtype), "B T H W C -> (B H W) T C")
+    h = exchange(h.astype(self.dtype), to="space")
+    h = rearrange(h, "B T H W C -> (B H W) T C")
     h = nn.Dense(self.num_heads * self.head_dim, dtype=self.dtype, name="proj_in")(h)
     h = TransformerLayer(self.num_heads, self.head_dim, self.dtype, name="layer_0")(h)
     h = nn.Dense(C, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out")(h)
-    return x + rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
+    h = rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
+    return x + exchange(h, to="frames")

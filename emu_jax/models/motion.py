@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from emu_jax.models.attention import Attention, FeedForward, GroupNorm
 from emu_jax.models.embedding import sinusoid
 from emu_jax.models.temporal import Features, Temporal, Unet
+from emu_jax.placement import exchange
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +91,14 @@ class MotionModule(nn.Module):
         "(max_frames); give shorter clips"
       )
     h = GroupNorm(self.norm_groups, epsilon=1e-6, whole_clip=True, name="norm")(x)
-    h = rearrange(h.astype(self.dtype), "B T H W C -> (B H W) T C")
+    h = exchange(h.astype(self.dtype), to="space")
+    h = rearrange(h, "B T H W C -> (B H W) T C")
     h = nn.Dense(C, dtype=self.dtype, name="proj_in")(h)
     for i in range(self.num_layers):
       h = MotionLayer(self.num_heads, self.max_frames, self.dtype, name=f"layer_{i}")(h)
     h = nn.Dense(C, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out")(h)
-    return x + rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
+    h = rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
+    return x + exchange(h, to="frames")
 
 
 class MotionLayer(nn.Module):

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from emu_jax.models.attention import GroupNorm, TransformerLayer
 from emu_jax.models.embedding import sinusoid
+from emu_jax.placement import exchange
 
 Features = Float[Array, "B T H W C"]
 Contexts = Callable[[int], tuple[tuple, tuple]]
@@ -106,11 +107,13 @@ class TemporalConv(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
     B, _, H, W, C = x.shape
-    h = rearrange(x, "B T H W C -> (B H W) T C")
+    h = exchange(x.astype(self.dtype), to="space")
+    h = rearrange(h, "B T H W C -> (B H W) T C")
     h = nn.Conv(
       C, (self.kernel,), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv"
     )(h)
-    return x + rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
+    h = rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
+    return x + exchange(h, to="frames")
 
 
 class TemporalTransformer(nn.Module):
@@ -138,11 +141,12 @@ class TemporalTransformer(nn.Module):
     B, T, H, W, C = x.shape
     inner = self.num_heads * self.head_dim
     h = GroupNorm(self.norm_groups, epsilon=1e-6, name="norm")(x).astype(self.dtype)
-    h = rearrange(h, "B T H W C -> (B H W) T C")
+    h = rearrange(exchange(h, to="space"), "B T H W C -> (B H W) T C")
     h = nn.Dense(inner, dtype=self.dtype, name="proj_in")(h)
     h = h + sinusoid(jnp.arange(T), inner)[None].astype(self.dtype)
     for i in range(self.num_layers):
       layer = TransformerLayer(self.num_heads, self.head_dim, self.dtype, name=f"layer_{i}")
       h = layer(h, contexts[i], masks[i])
     h = nn.Dense(C, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out")(h)
-    return x + rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
+    h = rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
+    return x + exchange(h, to="frames")

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 from emu_jax.models.attention import FeedForward, TransformerLayer
 from emu_jax.models.embedding import EmbeddingMLP, sinusoid
 from emu_jax.models.temporal import AfterLayer, Features, Temporal
+from emu_jax.placement import exchange
 
 MIX = 0.5  # alpha = sigmoid(MIX) = 0.62 at the start, as SVD was trained
 
@@ -86,10 +87,11 @@ class TemporalResBlock(nn.Module):
       )(jax.nn.silu(norm(h)).astype(self.dtype))
 
     shift = nn.Dense(C, dtype=self.dtype, name="time")(jax.nn.silu(embedding))
-    h = rearrange(x, "B T H W C -> B T (H W) C")
+    h = rearrange(exchange(x, to="space"), "B T H W C -> B T (H W) C")
     h = half(1, h, nn.initializers.lecun_normal()) + shift[:, None, None, :]
     h = half(2, h, nn.initializers.zeros)
-    return x + temporal_share(self).astype(h.dtype) * h.reshape(x.shape)
+    h = exchange(h.reshape(x.shape), to="frames")
+    return x + temporal_share(self).astype(h.dtype) * h
 
 
 class TemporalLayers(nn.Module):

@@ -15,7 +15,7 @@ from emu_jax.errors import InputError
 from emu_jax.generation import Request, generate
 from emu_jax.loading import load_pipeline
 from emu_jax.run import load_ema, stored_metadata
-from emu_jax.sharding import make_mesh, replicated
+from emu_jax.sharding import make_mesh
 from emu_jax.systems.latent import Sampling, encode_frames
 from tests import tiny_recipe
 from train.config import load_stages
@@ -153,9 +153,9 @@ def test_text_encoders_rest_without_train_text(saved, experiments):
 
 def begin_state(experiment, inherited):
   stage = build(experiment, inherited, some_frames(), empty_prompt(experiment))
-  sharding = replicated(make_mesh(jax.devices()[:1]))
+  mesh = make_mesh(jax.devices()[:1])
   initial = initial_trees(experiment, inherited)
-  return initial_state(stage, experiment.optim, jax.random.key(0), sharding, initial)
+  return initial_state(stage, experiment.optim, jax.random.key(0), mesh, initial)
 
 
 @pytest.mark.parametrize("stage", ["interpolation", "extension"])
@@ -222,10 +222,10 @@ def test_a_text_encoder_that_trains_need_not_be_inherited(experiments):
 
 def test_no_stage_has_a_tree_that_both_trains_and_rests(saved, experiments):
   everything = saved("extension")
-  sharding = replicated(make_mesh(jax.devices()[:1]))
+  mesh = make_mesh(jax.devices()[:1])
   for name, experiment in experiments.items():
     stage = build(experiment, everything, some_frames(), empty_prompt(experiment))
-    state = abstract_state(stage, experiment.optim, jax.random.key(0), sharding)
+    state = abstract_state(stage, experiment.optim, jax.random.key(0), mesh)
     assert set(state.params) == TRAINED[name]
     assert not set(stage.frozen) & TRAINED[name]
 

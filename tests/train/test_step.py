@@ -24,13 +24,13 @@ def updates(
 ):  # fmt: skip
   """The states after 0..num updates on the tiny data, and the last metrics and fault."""
   mesh, tiny = make_mesh(jax.devices()[:num_devices]), stage(loss)
+  place = functools.partial(jax.device_put, device=replicated(mesh))
+  state = initial_state(tiny, optim, jax.random.key(1), mesh, initial)
   if donate:
-    step = jitted_step(loss, optim, 100, replicated(mesh))
+    step = jitted_step(loss, optim, 100, state)
   else:  # the states are wanted afterwards
     step = jax.jit(train_step, static_argnames=STATIC, out_shardings=replicated(mesh))
     step = functools.partial(step, loss=loss, config=optim, num_steps=100)
-  place = functools.partial(jax.device_put, device=replicated(mesh))
-  state = initial_state(tiny, optim, jax.random.key(1), replicated(mesh), initial)
   batches, states, metrics, fault = data(batch_size), [state], None, None
   frozen, key = place(frozen or tiny.frozen), place(jax.random.key(2))
   for _ in range(num):

@@ -1,0 +1,124 @@
+"""A step is the same on every shape of the mesh, and so are checkpoints."""
+
+import functools
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_run
+
+from emu_jax import sharding
+from emu_jax.diffusion.guidance import guided, text_guidance
+from emu_jax.diffusion.schedule import Schedule
+from emu_jax.models.temporal import TemporalConfig
+from emu_jax.models.unet import UNet, UNetConfig
+from emu_jax.sharding import MeshConfig, global_batch, make_mesh, place, replicated
+from emu_jax.systems.latent import Sampling
+from emu_jax.typing import Conditions
+from tests.tiny import perturbed
+from train.optimiser import OptimConfig
+from train.stage import Stage
+from train.state import initial_state
+from train.step import jitted_step
+
+UNET = UNetConfig(
+  channels=(8,), num_res_blocks=(1,), transformer_depth=(1,), num_heads=2, context_dims=(8,),
+  norm_groups=4, temporal=TemporalConfig(num_layers=1),
+)  # fmt: skip
+SHAPES = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(s) == 8]
+# Adam's first step is the gradient's sign: another order of sums would turn the smallest ones.
+# With a large epsilon it is a multiple of the gradient, which keeps the gradient's rounding.
+OPTIM = OptimConfig(peak_lr=1e-1, warmup_steps=0, eps=1.0, ema_decay=0.5, clip_norm=0.0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_small(monkeypatch):
+  """The parameters of these tests are split too."""
+  monkeypatch.setattr(sharding, "SMALL", 64)
+
+
+@functools.cache
+def batch():
+  draw = np.random.default_rng(0).normal
+  shapes = {"x": (8, 8, 8, 2, 4), "target": (8, 8, 8, 2, 4), "text": (8, 3, 8)}
+  return {name: draw(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def init(key):
+  x, text = jnp.zeros((1, 2, 8, 2, 4)), jnp.zeros((1, 3, 8))
+  net = UNet(UNET).init(key, x, jnp.zeros(1), Conditions(texts=(text,)))["params"]
+  return {"net": perturbed(net, jax.random.key(3))}
+
+
+def loss(params, frozen, batch, key, step):
+  t = jnp.arange(len(batch["x"]), dtype=jnp.float32)
+  y = UNet(UNET).apply({"params": params["net"]}, batch["x"], t, Conditions(texts=(batch["text"],)))
+  return jnp.square(y - batch["target"]).mean(axis=(1, 2, 3, 4)), {}
+
+
+def step_on(mesh):
+  """State and metrics after a step, and the program."""
+  with jax.set_mesh(mesh):
+    state = initial_state(Stage(init, {}, loss), OPTIM, jax.random.key(0), mesh)
+    key = jax.device_put(jax.random.key(1), replicated(mesh))
+    new, metrics, _ = jitted_step(loss, OPTIM, 10, state)(
+      state, {}, global_batch(batch(), mesh), key
+    )
+  return new, metrics
+
+
+@pytest.fixture(scope="module")
+def one():
+  return jax.device_get(step_on(make_mesh(jax.devices()[:1])))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_step_is_that_of_one_device(shape, one):
+  # Numbers of order 1 in float32, some hundreds of them summed in another order, through some
+  # thirty layers: sqrt(300 * 30) roundings of 6e-8 are 6e-6 of the gradient's largest entries.
+  assert len(SHAPES) == 10
+  mesh = make_mesh(None, MeshConfig(*shape))
+  state, metrics = step_on(mesh)
+  if shape[1] > 1:
+    moments = optax.tree_utils.tree_get(state.opt_state, "mu")
+    kernel = moments["net"]["down_0_res_0"]["conv_1"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * shape[1] == kernel.size
+  for name in ("loss", "grad_norm"):
+    np.testing.assert_allclose(metrics[name], one[1][name], rtol=6e-6)
+  for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(one[0]), strict=True):
+    np.testing.assert_allclose(got, want, rtol=6e-6, atol=6e-6)
+
+
+def test_samples_are_those_of_one_device():
+  """Guidance branches over `data`, frames over `frames`."""
+  params, sampling = init(jax.random.key(0)), Sampling(num_steps=3)
+  noise, text = batch()["x"][:2], batch()["text"]
+
+  def sample(params, noise, text, none):
+    net = lambda x, t, c: UNet(UNET).apply({"params": params["net"]}, x, t, c)
+    branches = (Conditions(texts=(text,)), Conditions(texts=(none,)))
+    return sampling.run(
+      guided(net, branches, text_guidance(3.0)), Schedule(), noise, jax.random.key(0)
+    )
+
+  results = []
+  for mesh in (make_mesh(jax.devices()[:1]), make_mesh(None, MeshConfig(2, 2, 2))):
+    with jax.set_mesh(mesh):
+      results.append(np.asarray(jax.jit(sample)(place(params, mesh), noise, text[:2], text[2:4])))
+  # As above, magnified by guidance (3) and by a step's division by alpha (up to 15 at the start).
+  np.testing.assert_allclose(results[1], results[0], rtol=3e-4, atol=3e-4 * np.abs(results).max())
+
+
+def test_checkpoints_of_eight_devices_are_read_on_fewer(tmp_path):
+  whole = MeshConfig(data=2, fsdp=4)
+  wrote = tiny_run.run(tmp_path, 3, mesh=make_mesh(None, whole))
+  wrote = jax.device_get(wrote)
+  for num, config in ((4, MeshConfig(fsdp=2)), (2, MeshConfig(fsdp=2)), (1, MeshConfig())):
+    mesh = make_mesh(jax.devices()[:num], config)
+    read = tiny_run.run(tmp_path, 3, mesh=mesh)  # it has all its steps: nothing is trained
+    assert len(jax.tree.leaves(read)[0].sharding.device_set) == num
+    chex.assert_trees_all_equal(jax.device_get(read), wrote)
