@@ -154,7 +154,7 @@ def hit(campaign: Campaign, run_dir: pathlib.Path) -> bool:
     campaign.count["checkpoints read"] += 1
     try:
       contents(checkpoint)
-    except Exception as error:
+    except Exception as error:  # whatever it is, the checkpoint cannot be read: it is counted
       campaign.unreadable.append(f"{checkpoint}: {error}"[:300])
   return True
 

@@ -52,7 +52,7 @@ def check_kinds(config: Any) -> None:
       continue
     try:
       _CONVERTER.structure(_CONVERTER.unstructure(value), kinds[field.name])
-    except Exception as error:  # cattrs raises groups, which hold what the checks above raise
+    except (cattrs.BaseValidationError, TypeError, ValueError) as error:
       raise TypeError(
         f"{type(config).__name__}: {field.name}={value!r} is not of kind {kinds[field.name]}"
       ) from error

@@ -45,6 +45,10 @@ EXEMPT = (
 )
 
 
+# How TensorStore's errors begin that say nothing of a file's contents.
+NOT_NOW = ("PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "ABORTED")
+
+
 class Checkpoints:
   """Numbered checkpoints of a run: weights and data position together, written in the background.
 
@@ -120,11 +124,20 @@ class Checkpoints:
     if damaged:
       self._put_aside(damaged, "damaged", f": {reason}")
       self._manager.reload()
+    if "position" not in found.data:
+      raise InputError(
+        f"{self.folder}: its checkpoints were written by an earlier version, which kept a position"
+        " in the data for each process; their weights can be sampled, the stage must train anew"
+      )
     data.set_state(_state_of(found.data["position"]))
     return TrainState(ema=found.ema, **found.state)
 
-  def _read(self, step: int, like: TrainState) -> tuple[Any, Exception | None]:
-    """A checkpoint, or why it cannot be read; raises InputError where it is another model's."""
+  def _read(self, step: int, like: TrainState) -> tuple[Any, ValueError | None]:
+    """A checkpoint, or the damage that keeps it from being read.
+
+    Raises: InputError where it is another model's; whatever else it is that went wrong, such as a
+      folder that may not be read or memory that does not suffice: that is no fault of the files.
+    """
     ema = self.folder / str(step) / "ema"
     tree = {"step": like.step, "params": like.params, "opt_state": like.opt_state}
     args = ocp.args.Composite(
@@ -134,13 +147,13 @@ class Checkpoints:
     )
     try:
       stored = _stored_shapes(ema)
-    except Exception as error:  # of any kind: Orbax and TensorStore have many for a damaged file
-      return None, error
+    except ValueError as error:
+      return None, _damage(error)
     check_same(f"checkpoint {ema.parent}", stored, like.ema)
     try:
       return self._manager.restore(step, args=args), None
-    except Exception as error:
-      return None, error
+    except ValueError as error:
+      return None, _damage(error)
 
   def _put_aside(self, steps: list[pathlib.Path], name: str, reason: str = "") -> None:
     """Renames folders of checkpoints, in process 0."""
@@ -158,7 +171,7 @@ class Checkpoints:
     """Makes an OSError of one line of whatever Orbax and TensorStore say of a failed write."""
     try:
       yield
-    except Exception as error:
+    except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
       whole = latest_step(self.folder.parent)
       told = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's way to say it
       reason = os.strerror(int(told[1])) if told else _first_line(error)
@@ -277,6 +290,17 @@ def _anywhere(here: bool) -> bool:
   if jax.process_count() == 1:
     return here
   return bool(np.any(multihost_utils.process_allgather(np.bool_(here))))
+
+
+def _damage(error: ValueError) -> ValueError:
+  """The error of a damaged file; raises it where it is the place that does not answer now.
+
+  Of every file of a checkpoint cut in half, emptied, overwritten or deleted, Orbax and TensorStore
+  say a ValueError.
+  """
+  if str(error).startswith(NOT_NOW):
+    raise OSError(f"checkpoint: {_first_line(error)}; see to the disk and try again") from error
+  return error
 
 
 def _first_line(error: Any) -> str:

@@ -1,8 +1,8 @@
-"""Safetensors folders, whole or sharded, read one tensor at a time and written whole or not at all.
+"""Safetensors folders, whole or sharded, read a tensor at a time and written whole or not at all.
 
 Nothing here unpickles or runs code. A file is opened anew for each tensor: its header is small, and
-closing it gives the pages of the last tensor back, so that a host holds one copy of a model and one
-tensor more.
+closing it gives the pages of the last tensor back, so that a host holds one copy of a model and a
+few tensors more.
 """
 
 import contextlib

@@ -212,6 +212,27 @@ def test_damaged_checkpoint_is_set_aside_for_the_one_before(copy, finished, lost
   assert names == {"3", "6", "7", "7.damaged"}
 
 
+@pytest.mark.parametrize(
+  "error", [PermissionError(13, "Permission denied"), ValueError("UNAVAILABLE: try again")]
+)
+def test_what_is_no_damage_renames_nothing(copy, monkeypatch, error):
+  def fails(*args, **kwargs):
+    raise error
+
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp.CheckpointManager, "restore", fails)
+    with pytest.raises(OSError, match=r"Permission denied|UNAVAILABLE: try again; see to"):
+      run(copy, 8)
+  assert {path.name for path in (copy / "checkpoints").iterdir()} == {"3", "6", "7"}
+
+
+def test_checkpoints_of_an_earlier_version_are_refused(copy):
+  for step in ("3", "6", "7"):
+    (copy / "checkpoints" / step / "data" / "metadata").write_text('{"positions": ["{}"]}')
+  with pytest.raises(InputError, match="written by an earlier version"):
+    run(copy, 8)
+
+
 def test_where_no_checkpoint_can_be_read_none_is_touched(copy):
   for step in ("3", "6", "7"):
     cut(copy / "checkpoints" / step / "state")

@@ -179,47 +179,28 @@ def prior():
   return diffusers.PriorTransformer(), run
 
 
-def text(width, mlp, layers, heads, **more):
+def text(width, mlp, layers, heads, projection_dim=0):
   config = transformers.CLIPTextConfig(
     hidden_size=width,
     intermediate_size=mlp,
     num_hidden_layers=layers,
     num_attention_heads=heads,
-    eos_token_id=2,
-    **more,
-  )
-  tokens = np.random.default_rng(0).integers(3, 49408, (2, 77))
-
-  def run(model, net):
-    expected = model(torch.tensor(tokens)).last_hidden_state
-    ours = jnp.asarray(tokens), jnp.ones(tokens.shape, bool)
-    return jnp.asarray(expected), lambda params: net.apply({"params": params}, *ours)
-
-  return transformers.CLIPTextModel(config), run
-
-
-def text_2():
-  """SDXL's second text encoder, 695 M."""
-  config = transformers.CLIPTextConfig(
-    hidden_size=1280,
-    intermediate_size=5120,
-    num_hidden_layers=32,
-    num_attention_heads=20,
-    hidden_act="gelu",
-    projection_dim=1280,
+    hidden_act="gelu" if projection_dim else "quick_gelu",
+    projection_dim=projection_dim or 512,
     eos_token_id=2,
   )
   tokens = np.random.default_rng(0).integers(3, 49407, (2, 77))
-  tokens[:, -1] = 49407
+  tokens[:, -1] = 49407  # the highest id ends a text
+  kind = "CLIPTextModelWithProjection" if projection_dim else "CLIPTextModel"
 
   def run(model, net):
-    expected = model(torch.tensor(tokens)).text_embeds
+    out = model(torch.tensor(tokens))
+    expected = out.text_embeds if projection_dim else out.last_hidden_state
     ours = jnp.asarray(tokens), jnp.ones(tokens.shape, bool)
-    return jnp.asarray(expected), lambda params: net.apply(
-      {"params": params}, *ours, method="features_and_pooled"
-    )[1]
+    read = lambda params: net.apply({"params": params}, *ours, method="features_and_pooled")
+    return jnp.asarray(expected), lambda params: read(params)[1 if projection_dim else 0]
 
-  return transformers.CLIPTextModelWithProjection(config), run
+  return getattr(transformers, kind)(config), run
 
 
 def vision():
@@ -272,7 +253,7 @@ MODELS = {
   "AutoencoderKL, SD": autoencoder,
   "AutoencoderKLTemporalDecoder, SVD": temporal_decoder,
   "CLIPTextModel, ViT-L": lambda: text(768, 3072, 12, 12),
-  "CLIPTextModelWithProjection, ViT-bigG": text_2,
+  "CLIPTextModelWithProjection, ViT-bigG": lambda: text(1280, 5120, 32, 20, 1280),
   "CLIPVisionModelWithProjection, ViT-H": vision,
   "ControlNetModel, SD 1.5": controlnet,
   "I2VGenXLUNet": i2vgen,
