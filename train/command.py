@@ -30,6 +30,7 @@ from emu_jax.typing import Params
 from train.checkpoint import check_config, claim
 from train.config import Experiment, load_stages
 from train.loop import train
+from train.planning import command as planning
 from train.stages import build, check_inherited, initial_trees
 from train.tokenizers import stage_tokenizers, tell_of_cuts
 
@@ -95,11 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
   commands = (
     Annotated[Run, tyro.conf.subcommand("run", prefix_name=False)]
     | Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
+    | Annotated[planning.Plan, tyro.conf.subcommand("plan", prefix_name=False)]
   )
   with command_line.errors("emu-train"):
     parsed, words = tyro.cli(commands, prog="emu-train", args=arguments, return_unknown_args=True)
     if isinstance(parsed, Run):
       run(parsed, words)
+    elif isinstance(parsed, planning.Plan):
+      planning.main(parsed, words)
     elif words:
       raise InputError(f"prepare: {words[0]} is not an option; see `emu-train prepare --help`")
     else:

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Sharding
 from jax.typing import ArrayLike
 
 from emu_jax.typing import Params
@@ -62,8 +61,12 @@ def train_step(
   return new, metrics, fault
 
 
-def jitted_step(loss: Loss, config: OptimConfig, num_steps: int, sharding: Sharding) -> Callable:
-  """`train_step` of state, frozen, batch and seed key, whose state is donated to the next one."""
+def jitted_step(loss: Loss, config: OptimConfig, num_steps: int, sharding: Any) -> Callable:
+  """`train_step` of state, frozen, batch and seed key, whose state is donated to the next one.
+
+  Args:
+    sharding: of all that it returns; or a tuple for state, metrics and fault, as `jax.jit` takes.
+  """
   step = jax.jit(
     train_step,
     static_argnames=("loss", "config", "num_steps"),
