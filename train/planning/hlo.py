@@ -21,6 +21,8 @@ _CALLED = re.compile(
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _ARRAY = re.compile(r"\b(pred|token|[a-z]+\d+\w*)\[([\d,]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_LIMIT = re.compile(r"^s32\[\]\S* constant\((\d+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"(-?\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 
@@ -106,9 +108,9 @@ def _rounds(entry: str, computations: dict[str, list[str]]) -> tuple[dict[str, i
         continue
       operation, each = _operation(line), times
       if operation == "while":
-        trips = _TRIPS.search(line)
+        trips = _trips(line, computations)
         unknown += trips is None
-        each = times * (int(trips[1]) if trips else 1)
+        each = times * (1 if trips is None else trips)
       inner = inside or operation not in ("while", "call", "conditional", "async-start")
       for other in called:
         if other in computations:
@@ -116,6 +118,20 @@ def _rounds(entry: str, computations: dict[str, list[str]]) -> tuple[dict[str, i
 
   visit(entry, 1, False)
   return rounds, fused, unknown
+
+
+def _trips(line: str, computations: dict[str, list[str]]) -> int | None:
+  """Rounds of a loop: as the text tells, or the one number that its condition counts up to.
+
+  Scans and loops of a fixed length count from 0 by 1; the TPU compiler's text tells no more.
+  """
+  if told := _TRIPS.search(line):
+    return int(told[1])
+  condition = _CONDITION.search(line)
+  lines = computations.get(condition[1], []) if condition else []
+  limits = [int(limit) for each in lines for limit in _LIMIT.findall(each)]
+  counts_up = any("direction=LT" in each for each in lines)
+  return limits[0] if counts_up and len(limits) == 1 else None
 
 
 def _operation(line: str) -> str:

@@ -30,7 +30,7 @@ PROGRAM = """HloModule jit_f, is_scheduled=true
 %body (s: (s32[], f32[8])) -> (s32[], f32[8]) {
   %s = (s32[], f32[8]{0}) parameter(0)
   %g = bf16[2,1024]{1,0:T(8,128)(2,1)} all-gather(%s), channel_id=1, dimensions={0}
-  %f = f32[8]{0:T(8)} fusion(%s), kind=kLoop, calls=%inside, backend_config={"estimated_cycles":"100"}
+  %f = f32[8]{0:T(8)} fusion(%s), kind=kLoop, calls=%inside, {"estimated_cycles":"100"}
   ROOT %t = (s32[], f32[8]{0}) tuple(%s, %f)
 }
 
@@ -64,6 +64,13 @@ def test_a_collective_in_pieces_is_one():
 def test_a_loop_of_unknown_length_is_told():
   found = read(PROGRAM.replace("{TRIPS}", "{}"))
   assert (found.cycles, found.unknown_loops) == (130, 1)
+
+
+def test_a_condition_tells_how_often_its_loop_runs():
+  condition = """  %n.1 = s32[]{:T(128)} constant(5)
+  ROOT %l = pred[]{:T(512)} compare(%s.1, %n.1), direction=LT"""
+  text = PROGRAM.replace("{TRIPS}", "{}").replace("  ROOT %l = pred[] constant(true)", condition)
+  assert read(text) == read(FIVE)
 
 
 def test_values_that_are_no_estimates_make_none():
