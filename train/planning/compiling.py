@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from emu_jax.errors import InputError
+from emu_jax.models.autoencoder import Autoencoder
 from emu_jax.sharding import batch_sharding, replicated, tree_shardings
-from emu_jax.systems.emu import init_autoencoder, init_spatial, init_text
+from emu_jax.systems.emu import init_spatial, init_text
 from emu_jax.systems.emu_video import init_temporal
 from emu_jax.typing import Params
 from train.config import Experiment
@@ -58,10 +59,9 @@ def inherited_shapes(experiment: Experiment) -> Params:
   model, key = experiment.model, jax.random.key(0)
   image = model.image
   z = jax.ShapeDtypeStruct((image.autoencoder.z_channels,), jnp.float32)
+  frame = jnp.zeros((1, 1, image.size, image.size, 3))
   make = {
-    "autoencoder": lambda key: init_autoencoder(
-      image.autoencoder, experiment.objective, image.size, key
-    )["autoencoder"],
+    "autoencoder": lambda key: Autoencoder(image.autoencoder).init(key, frame)["params"],
     "text": lambda key: init_text(image, key),
     "spatial": lambda key: init_spatial(image, key),
     "temporal": lambda key: init_temporal(model, key),
