@@ -26,6 +26,7 @@ from train.config import Experiment, load_stages
 from train.inputs import data_options, inherit, opened, statistics_batch
 from train.loop import train
 from train.packing import Prepare, prepare, split_at_dashes
+from train.planning import command as planning
 from train.processes import join, together
 from train.stages import build, check_inherited, initial_trees
 from train.tokenizers import stage_tokenizers, tell_of_cuts
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   commands = (
     Annotated[Run, tyro.conf.subcommand("run", prefix_name=False)]
     | Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
+    | Annotated[planning.Plan, tyro.conf.subcommand("plan", prefix_name=False)]
   )
   with command_line.errors("emu-train"):
     parsed, words = tyro.cli(commands, prog="emu-train", args=given, return_unknown_args=True)
@@ -77,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
       with together("emu-train"):
         join(parsed.coordinator, parsed.processes, parsed.process)
         run(parsed, words + of_beam)
+    elif isinstance(parsed, planning.Plan):
+      planning.main(parsed, words)
     elif words:
       raise InputError(f"prepare: {words[0]} is not an option; see `emu-train prepare --help`")
     else:
