@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import Autoencoder
 from emu_jax.sharding import batch_sharding, replicated, with_shardings
 from emu_jax.systems.emu import init_spatial, init_text
