@@ -103,8 +103,7 @@ def stage_shapes(experiment: Experiment) -> Stage:
 def lower(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
   """The training step for a mesh, traced; state and frozen trees lie as `tree_shardings` says."""
   experiment.check_mesh(mesh.size)
-  stage = stage_shapes(experiment)
-  key = jax.eval_shape(lambda: jax.random.key(0))
+  stage, key = stage_shapes(experiment), jax.random.key(0)
   state = abstract_state(stage, experiment.optim, key, mesh)
   step = jitted_step(stage.loss, experiment.optim, experiment.loop.num_steps, state)
   split = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch_sharding(mesh))

@@ -75,5 +75,5 @@ def lines(measured: Measured, topology: Topology, flops: int) -> list[str]:
   return found
 
 
-def gib(size: float) -> str:
+def gib(size: float | int) -> str:
   return f"{size / GIB:.3f}"
