@@ -54,7 +54,7 @@ SMALL = 2**14
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis of the mesh; 0 or -1 = what the other axes leave, for one of them."""
+  """Devices along each axis of the mesh; 0 = what the other axes leave, for one of them."""
 
   data: int = 0
   fsdp: int = 1
@@ -63,7 +63,7 @@ class MeshConfig:
   def __post_init__(self):
     values = dataclasses.asdict(self)
     for name, value in values.items():
-      if value < -1:
+      if value < 0:
         raise InputError(f"MeshConfig: {name}={value}; give a number of devices, or 0 for the rest")
     if sum(value < 1 for value in values.values()) > 1:
       raise InputError(
