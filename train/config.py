@@ -98,6 +98,11 @@ class Experiment:
         f"--data.batch_size {self.data.batch_size}: does not split over the {data * fsdp} device(s)"
         f" of data x fsdp = {data} x {fsdp}; choose {data * fsdp} or a multiple of it"
       )
+    if self.optim.reduce != "compiler" and fsdp * frames > 1:
+      raise InputError(
+        f"--optim.reduce {self.optim.reduce}: needs a mesh of the axis data alone, not fsdp={fsdp}"
+        f" and frames={frames}; set these to 1, or --optim.reduce compiler"
+      )
     if self.clips.num_frames % frames:
       raise InputError(
         f"--mesh.frames {frames}: does not divide the {self.clips.num_frames} frame(s) of a clip of"

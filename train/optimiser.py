@@ -29,6 +29,10 @@ class OptimConfig:
   ema_decay: float = 0.9999  # of the moving average that samples are drawn with; 0 = no average
   accumulate: int = 1  # micro-batches a step; the batch is split into so many
   on_non_finite: Literal["raise", "skip"] = "raise"  # skip leaves the state and counts it
+  # Who adds up the gradients of devices: the compiler, wherever they come up, or the step itself,
+  # once at its end and in this precision. bfloat16 sends half as much, for slices that a slow
+  # network joins. Needs parameters that are whole on every device, and draws other noise.
+  reduce: Literal["compiler", "float32", "bfloat16"] = "compiler"
 
   def __post_init__(self):
     for name in ("peak_lr", "warmup_steps", "weight_decay", "clip_norm"):

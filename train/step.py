@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
+from emu_jax.errors import InputError
 from emu_jax.sharding import replicated
 from emu_jax.typing import Params
 from train.optimiser import OptimConfig, ema_decay, learning_rate, optimiser
@@ -40,7 +42,7 @@ def train_step(
   """
   key = jax.random.fold_in(seed_key, state.step)
   (value, metrics), grads = mean_gradients(
-    loss, state.params, frozen, batch, key, state.step, config.accumulate
+    loss, state.params, frozen, batch, key, state.step, config.accumulate, config.reduce
   )
   squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)])
   fault = first_fault(value, squares)
@@ -94,6 +96,44 @@ def mean_gradients(
   batch: Any,
   key: jax.Array,
   step: jax.Array,
+  accumulate: int,
+  reduce: str = "compiler",
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
+  """((mean loss, mean metrics), gradients) of the global batch; `reduce` as in OptimConfig."""
+  local = functools.partial(local_gradients, loss, accumulate=accumulate)
+  if reduce == "compiler":
+    return local(params, frozen, batch, key, step)
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size != mesh.shape["data"]:
+    raise InputError(
+      f"--optim.reduce {reduce}: needs a mesh of the axis data alone, not {dict(mesh.shape)}; set "
+      "the other axes to 1, or --optim.reduce compiler"
+    )
+
+  def of_one_device(params, frozen, batch, key, step):
+    key = jax.random.fold_in(key, jax.lax.axis_index("data"))
+    result, grads = local(params, frozen, batch, key, step)
+    grads = jax.tree.map(lambda g: g.astype(reduce), grads)
+    result, grads = jax.lax.pmean((result, grads), "data")
+    return result, jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+
+  everywhere, split = PartitionSpec(), PartitionSpec("data")
+  return jax.shard_map(
+    of_one_device,
+    in_specs=(everywhere, everywhere, split, everywhere, everywhere),
+    out_specs=everywhere,
+    check_vma=False,  # else the gradient of a copy on every device is their sum already
+  )(params, frozen, batch, key, step)
+
+
+def local_gradients(
+  loss: Loss,
+  params: Params,
+  frozen: Params,
+  batch: Any,
+  key: jax.Array,
+  step: jax.Array,
+  *,
   accumulate: int,
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
   """((mean loss, mean metrics), gradients) of a batch taken in `accumulate` micro-batches.

@@ -1,5 +1,6 @@
 """A step is the same on every shape of the mesh, and so are checkpoints."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -14,6 +15,7 @@ import tiny_run
 from emu_jax import sharding
 from emu_jax.diffusion.guidance import guided, text_guidance
 from emu_jax.diffusion.schedule import Schedule
+from emu_jax.errors import InputError
 from emu_jax.models.temporal import TemporalConfig
 from emu_jax.models.unet import UNet, UNetConfig
 from emu_jax.sharding import MeshConfig, global_batch, make_mesh, place, replicated
@@ -23,7 +25,7 @@ from tests.tiny import perturbed
 from train.optimiser import OptimConfig
 from train.stage import Stage
 from train.state import initial_state
-from train.step import jitted_step
+from train.step import jitted_step, mean_gradients
 
 # Every kind of layer once: shapes of the mesh are many, and each has a program of its own.
 UNET = UNetConfig(
@@ -46,7 +48,8 @@ def nothing_is_small(monkeypatch):
 def batch():
   draw = np.random.default_rng(0).normal
   shapes = {"x": (8, 8, 8, 2, 4), "target": (8, 8, 8, 2, 4), "text": (8, 3, 8)}
-  return {name: draw(size=shape).astype(np.float32) for name, shape in shapes.items()}
+  drawn = {name: draw(size=shape).astype(np.float32) for name, shape in shapes.items()}
+  return drawn | {"t": np.arange(8, dtype=np.float32)}
 
 
 def init(key):
@@ -61,17 +64,18 @@ def given():
 
 
 def loss(params, frozen, batch, key, step):
-  t = jnp.arange(len(batch["x"]), dtype=jnp.float32)
-  y = UNet(UNET).apply({"params": params["net"]}, batch["x"], t, Conditions(texts=(batch["text"],)))
+  told = Conditions(texts=(batch["text"],))
+  y = UNet(UNET).apply({"params": params["net"]}, batch["x"], batch["t"], told)
   return jnp.square(y - batch["target"]).mean(axis=(1, 2, 3, 4)), {}
 
 
-def step_on(mesh):
+def step_on(mesh, reduce="compiler", loss=loss):
   """State and metrics after a step."""
+  optim = dataclasses.replace(OPTIM, reduce=reduce)
   with jax.set_mesh(mesh):
-    state = initial_state(Stage(init, {}, loss), OPTIM, jax.random.key(0), mesh, given())
+    state = initial_state(Stage(init, {}, loss), optim, jax.random.key(0), mesh, given())
     key = jax.device_put(jax.random.key(1), replicated(mesh))
-    new, metrics, _ = jitted_step(loss, OPTIM, 10, state)(
+    new, metrics, _ = jitted_step(loss, optim, 10, state)(
       state, {}, global_batch(batch(), mesh), key
     )
   return new, metrics
@@ -97,6 +101,45 @@ def test_a_step_is_that_of_one_device(shape, one):
     np.testing.assert_allclose(metrics[name], one[1][name], rtol=6e-6)
   for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(one[0]), strict=True):
     np.testing.assert_allclose(got, want, rtol=6e-6, atol=6e-6)
+
+
+def test_explicit_collectives_are_the_compilers(one):
+  """The same step by shard_map, which adds up gradients once; bfloat16 rounds each to 2^-9."""
+  mesh = make_mesh()
+  state, metrics = step_on(mesh, "float32")
+  for got, want in zip(jax.tree.leaves((state, metrics)), jax.tree.leaves(one), strict=True):
+    np.testing.assert_allclose(got, want, rtol=6e-6, atol=6e-6)
+  rounded, _ = step_on(mesh, "bfloat16")
+  moments = [optax.tree_utils.tree_get(s.opt_state, "mu")["net"] for s in (rounded, state)]
+  largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(moments[1]))
+  # Each of eight terms and each of their sums is rounded once: 16 roundings of 2^-9 of the largest.
+  chex.assert_trees_all_close(*jax.device_get(moments), atol=16 * 2**-9 * largest)
+  assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, moments), strict=True))
+
+
+def test_every_device_draws_noise_of_its_own():
+  """The step by shard_map with noise is the mean of the devices' steps, each with its key."""
+  mesh = make_mesh()
+  rows = np.random.default_rng(1).normal(size=(8, 3)).astype(np.float32)
+
+  def noisy(params, frozen, batch, key, step):
+    return (batch @ params["w"] * jax.random.normal(key, (len(batch),))), {}
+
+  def gradient(reduce):
+    given = {"w": jnp.ones(3)}, {}, jnp.asarray(rows), jax.random.key(0), jnp.int32(0)
+    with jax.set_mesh(mesh):
+      run = jax.jit(lambda *a: mean_gradients(noisy, *a, 1, reduce)[1]["w"])
+      return run(*given)
+
+  keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(8)]
+  draws = [jax.random.normal(jax.random.fold_in(k, 0), (1,)) for k in keys]
+  want = np.mean([row * np.asarray(z) for row, z in zip(rows, draws, strict=True)], axis=0)
+  np.testing.assert_allclose(gradient("float32"), want, rtol=1e-6)  # 8 sums, each of 6e-8
+
+
+def test_explicit_collectives_need_whole_parameters():
+  with pytest.raises(InputError, match=r"--optim\.reduce float32: needs a mesh of the axis data"):
+    step_on(make_mesh(None, MeshConfig(fsdp=2)), "float32")
 
 
 def test_samples_are_those_of_one_device():
