@@ -162,7 +162,7 @@ def evaluate(
     media.check_output(out, report.ENDINGS)
   if sheet is not None:
     media.check_output(sheet, (".png",))
-  pipeline = load_pipeline(options.checkpoint, dtype=options.dtype, widen=options.widen)
+  pipeline = load_pipeline(options.checkpoint, **options.how())
   request = options.request(pipeline.config.guidance, 8, picture_guidance)
   check_frames(pipeline, request.frames)
   found = measure(

@@ -18,6 +18,7 @@ from emu_jax.cli_shared import (
 from emu_jax.data.pipeline import load_picture
 from emu_jax.errors import InputError
 from emu_jax.generation import edit
+from emu_jax.sharding import MeshConfig, sampling_mesh
 from emu_jax.stable_video import HEIGHT, WIDTH, Motion, load_stable_video
 from emu_jax.systems.emu_video import Guidance
 from emu_jax.systems.svd import SvdSampling
@@ -68,6 +69,7 @@ def animate_picture(
   decode_chunk: int = 8,
   precision: Asked = "stored",
   widen: bool = False,
+  mesh: MeshConfig = MeshConfig(data=1),
   out: pathlib.Path = pathlib.Path("animated.mp4"),
 ) -> None:
   """Turns a picture into a clip by Stable Video Diffusion.
@@ -89,6 +91,7 @@ def animate_picture(
     decode_chunk: frames decoded at a time; fewer need less memory.
     precision: of the networks; stored: as the model is.
     widen: take float16 weights, as float32.
+    mesh: devices that sample together, as emu-jax sample takes them.
     out: file to write: .mp4, .gif, .webp, or .png with the frames side by side.
   """
   with working() as say:
@@ -97,7 +100,9 @@ def animate_picture(
     if not 0 <= seed < 2**32:
       raise InputError(f"seed={seed} is not from 0 to {2**32 - 1}; give one that is")
     say(f"loading {checkpoint}")
-    model = load_stable_video(checkpoint, dtype=precision_of(precision), widen=widen)
+    model = load_stable_video(
+      checkpoint, dtype=precision_of(precision), widen=widen, mesh=sampling_mesh(mesh)
+    )
     model.check_size(height, width)
     given = load_picture(picture, height, width)[None]
     sampling = SvdSampling(solver, steps, model.num_frames if frames is None else frames)

@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -16,6 +16,7 @@ from emu_jax.errors import InputError
 from emu_jax.generation import Request
 from emu_jax.loading import load_pipeline
 from emu_jax.pipeline import Animation, Pipeline
+from emu_jax.sharding import MeshConfig, sampling_mesh
 from emu_jax.systems.emu_video import Guidance
 from emu_jax.systems.latent import Sampling
 from emu_jax.weights.model import Precision
@@ -54,11 +55,15 @@ class Options:
   """of the networks; stored: as the model is"""
   widen: bool = False
   """take float16 weights of a public folder, as float32"""
+  mesh: MeshConfig = MeshConfig(data=1)
+  """devices that sample together, the first so many: prompts and branches of guidance over data,
+  weights in pieces over fsdp, frames over frames if it divides their number; 0, for one axis: the
+  rest"""
 
-  @property
-  def dtype(self) -> Precision | None:
-    """The precision as the loaders take it."""
-    return precision_of(self.precision)
+  def how(self) -> dict[str, Any]:
+    """What the loaders take."""
+    mesh = sampling_mesh(self.mesh)
+    return {"dtype": precision_of(self.precision), "widen": self.widen, "mesh": mesh}
 
   def request(
     self,
@@ -96,9 +101,7 @@ def opened(
   check_file(out, enlarge)
   options.request(Guidance(), 8)  # refuses its numbers
   say(f"loading {options.checkpoint}")
-  pipeline = load_pipeline(
-    options.checkpoint, motion_adapter=motion_adapter, dtype=options.dtype, widen=options.widen
-  )
+  pipeline = load_pipeline(options.checkpoint, motion_adapter=motion_adapter, **options.how())
   if enlarge * pipeline.config.image.size > LARGEST_SIDE:
     raise InputError(
       f"enlarge={enlarge} makes {enlarge * pipeline.config.image.size} pixels a side of the "

@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from emu_jax import public
 from emu_jax.config import from_dict
@@ -14,6 +15,7 @@ from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import Autoencoder
 from emu_jax.pipeline import MADE_BY, Animation, Pipeline
 from emu_jax.run import latest_step, load_ema
+from emu_jax.sharding import place
 from emu_jax.systems.emu import init_spatial, init_text
 from emu_jax.systems.emu_video import EmuVideoConfig, init_temporal
 from emu_jax.systems.latent import TextConfig
@@ -37,6 +39,7 @@ def load_pipeline(
   motion_adapter: str | pathlib.Path | None = None,
   dtype: Precision | None = None,
   widen: bool = False,
+  mesh: Mesh | None = None,
 ) -> Pipeline | Animation:
   """A model that samples: of a run of emu-train, or of a public folder.
 
@@ -46,10 +49,11 @@ def load_pipeline(
     motion_adapter: AnimateDiff's motion modules for a public text-to-image model.
     dtype: of matmuls, and of the weights of all networks; None: as the model is.
     widen: take float16 weights of a public folder as float32.
+    mesh: of the devices that hold the weights in pieces and sample together; None: one device.
   Raises: InputError where the folder is none of these, or one of another version.
   """
   if public.is_public(folder):
-    how = {"dtype": dtype, "widen": widen}
+    how = {"dtype": dtype, "widen": widen, "mesh": mesh}
     if motion_adapter is not None or public.is_animation(folder):
       model = public.load_animation(folder, motion_adapter, **how)
       kind, config = Animation, model.config
@@ -60,7 +64,7 @@ def load_pipeline(
       load_tokenizer(path, encoder.max_length)
       for path, encoder in zip(model.tokenizers, config.image.text, strict=True)
     )
-    return kind(config, model.trees, tokenizers, str(folder), model.tokenizers)
+    return kind(config, model.trees, tokenizers, str(folder), model.tokenizers, mesh)
   if motion_adapter is not None:
     raise InputError(
       f"{folder}: a motion adapter goes with a public text-to-image folder; a run of emu-train has "
@@ -80,7 +84,8 @@ def load_pipeline(
       for name, tree in trees.items()
     }
   folders = tuple(folder / "tokenizers" / str(i) for i in range(len(tokenizers)))
-  return Pipeline(config, jax.tree.map(jnp.asarray, trees), tokenizers, str(folder), folders)
+  trees = jax.tree.map(jnp.asarray, trees) if mesh is None else place(trees, mesh)
+  return Pipeline(config, trees, tokenizers, str(folder), folders, mesh)
 
 
 def in_precision(config: EmuVideoConfig, dtype: Precision) -> EmuVideoConfig:

@@ -8,17 +8,19 @@ a caller's clock tells what took how long.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from emu_jax.conditioning import KnownFrames
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import InputError
+from emu_jax.sharding import on
 from emu_jax.systems.animatediff import AnimateDiffConfig, sample_clip
 from emu_jax.systems.emu import EmuConfig, sample_edit, sample_image, text_features, without_text
 from emu_jax.systems.emu_video import EmuVideoConfig, Guidance, sample_video
@@ -104,6 +106,7 @@ class ImagePipeline:
   tokenizers: tuple[Tokenizer, ...]
   where: str  # the folder it came from, for messages
   tokenizer_folders: tuple[pathlib.Path, ...] = ()  # whence the tokenizers came, to be copied
+  mesh: Mesh | None = None  # that the trees lie on; None: one device
 
   def require(self, *names: str) -> None:
     """Raises InputError where a tree that an operation needs was never trained."""
@@ -133,11 +136,16 @@ class ImagePipeline:
         f"{size}x{size}, so resize them"
       )
     self.require("autoencoder", "latents")
-    return jax.block_until_ready(_encode(self.trees, jnp.asarray(frames), config=self.config.image))
+    return self._run(_encode, jnp.asarray(frames), config=self.config.image)
 
   def decode(self, latents: Float[Array, "B T h w C"]) -> Frames:
     """Frames of latents, as bytes on the host."""
-    return np.asarray(_decode(self.trees, latents, config=self.config.image))
+    return np.asarray(self._run(_decode, latents, config=self.config.image))
+
+  def _run(self, program: Callable, *inputs: Any, **static: Any) -> jax.Array:
+    """A program of the trees and inputs, done."""
+    with on(self.mesh):
+      return jax.block_until_ready(program(self.trees, *inputs, **static))
 
   def image(
     self, texts: Sequence[str], negative: str, key: jax.Array, scale: float, sampling: Sampling
@@ -145,8 +153,8 @@ class ImagePipeline:
     """Latents [B, 1, H, W, C] of pictures of prompts."""
     self.require("autoencoder", "latents", "text", "spatial")
     self.check_reads(0)
-    latents = _image(
-      self.trees,
+    return self._run(
+      _image,
       self.prompts(texts),
       self.prompts([negative] * len(texts)),
       jnp.bool_(not negative),
@@ -155,7 +163,6 @@ class ImagePipeline:
       config=self.config.image,
       sampling=sampling,
     )
-    return jax.block_until_ready(latents)
 
   def edit(
     self,
@@ -169,8 +176,8 @@ class ImagePipeline:
     """Latents [B, 1, H, W, C] of the given pictures, changed as instructions say."""
     self.require("autoencoder", "latents", "text", "spatial")
     self.check_reads(self.config.image.autoencoder.z_channels)
-    latents = _edit(
-      self.trees,
+    return self._run(
+      _edit,
       given,
       self.prompts(texts),
       self.prompts([negative] * len(texts)),
@@ -180,7 +187,6 @@ class ImagePipeline:
       config=self.config.image,
       sampling=sampling,
     )
-    return jax.block_until_ready(latents)
 
   def check_reads(self, channels: int) -> None:
     """Raises InputError where the image model does not read so many channels beside x_t."""
@@ -218,8 +224,8 @@ class Pipeline(ImagePipeline):
   ) -> Video:
     """Latents of clips with the given latents at the known frames, by the temporal tree `name`."""
     self.require("autoencoder", "latents", "text", "spatial", name)
-    latents = _video(
-      self.trees,
+    return self._run(
+      _video,
       given,
       self.prompts(texts),
       self.prompts([negative] * len(texts)),
@@ -231,7 +237,6 @@ class Pipeline(ImagePipeline):
       name=name,
       sampling=sampling,
     )
-    return jax.block_until_ready(latents)
 
 
 class Animation(ImagePipeline):
@@ -250,8 +255,8 @@ class Animation(ImagePipeline):
   ) -> Video:
     """Latents [B, T, H, W, C] of clips of prompts."""
     self.check_reads(0)
-    latents = _clip(
-      self.trees,
+    return self._run(
+      _clip,
       self.prompts(texts),
       self.prompts([negative] * len(texts)),
       jnp.bool_(not negative),
@@ -260,4 +265,3 @@ class Animation(ImagePipeline):
       config=dataclasses.replace(self.config, num_frames=num_frames),
       sampling=sampling,
     )
-    return jax.block_until_ready(latents)

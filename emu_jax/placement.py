@@ -35,14 +35,6 @@ def pin(x: Float[Array, "B T H W C"], layout: Layout = "frames") -> Float[Array,
   return jax.lax.with_sharding_constraint(x, video_spec(mesh, x.shape, layout))
 
 
-def pin_batch(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-  """x with its first axis over `data` and `fsdp`, and nothing else split."""
-  mesh = _mesh()
-  if mesh is None:
-    return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(_batch_axes(mesh, x.shape[0])))
-
-
 def exchange(x: Float[Array, "B T H W C"], to: Layout) -> Float[Array, "B T H W C"]:
   """The same array from the other layout into this one: one all-to-all over `frames`.
 

@@ -11,6 +11,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from emu_jax.config import refused, to_dict
 from emu_jax.diffusion.edm import Edm
@@ -67,15 +68,19 @@ def is_animation(folder: str | pathlib.Path) -> bool:
 
 
 def load_image_model(
-  folder: str | pathlib.Path, *, dtype: Precision | None = None, widen: bool = False
+  folder: str | pathlib.Path,
+  *,
+  dtype: Precision | None = None,
+  widen: bool = False,
+  mesh: Mesh | None = None,
 ) -> PublicModel:
   """The image model of a Stable Diffusion folder (1, 2, XL, InstructPix2Pix, inpainting, upscaler).
 
   Args:
-    dtype, widen: as `emu_jax.weights.load` takes them.
+    dtype, widen, mesh: as `emu_jax.weights.load` takes them.
   Raises: InputError where the folder is another pipeline, or a part of it cannot be read.
   """
-  return _assembled(pathlib.Path(folder), TEXTS, {"dtype": dtype, "widen": widen})
+  return _assembled(pathlib.Path(folder), TEXTS, {"dtype": dtype, "widen": widen, "mesh": mesh})
 
 
 def load_animation(
@@ -84,6 +89,7 @@ def load_animation(
   *,
   dtype: Precision | None = None,
   widen: bool = False,
+  mesh: Mesh | None = None,
 ) -> PublicModel:
   """AnimateDiff: a folder of its own, or an image model's with a motion adapter's.
 
@@ -93,7 +99,7 @@ def load_animation(
   Raises: InputError as `load_image_model`, where the two do not fit each other, or where the
     adapter reads more than noisy latents (PIA).
   """
-  folder, how = pathlib.Path(folder), {"dtype": dtype, "widen": widen}
+  folder, how = pathlib.Path(folder), {"dtype": dtype, "widen": widen, "mesh": mesh}
   if adapter is None:
     model = _assembled(folder, ANIMATED, how)
     unet, params, schedule = model.config.unet, model.trees["spatial"], model.config.schedule

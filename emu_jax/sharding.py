@@ -9,6 +9,7 @@ The mesh has the axes `data`, `fsdp` and `frames`:
 The axes are Auto: XLA propagates placements by itself from what is said here and there.
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 import math
@@ -108,6 +109,22 @@ def make_mesh(devices: Sequence[Any] | None = None, config: MeshConfig = MeshCon
   return jax.make_mesh(shape, AXES, axis_types=auto, devices=tuple(devices))
 
 
+def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+  """Networks that are traced inside pin their activations to the mesh, if there is one."""
+  return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def sampling_mesh(config: MeshConfig) -> Mesh | None:
+  """A mesh of the first devices that make this shape, or of all where an axis is 0; None: of one.
+
+  Raises: InputError where there are fewer.
+  """
+  devices = jax.devices()
+  wanted = math.prod(dataclasses.astuple(config))
+  mesh = make_mesh(devices[:wanted] if wanted else devices, config)
+  return mesh if mesh.size > 1 else None
+
+
 def tree_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
   """A NamedSharding for every leaf of a tree of parameters, of an optimiser or of a train state.
 
@@ -121,10 +138,14 @@ def tree_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
   """
 
   def place(path, leaf):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return NamedSharding(mesh, leaf_spec(name, leaf.shape, mesh.shape["fsdp"]))
+    return leaf_sharding(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, mesh)
 
   return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def leaf_sharding(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
+  """Where one leaf lies, by its path (`mid/conv/kernel`) and shape."""
+  return NamedSharding(mesh, leaf_spec(path, shape, mesh.shape["fsdp"]))
 
 
 def leaf_spec(path: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpec:

@@ -8,6 +8,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from emu_jax import public
@@ -16,6 +17,7 @@ from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from emu_jax.models.vision import ClipVision, ClipVisionConfig, svd_pixels
 from emu_jax.pipeline import Frames, Given, to_bytes
+from emu_jax.sharding import on
 from emu_jax.systems.svd import (
   Picture,
   SvdConfig,
@@ -73,6 +75,7 @@ class StableVideo:
   trees: Params  # "unet", "autoencoder", "vision"
   num_frames: int  # of its training clips
   where: str
+  mesh: Mesh | None = None  # None: one device
 
   def check_size(self, height: int, width: int) -> None:
     """Raises InputError for a picture that its networks cannot halve as often as they do."""
@@ -105,7 +108,8 @@ class StableVideo:
       )
     numbers = {k: jnp.float32(v) for k, v in dataclasses.asdict(motion).items()}
     inputs = self.trees, jnp.asarray(pictures), jax.random.key(seed), numbers
-    return np.asarray(_animate(*inputs, nets=self.nets, sampling=sampling, chunk=chunk))
+    with on(self.mesh):
+      return np.asarray(_animate(*inputs, nets=self.nets, sampling=sampling, chunk=chunk))
 
 
 @functools.partial(jax.jit, static_argnames=("nets", "sampling", "chunk"))
@@ -144,15 +148,19 @@ def described(
 
 
 def load_stable_video(
-  folder: str | pathlib.Path, *, dtype: Precision | None = None, widen: bool = False
+  folder: str | pathlib.Path,
+  *,
+  dtype: Precision | None = None,
+  widen: bool = False,
+  mesh: Mesh | None = None,
 ) -> StableVideo:
   """Stable Video Diffusion of a diffusers folder.
 
   Args:
-    dtype, widen: as `emu_jax.weights.load` takes them.
+    dtype, widen, mesh: as `emu_jax.weights.load` takes them; the mesh is also sampled on.
   Raises: InputError where the folder is another pipeline, or a part of it cannot be read.
   """
-  folder, how = pathlib.Path(folder), {"dtype": dtype, "widen": widen}
+  folder, how = pathlib.Path(folder), {"dtype": dtype, "widen": widen, "mesh": mesh}
   kind = read_json(folder / public.INDEX).get("_class_name")
   if kind != PIPELINE:
     raise InputError(
@@ -168,4 +176,4 @@ def load_stable_video(
   nets = Nets(config, configs["autoencoder"], configs["vision"])
   trees = {name: one.params for name, one in loaded.items()}
   num_frames = configs["unet"].temporal.num_frames
-  return StableVideo(nets, trees, num_frames, str(folder))
+  return StableVideo(nets, trees, num_frames, str(folder), mesh)

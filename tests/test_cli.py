@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from emu_jax import cli
+from emu_jax import cli, sharding
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.run import load_ema
 from tests import tiny_recipe
@@ -82,6 +82,20 @@ def test_the_same_command_writes_the_same_bytes_and_another_seed_others(emu, tmp
   a, b, c = ((tmp_path / f"{name}.gif").read_bytes() for name in "abc")
   assert a == b != c
   assert read(tmp_path / "a.gif")[0].shape == (8, 16, 16, 3)
+
+
+def test_devices_together_sample_the_clip_of_one(emu, tmp_path, monkeypatch):
+  monkeypatch.setattr(sharding, "SMALL", 64)  # weights of the tiny model lie in pieces too
+  split, put = [], sharding.leaf_spec
+  monkeypatch.setattr(sharding, "leaf_spec", lambda *leaf: split.append(put(*leaf)) or split[-1])
+  together = ("--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.frames", 2)
+  for name, mesh in (("one", ()), ("eight", together)):
+    emu("sample", PROMPT, "--out", tmp_path / f"{name}.png", "--enlarge", 1, *mesh)
+  assert sum("fsdp" in spec for spec in split) > 100
+  one, eight = (np.asarray(PIL.Image.open(tmp_path / f"{n}.png"), int) for n in ("one", "eight"))
+  # Float32 sums in another order: a pixel differs where its value was between two bytes.
+  assert np.abs(one - eight).max() <= 1
+  assert np.ptp(one) > 50
 
 
 def test_an_image_model_gives_a_picture_unless_it_is_told_otherwise(emu, runs, tmp_path):
@@ -178,6 +192,10 @@ def test_a_folder_of_runs_stands_for_its_last_stage(runs, tmp_path):
     ("--picture-guidance nan", "picture guidance nan is not a number"),
     ("--rescale 2", "rescale=2.0 is not from 0 to 1; 0 = off"),
     ("--enlarge -1", "enlarge=-1 is negative"),
+    (
+      "--mesh.frames 16",
+      "frames=16 takes 16 devices, or a multiple where one is",
+    ),
     ("--enlarge 9999", "enlarge=9999 makes 159984 pixels a side"),
     ("--frames 16", "frames=16 needs a model trained on 16 frames, "),
     ("--frames 65", "was trained on 8; choose 8 or 37"),

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Sharding
+from jax.sharding import Mesh
 
 from emu_jax.config import check_kinds
 from emu_jax.errors import InputError
 from emu_jax.run import load_numpy
+from emu_jax.sharding import leaf_sharding
 from emu_jax.typing import Params
 from emu_jax.weights import files
 from emu_jax.weights.architecture import Architecture
@@ -47,7 +48,7 @@ def load(
   *,
   dtype: Precision | None = None,
   widen: bool = False,
-  sharding: Sharding | None = None,
+  mesh: Mesh | None = None,
 ) -> Loaded:
   """The network of a diffusers or transformers folder, or of a converted one, with its weights.
 
@@ -58,7 +59,7 @@ def load(
       float32.
     widen: take float16 weights too, as float32. Without it they are refused: float16 has lost
       small numbers that no later precision brings back.
-    sharding: where each array goes; None leaves it to JAX.
+    mesh: where each array goes, by the rules of emu_jax.sharding; None: one device, JAX's first.
   Raises: InputError for anything but a whole checkpoint of a known class with known options.
   """
   path = pathlib.Path(path)
@@ -68,10 +69,10 @@ def load(
   if (path / PARAMS).is_dir():
     leaves = flatten_dict(load_numpy(path / PARAMS), sep="/")
     _fitting(architecture, config, leaves, f"{path / PARAMS} holds other parameters than those")
-    put = lambda a: jax.device_put(a if dtype is None else a.astype(dtype), sharding)
-    params = unflatten_dict({p: put(leaves.pop(p)) for p in list(leaves)}, sep="/")
+    cast = lambda a: a if dtype is None else a.astype(dtype)
+    params = unflatten_dict({p: _put(p, cast(leaves.pop(p)), mesh) for p in list(leaves)}, sep="/")
   else:
-    params = _read(architecture, config, path, dtype, widen, sharding)
+    params = _read(architecture, config, path, dtype, widen, mesh)
   return Loaded(architecture.module(config), params)
 
 
@@ -99,7 +100,11 @@ def described(path: str | pathlib.Path) -> tuple[Architecture, Any]:
   return architecture, config
 
 
-def _read(architecture, config, path, dtype, widen, sharding) -> Params:
+def _put(leaf: str, array: np.ndarray, mesh: Mesh | None) -> jax.Array:
+  return jax.device_put(array, mesh and leaf_sharding(leaf, array.shape, mesh))
+
+
+def _read(architecture, config, path, dtype, widen, mesh) -> Params:
   tensors = files.Tensors(path)
   groups = architecture.groups(config)
   names = architecture.matching(groups, tensors, str(path))
@@ -122,7 +127,7 @@ def _read(architecture, config, path, dtype, widen, sharding) -> Params:
     if dtype is not None or array.dtype == np.float16:
       array = array.astype(dtype or np.float32)
     parts = split(groups[name], array)
-    return {leaf: jax.device_put(part, sharding) for leaf, part in parts.items()}
+    return {leaf: _put(leaf, part, mesh) for leaf, part in parts.items()}
 
   leaves = {}
   with ThreadPoolExecutor(THREADS) as pool:
