@@ -23,6 +23,7 @@ from configs.sprites_64 import MODEL as SPRITES
 from emu_jax.conditioning import TextFeatures, concat_known, first_frame
 from emu_jax.diffusion.loss import diffusion_loss
 from emu_jax.diffusion.sampler import time_grid
+from emu_jax.sharding import make_mesh
 from emu_jax.systems.emu import init_spatial
 from emu_jax.systems.emu_video import (
   TRAINED,
@@ -169,10 +170,10 @@ class Training:
     self.case, self.loss = case, LatentLoss(case.model)
     self.frozen = {"spatial": both["spatial"]}
     self.batch = {name: jnp.asarray(arrays[name]) for name in ("latents", "text", "dropped")}
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    mesh = make_mesh(jax.devices()[:1])
     stage = Stage(init=lambda key: {"temporal": both["temporal"]}, frozen={}, loss=self.loss)
-    self.state = initial_state(stage, case.optim, jax.random.key(0), place)
-    self.update = jitted_step(self.loss, case.optim, self.NUM_STEPS, place)
+    self.state = initial_state(stage, case.optim, jax.random.key(0), mesh)
+    self.update = jitted_step(self.loss, case.optim, self.NUM_STEPS, self.state)
 
   def __call__(self) -> float:
     """One step of the trainer; returns its loss when the new state is there."""

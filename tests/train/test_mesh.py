@@ -162,12 +162,15 @@ def test_samples_are_those_of_one_device():
   np.testing.assert_allclose(results[1], results[0], rtol=3e-4, atol=3e-4 * np.abs(results).max())
 
 
-def test_checkpoints_of_eight_devices_are_read_on_fewer(tmp_path):
-  whole = MeshConfig(data=2, fsdp=4)
-  wrote = tiny_run.run(tmp_path, 3, mesh=make_mesh(None, whole))
+def test_checkpoints_of_eight_devices_are_read_on_fewer(tmp_path, monkeypatch):
+  monkeypatch.setattr(sharding, "SMALL", 16)
+  wrote = tiny_run.run(tmp_path, 3, mesh=make_mesh(None, MeshConfig(data=2, fsdp=4)))
+  kernel = lambda state: state.params["net"]["first"]["kernel"]
+  assert kernel(wrote).addressable_shards[0].data.shape == (4, 2)
   wrote = jax.device_get(wrote)
   for num, config in ((4, MeshConfig(fsdp=2)), (2, MeshConfig(fsdp=2)), (1, MeshConfig())):
     mesh = make_mesh(jax.devices()[:num], config)
     read = tiny_run.run(tmp_path, 3, mesh=mesh)  # it has all its steps: nothing is trained
-    assert len(jax.tree.leaves(read)[0].sharding.device_set) == num
+    assert len(kernel(read).sharding.device_set) == num
+    assert kernel(read).addressable_shards[0].data.shape == (4, 8 // mesh.shape["fsdp"])
     chex.assert_trees_all_equal(jax.device_get(read), wrote)

@@ -34,7 +34,7 @@ def free_port():
     return one.getsockname()[1]
 
 
-def start(count, run_dir, num_steps, seconds=0.0, by_slurm=False):
+def start(count, run_dir, num_steps, seconds=0.0, by_slurm=False, fsdp=1):
   """The processes of one run; what they say goes to files beside it."""
   port, root = free_port(), pathlib.Path(__file__).parents[2]
   base = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
@@ -52,13 +52,14 @@ def start(count, run_dir, num_steps, seconds=0.0, by_slurm=False):
       }
       words, environment = [], base | {f"SLURM_{k}": str(v) for k, v in slurm.items()}
       environment["JAX_COORDINATOR_PORT"] = str(port)
-    words = [sys.executable, tiny_run.__file__, str(run_dir), str(num_steps), str(seconds), *words]
+    command = [sys.executable, tiny_run.__file__, str(run_dir), str(num_steps), str(seconds)]
+    command = [*command, str(fsdp), *words]
     with run_dir.with_suffix(f".{i}").open("w") as said:
-      processes.append(subprocess.Popen(words, env=environment, stdout=said, stderr=said))
+      processes.append(subprocess.Popen(command, env=environment, stdout=said, stderr=said))
   return processes
 
 
-def wait(processes, run_dir, seconds=60):
+def wait(processes, run_dir, seconds=300):
   """Exit codes; a process that hangs fails the test, and none is left behind."""
   try:
     return [process.wait(seconds) for process in processes]
@@ -74,7 +75,7 @@ def said(run_dir, i):
 
 def reaches(run_dir, number, processes):
   """Waits until a run has logged so many steps."""
-  until = time.monotonic() + 60
+  until = time.monotonic() + 300
   log = run_dir / "metrics.jsonl"
   while not log.exists() or log.read_text().count("\n") < number:
     assert all(process.poll() is None for process in processes), said(run_dir, 0)[-3000:]
@@ -144,6 +145,14 @@ def test_four_processes_that_slurm_starts_train_what_one_does(alone, folder):
   same_within_rounding(alone, run_dir)
 
 
+def test_parameters_in_pieces_on_four_processes_go_on_in_other_pieces_on_two(alone, folder):
+  run_dir = folder / "pieces"
+  assert wait(start(4, run_dir, STEPS // 2, fsdp=4), run_dir) == [0] * 4
+  assert wait(start(2, run_dir, STEPS, fsdp=2), run_dir) == [0] * 2
+  assert f"continuing from step {STEPS // 2}" in said(run_dir, 0)
+  same_within_rounding(alone, run_dir)
+
+
 def test_a_lost_process_ends_the_others_in_one_line(lost):
   line = said(lost, 0).splitlines()[-1]
   assert "tiny_run: error: process 0 of 2 ends, probably since another one is lost: " in line
@@ -172,7 +181,7 @@ def test_sigterm_to_one_process_saves_and_ends_all_with_0(folder):
     stack.callback(wait, processes, run_dir)
     reaches(run_dir, 4, processes)
     processes[1].send_signal(signal.SIGTERM)
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(300) for process in processes] == [0, 0]
   assert f"stopped at step {latest_step(run_dir)}; the same command continues" in said(run_dir, 0)
 
 

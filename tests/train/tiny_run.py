@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu_jax import sharding
 from emu_jax.data.pipeline import ClipSpec, Source, batches
-from emu_jax.sharding import make_mesh
+from emu_jax.sharding import MeshConfig, make_mesh
 from train.loop import LoopConfig, train
 from train.optimiser import OptimConfig
 from train.processes import join, together
@@ -127,13 +128,19 @@ class Slow:
     return next(self.batches)
 
 
-def main(run_dir, num_steps, seconds="0.01", coordinator="", processes="0", process="-1"):
+def main(run_dir, num_steps, seconds="0.01", fsdp="1", coordinator="", processes="0", process="-1"):
   jax.config.update("jax_platforms", "cpu")
+  sharding.SMALL = 16  # so few numbers lie in pieces too, where they are asked to
   with together("tiny_run"):
     join(coordinator, int(processes), int(process))
     alone = jax.process_count() == 1
     slow = Slow(data() if alone else Clips(), float(seconds))
-    run(pathlib.Path(run_dir), int(num_steps), batches=slow, mesh=make_mesh())
+    run(
+      pathlib.Path(run_dir),
+      int(num_steps),
+      batches=slow,
+      mesh=make_mesh(config=MeshConfig(fsdp=int(fsdp))),
+    )
 
 
 if __name__ == "__main__":
