@@ -13,6 +13,7 @@ loss of every single step, which depends on the examples and on the noise that t
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -140,7 +141,8 @@ def hit(campaign: Campaign, run_dir: pathlib.Path) -> bool:
     kind, number = ("asked", signal.SIGTERM) if term else ("running", signal.SIGKILL)
     wait_for(process, run_dir, FIRST_STEP)
     time.sleep(draw.uniform(0, LOOP_SECONDS))
-  os.kill(process.pid, number)  # not yet joined, so the number is still this process's
+  with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+    os.kill(process.pid, number)
   process.join()
   code = process.exitcode
   if code == 0 and "stopped at step" not in log(run_dir).read_text():

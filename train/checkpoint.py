@@ -4,6 +4,7 @@
   frozen/                arrays that do not train, written once
   checkpoints/<step>/    state (step, params, opt_state), ema, data (position of the data)
   metrics.jsonl samples/ tensorboard/   written by train.log
+  lock                   held by the run that is alive
 
 A run continues from, in this order:
   1. the newest checkpoint in its own directory (it was interrupted);
@@ -13,11 +14,13 @@ A run continues from, in this order:
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -227,6 +230,32 @@ def claim(
     except OSError as error:
       raise InputError(f"{run_dir} cannot be written: {error}; choose another directory") from error
   return run_dir
+
+
+@contextlib.contextmanager
+def alone_in(run_dir: pathlib.Path) -> Iterator[None]:
+  """Holds a run's directory, so that no second run writes to it; the system lets go of it at death.
+
+  Raises: InputError where a run holds it already.
+  """
+  if jax.process_index():
+    yield
+    return
+  with (run_dir / "lock").open("a+") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      holder = file.read() or "another process"
+      raise InputError(
+        f"{run_dir}: {holder} trains in it; wait for its end, or choose another directory"
+      ) from None
+    except OSError:
+      pass  # a file system without locks
+    file.truncate(0)
+    file.write(f"process {os.getpid()} of {socket.gethostname()}")
+    file.flush()
+    yield
 
 
 def check_config(run_dir: str | pathlib.Path, config: str, exempt: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from emu_jax.errors import InputError
 from emu_jax.sharding import global_batch, make_mesh, place, replicated, with_shardings
 from emu_jax.typing import Params
-from train.checkpoint import EXEMPT, Checkpoints, claim, restore_frozen, save_frozen
+from train.checkpoint import EXEMPT, Checkpoints, alone_in, claim, restore_frozen, save_frozen
 from train.log import Log, Readings
 from train.optimiser import OptimConfig
 from train.progress import Clock, ProgressLine
@@ -81,6 +81,7 @@ def train(
   run_dir = claim(run_dir, config, exempt)
   keys = _keys(loop.seed, replicated(mesh))
   with contextlib.ExitStack() as stack:
+    stack.enter_context(alone_in(run_dir))
     stack.enter_context(jax.set_mesh(mesh))  # networks pin their activations to it
     checkpoints = stack.enter_context(Checkpoints(run_dir, loop.keep))
     state, frozen = _begin(stage, data, optim, keys["init"], checkpoints, run_dir, initial, mesh)

@@ -15,7 +15,7 @@ from tiny_run import OPTIM, config, data, init, noisy_loss, run, sample, stage
 from emu_jax.errors import InputError
 from emu_jax.run import latest_step, load_ema
 from emu_jax.sharding import make_mesh
-from train.checkpoint import Checkpoints
+from train.checkpoint import Checkpoints, alone_in
 from train.loop import LoopConfig
 from train.stage import Stage
 
@@ -266,6 +266,13 @@ def test_unwritable_folder_is_refused(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match="cannot be written"):
     run(tmp_path / "file" / "run", 1)
+
+
+def test_a_second_run_is_refused_while_the_first_is_alive(copy):
+  held = "process [0-9]+ of .* trains in it; wait for its end"
+  with alone_in(copy), pytest.raises(InputError, match=held):
+    run(copy, 10)
+  assert int(run(copy, 10).step) == 10
 
 
 def test_checkpoint_of_another_model_shows_both_sides(copy):
