@@ -9,9 +9,9 @@ import jax
 
 from emu_jax.config import override
 from emu_jax.errors import InputError
-from emu_jax.sharding import MeshConfig, make_mesh
+from emu_jax.sharding import make_mesh
 from train.config import load_stages
-from train.planning import compiling, report, topologies
+from train.planning import compiling, piecewise, report, topologies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Plan:
   """Equal slices, joined by the data centre's network."""
   stage: str = ""
   """Only this stage; empty: all."""
-  fsdp: int = 1
-  """Devices among which parameters and optimiser are split; the rest is data parallel."""
+  whole: bool = False
+  """Compile the step as one program, which takes 20 GB and more from some billion parameters on;
+  otherwise each distinct block is compiled by itself and all are added up."""
   memory_only: bool = False
   """Compile with low effort: a third of the time and memory, and no estimate of time."""
 
@@ -47,24 +48,55 @@ def main(arguments: Plan, words: list[str]) -> None:
       f"{', '.join(names)}"
     )
   jax.config.update("jax_platforms", "cpu")  # what is not compiled ahead runs here
-  mesh = make_mesh(topologies.devices(topology), MeshConfig(fsdp=arguments.fsdp))
+  devices = topologies.devices(topology)
   for experiment in stages:
     if arguments.stage not in ("", experiment.stage):
       continue
     experiment = override(experiment, words)
+    mesh = make_mesh(devices, experiment.mesh)
+    experiment.check_mesh(mesh.size)
     began = time.monotonic()
-    tell(f"{experiment.stage}: tracing for {mesh.size} devices", began)
-    lowered = compiling.lower(experiment, mesh)
+    say = lambda text, began=began, stage=experiment.stage: tell(f"{stage}: {text}", began)
+    plan = planned_whole if arguments.whole else planned_by_blocks
+    measured = plan(experiment, mesh, topology, arguments.memory_only, say)
+    say("counting the model's arithmetic")
     flops = compiling.model_flops(experiment)
-    tell(f"{experiment.stage}: compiling (kept for the next time)", began)
-    measured = compiling.compiled(lowered, topology, arguments.memory_only)
-    tell(f"{experiment.stage}: done", began)
+    say("done")
+    axes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
     print(
-      f"{experiment.stage} on {arguments.slices} x {topology.name}, data={mesh.shape['data']} "
-      f"fsdp={mesh.shape['fsdp']}, batch {experiment.data.batch_size}:"
+      f"{experiment.stage} on {arguments.slices} x {topology.name}, {axes}, batch "
+      f"{experiment.data.batch_size}:"
     )
     for line in report.lines(measured, topology, flops):
-      print(f"  {line}")
+      print(f"  {line}", flush=True)
+
+
+def planned_whole(experiment, mesh, topology, memory_only, say) -> compiling.Measured:
+  """A training step as one program."""
+  say(f"tracing for {mesh.size} devices")
+  lowered = compiling.lower(experiment, mesh)
+  say("compiling the whole (kept for the next time)")
+  return compiling.compiled(lowered, topology, memory_only)
+
+
+def planned_by_blocks(experiment, mesh, topology, memory_only, say) -> compiling.Measured:
+  """A training step as the sum of its blocks."""
+  say(f"tracing for {mesh.size} devices")
+  calls = compiling.step_calls(experiment, mesh)
+  pieces = piecewise.measure(calls, mesh, topology, memory_only, say)
+  state, frozen, batch = compiling.step_arguments(experiment, mesh)
+  accumulate = experiment.optim.accumulate
+  return piecewise.total(
+    calls,
+    pieces,
+    mesh,
+    topology,
+    arguments=sum(map(piecewise.tree_share, (state, frozen, batch))),
+    # Gradients are read twice, the rest (4 arrays) is read and written; sums of several
+    # micro-batches are read and written for each.
+    update=piecewise.tree_share(state.params) * (10 + (3 * accumulate if accumulate > 1 else 0)),
+    accumulate=accumulate,
+  )
 
 
 def tell(words: str, began: float) -> None:

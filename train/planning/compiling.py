@@ -23,7 +23,7 @@ from emu_jax.systems.emu import init_spatial, init_text
 from emu_jax.systems.emu_video import init_temporal
 from emu_jax.typing import Params
 from train.config import Experiment
-from train.planning import flops, hlo
+from train.planning import blocks, flops, hlo
 from train.planning.topologies import Topology
 from train.stage import Stage
 from train.stages import NEEDS, build
@@ -104,17 +104,43 @@ def lower(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
   """The training step for a mesh, traced; state and frozen trees lie as `tree_shardings` says."""
   experiment.check_mesh(mesh.size)
   stage, key = stage_shapes(experiment), jax.random.key(0)
-  state = abstract_state(stage, experiment.optim, key, mesh)
+  state, frozen, batch = step_arguments(experiment, mesh)
   step = jitted_step(stage.loss, experiment.optim, experiment.loop.num_steps, state)
-  split = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch_sharding(mesh))
   with jax.set_mesh(mesh):  # networks pin their activations to it
     return step.func.lower(
       state,
-      with_shardings(stage.frozen, mesh),
-      jax.tree.map(split, batch_shapes(experiment)),
+      frozen,
+      batch,
       jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh)),
       **step.keywords,
     )
+
+
+def step_calls(experiment: Experiment, mesh: Mesh) -> list[blocks.Call]:
+  """The blocks of one micro-batch of a training step for a mesh, in their order."""
+  experiment.check_mesh(mesh.size)
+  stage, key = stage_shapes(experiment), jax.eval_shape(lambda: jax.random.key(0))
+  micro = experiment.data.batch_size // experiment.optim.accumulate
+  batch = jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct((micro, *a.shape[1:]), a.dtype), batch_shapes(experiment)
+  )
+
+  def loss(params, frozen, batch, key):
+    return stage.loss(params, frozen, batch, key, jnp.zeros((), jnp.int32))[0]
+
+  with jax.set_mesh(mesh):
+    return blocks.trace(loss, jax.eval_shape(stage.init, key), stage.frozen, batch, key)
+
+
+def step_arguments(experiment: Experiment, mesh: Mesh) -> tuple[Any, Any, Any]:
+  """Shapes and placement of the state, the frozen trees and the batch of a training step."""
+  stage, key = stage_shapes(experiment), jax.random.key(0)
+  split = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch_sharding(mesh))
+  return (
+    abstract_state(stage, experiment.optim, key, mesh),
+    with_shardings(stage.frozen, mesh),
+    jax.tree.map(split, batch_shapes(experiment)),
+  )
 
 
 def model_flops(experiment: Experiment) -> int:
