@@ -8,6 +8,7 @@ differentiated, and nothing else is.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -42,6 +43,11 @@ class Array:
   trained: bool = False
   weight: bool = False
   of_block: bool = False
+
+  @property
+  def size(self) -> int:
+    """Bytes of all of it."""
+    return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 
 from emu_jax.config import override
 from emu_jax.errors import InputError
-from emu_jax.sharding import make_mesh
+from emu_jax.sharding import MeshConfig, make_mesh
 from train.config import Experiment, load_stages
-from train.planning import compiling, piecewise, programs, report, topologies
+from train.planning import compiling, piecewise, programs, report, search, topologies
 from train.planning.topologies import Topology
 
 
@@ -38,6 +38,9 @@ class Plan:
   """Only this stage; empty: all."""
   sample: bool = False
   """Plan sampling a batch, all steps and decoding, instead of a training step."""
+  search: bool = False
+  """Look for the cheapest mesh of the topology and the largest batch that fits there; the config's
+  mesh, batch size and micro-batches do not matter."""
   whole: bool = False
   """Compile one program, which takes 20 GB and more from some billion parameters on; otherwise each
   distinct block is compiled by itself and all are added up."""
@@ -82,15 +85,17 @@ def main(arguments: Plan, words: list[str]) -> None:
   devices = topologies.devices(topology)
   meshes = [make_mesh(devices, experiment.mesh) for experiment in chosen]
   for experiment, mesh in zip(chosen, meshes, strict=True):
-    experiment.check_mesh(mesh.size)
+    if not arguments.search:
+      experiment.check_mesh(mesh.size)
   plans = []
   for experiment, mesh in zip(chosen, meshes, strict=True):
     began = time.monotonic()
     say = lambda text, began=began, stage=experiment.stage: tell(f"{stage}: {text}", began)
     work = Work(experiment, mesh, topology, arguments.sample, arguments.memory_only, say)
-    plans.append(plan(work, arguments.whole))
-    for line in shown(plans[-1]):
-      print(line, flush=True)
+    found = searched(work, devices) if arguments.search else [plan(work, arguments.whole)]
+    plans += found
+    for each in found:
+      print("\n".join(shown(each)), flush=True)
   if arguments.json:
     arguments.json.write_text(json.dumps(plans, indent=1))
 
@@ -112,6 +117,46 @@ def plan(work: Work, whole: bool) -> dict[str, Any]:
     "accumulate": work.experiment.optim.accumulate,
     "whole": whole,
   } | report.figures(measured, work.topology, flops, pieces)
+
+
+def searched(work: Work, devices: Sequence[Any]) -> list[dict[str, Any]]:
+  """Plans of a short list of meshes, each with its largest batch; the cheapest an example first."""
+  experiment, topology, num = work.experiment, work.topology, len(devices)
+  one = search.with_mesh(experiment, MeshConfig(num), 1)
+  work.say(f"tracing one example for each of {num} devices")
+  kept = search.kept_bytes(programs.step_calls(one, make_mesh(devices, one.mesh))) / num
+  fitting = []
+  for config in search.candidates(num, experiment.clips.num_frames):
+    mesh = make_mesh(devices, config)
+    needed = programs.step_arguments(search.with_mesh(experiment, config, 1), mesh)
+    most = search.most_examples(
+      topology.chip.memory,
+      sum(map(piecewise.tree_share, needed)),
+      piecewise.tree_share(needed[0].params),
+      kept / config.frames,
+    )
+    work.say(f"{config}: at most {most} examples by bytes alone")
+    fitting += [search.Candidate(config, most)] if most else []
+  if not fitting:
+    raise InputError(
+      f"--topology {topology.name}: no mesh of {num} devices holds the state, the gradients and "
+      "one example of this stage; take more devices, or a chip with more memory"
+    )
+  found = []
+  for candidate in search.short_list(fitting):
+    examples, plans = candidate.examples, []
+    while examples and not (plans and plans[-1]["fits"]):
+      smaller = search.with_mesh(experiment, candidate.mesh, examples)
+      mesh = make_mesh(devices, candidate.mesh)
+      plans.append(plan(dataclasses.replace(work, experiment=smaller, mesh=mesh), whole=False))
+      examples //= 2
+    found.append(plans[-1])
+  return sorted(found, key=lambda each: (not each["fits"], cost(each)))
+
+
+def cost(found: dict[str, Any]) -> float:
+  """Seconds of a step an example; 0 where there is no estimate."""
+  return (found.get("seconds") or 0.0) / found["batch"]
 
 
 def shown(found: dict[str, Any]) -> list[str]:
