@@ -59,6 +59,11 @@ def activation_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(batch))
 
 
+def weight_sharding(mesh: Mesh, path: str, array: Array) -> NamedSharding:
+  """Of a parameter."""
+  return NamedSharding(mesh, leaf_spec(path, array.shape, mesh.shape["fsdp"]))
+
+
 def share(array: Any, sharding: NamedSharding) -> int:
   """Bytes of an array on one device."""
   return math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
@@ -72,8 +77,7 @@ def tree_share(tree: Any) -> int:
 def lower(call: Call, mesh: Mesh) -> jax.stages.Lowered:
   """The program of a block: forward, or forward and backward with the cotangent an argument."""
   weights = [
-    NamedSharding(mesh, leaf_spec(path, array.shape, mesh.shape["fsdp"]))
-    for path, array in zip(call.paths, call.inputs, strict=False)
+    weight_sharding(mesh, path, array) for path, array in zip(call.paths, call.inputs, strict=False)
   ]
   placed = [*weights, *(activation_sharding(mesh, a.shape) for a in call.activations)]
   smooth = [activation_sharding(mesh, a.shape) for a in call.smooth_outputs]
@@ -212,7 +216,7 @@ def held_at_most(
     elif call.policy:
       kept[f"call {i}"] = call.times * saved(call) // mesh.size
     gradients = sum(
-      share(a, NamedSharding(mesh, leaf_spec(path, a.shape, mesh.shape["fsdp"])))
+      share(a, weight_sharding(mesh, path, a))
       for path, a in zip(call.paths, call.inputs, strict=False)
       if a.trained
     )
