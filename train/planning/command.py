@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 import time
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 
 from emu_jax.config import override
 from emu_jax.errors import InputError
-from emu_jax.sharding import MeshConfig, make_mesh
+from emu_jax.sharding import MeshConfig, make_mesh, with_shardings
 from train.config import Experiment, load_stages
 from train.planning import compiling, piecewise, programs, report, search, topologies
 from train.planning.topologies import Topology
@@ -81,6 +82,10 @@ def main(arguments: Plan, words: list[str]) -> None:
     for experiment in stages
     if arguments.stage in ("", experiment.stage)
   ]
+  if arguments.search and (arguments.sample or arguments.whole):
+    raise InputError("--search: plans training by blocks; leave out --sample and --whole")
+  if arguments.json and not arguments.json.parent.is_dir():
+    raise InputError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
   jax.config.update("jax_platforms", "cpu")  # what is not compiled ahead runs here
   devices = topologies.devices(topology)
   meshes = [make_mesh(devices, experiment.mesh) for experiment in chosen]
@@ -97,7 +102,9 @@ def main(arguments: Plan, words: list[str]) -> None:
     for each in found:
       print("\n".join(shown(each)), flush=True)
   if arguments.json:
-    arguments.json.write_text(json.dumps(plans, indent=1))
+    partial = arguments.json.with_name(f"{arguments.json.name}.{os.getpid()}")
+    partial.write_text(json.dumps(plans, indent=1))
+    partial.rename(arguments.json)
 
 
 def plan(work: Work, whole: bool) -> dict[str, Any]:
@@ -124,16 +131,19 @@ def searched(work: Work, devices: Sequence[Any]) -> list[dict[str, Any]]:
   experiment, topology, num = work.experiment, work.topology, len(devices)
   one = search.with_mesh(experiment, MeshConfig(num), 1)
   work.say(f"tracing one example for each of {num} devices")
-  kept = search.kept_bytes(programs.step_calls(one, make_mesh(devices, one.mesh))) / num
+  mesh = make_mesh(devices, one.mesh)
+  kept = search.kept_bytes(programs.step_calls(one, mesh)) / num
+  state, frozen, batch = programs.step_arguments(one, mesh)
   fitting = []
   for config in search.candidates(num, experiment.clips.num_frames):
-    mesh = make_mesh(devices, config)
-    needed = programs.step_arguments(search.with_mesh(experiment, config, 1), mesh)
+    if fitting and config.frames > fitting[0].mesh.frames:
+      break
+    placed = with_shardings((state, frozen), make_mesh(devices, config))
     most = search.most_examples(
       topology.chip.memory,
-      sum(map(piecewise.tree_share, needed)),
-      piecewise.tree_share(needed[0].params),
-      kept / config.frames,
+      piecewise.tree_share(placed),
+      piecewise.tree_share(placed[0].params),
+      kept / config.frames + piecewise.tree_share(batch),
     )
     work.say(f"{config}: at most {most} examples by bytes alone")
     fitting += [search.Candidate(config, most)] if most else []
@@ -184,16 +194,16 @@ def planned_by_blocks(work: Work) -> tuple[compiling.Measured, list[piecewise.Pi
   work.say(f"tracing for {mesh.size} devices")
   trace = programs.sample_calls if work.sample else programs.step_calls
   calls = trace(experiment, mesh)
-  pieces = piecewise.measure(calls, mesh, work.topology, work.memory_only, work.say)
   state, frozen, batch = programs.step_arguments(experiment, mesh)
   if work.sample:
-    needed, update, accumulate = (state.ema, frozen, batch), 0, 1
+    needed, sums, update, accumulate = (state.ema, frozen, batch), 0, 0, 1
   else:
     needed, accumulate = (state, frozen, batch), experiment.optim.accumulate
     # Gradients are read twice, the rest (4 arrays) is read and written; sums of several
     # micro-batches are read and written for each.
-    passes = 10 + (3 * accumulate if accumulate > 1 else 0)
-    update = passes * piecewise.tree_share(state.params)
+    several, trained = accumulate > 1, piecewise.tree_share(state.params)
+    sums, update = several * trained, (10 + several * 3 * accumulate) * trained
+  pieces = piecewise.measure(calls, mesh, work.topology, work.memory_only, work.say, accumulate)
   measured = piecewise.total(
     calls,
     pieces,
@@ -201,6 +211,7 @@ def planned_by_blocks(work: Work) -> tuple[compiling.Measured, list[piecewise.Pi
     work.topology,
     arguments=sum(map(piecewise.tree_share, needed)),
     update=update,
+    sums=sums,
     accumulate=accumulate,
   )
   return measured, pieces

@@ -129,6 +129,8 @@ def test_each_chip_has_a_topology(name):
     (["--topology", "v5p:4x4"], "has 3 axes"),
     (["--topology", "v5e:2x2", "--slices", "0"], "--slices 0"),
     (["--topology", "v5e:2x2", "--stage", "image"], "choose of video"),
+    (["--topology", "v5e:2x2", "--search", "--whole"], "leave out --sample and --whole"),
+    (["--topology", "v5e:2x2", "--json", "nowhere/plan.json"], "no folder nowhere"),
   ],
 )
 def test_bad_input_is_one_line(config, words, said, capsys):
