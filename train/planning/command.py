@@ -1,17 +1,23 @@
 """`emu-train plan`: what a training step will need of TPUs that are not there."""
 
 import dataclasses
+import json
+import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from emu_jax.config import override
 from emu_jax.errors import InputError
-from emu_jax.sharding import MeshConfig, make_mesh
-from train.config import load_stages
-from train.planning import compiling, report, topologies
+from emu_jax.sharding import MeshConfig, make_mesh, with_shardings
+from train.config import Experiment, load_stages
+from train.planning import compiling, piecewise, programs, report, search, topologies
+from train.planning.topologies import Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +25,8 @@ class Plan:
   """Compiles a config's training step for TPUs and says what fits, what it sends and how long.
 
   Needs no TPU, but libtpu: pip install -r requirements-plan.txt. Every field of the config is an
-  option too: `--data.batch_size 32`. All figures of time are the compiler's estimates.
+  option too: `--data.batch_size 32 --mesh.fsdp 16`. All figures of time are the compiler's
+  estimates; docs/plans.md says what each figure comes from.
   """
 
   config: pathlib.Path
@@ -30,10 +37,34 @@ class Plan:
   """Equal slices, joined by the data centre's network."""
   stage: str = ""
   """Only this stage; empty: all."""
-  fsdp: int = 1
-  """Devices among which parameters and optimiser are split; the rest is data parallel."""
+  sample: bool = False
+  """Plan sampling a batch, all steps and decoding, instead of a training step."""
+  search: bool = False
+  """Look for the cheapest mesh of the topology and the largest batch that fits there; the config's
+  mesh, batch size and micro-batches do not matter."""
+  whole: bool = False
+  """Compile one program, which takes 20 GB and more from some billion parameters on; otherwise each
+  distinct block is compiled by itself and all are added up."""
   memory_only: bool = False
   """Compile with low effort: a third of the time and memory, and no estimate of time."""
+  json: pathlib.Path | None = None
+  """File for all figures, those of every block too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What is to be planned.
+
+  Attributes:
+    say: prints a line of progress.
+  """
+
+  experiment: Experiment
+  mesh: Mesh
+  topology: Topology
+  sample: bool
+  memory_only: bool
+  say: Callable[[str], None]
 
 
 def main(arguments: Plan, words: list[str]) -> None:
@@ -46,25 +77,144 @@ def main(arguments: Plan, words: list[str]) -> None:
       f"--stage {arguments.stage}: {arguments.config} has no such stage; choose of "
       f"{', '.join(names)}"
     )
+  chosen = [
+    override(experiment, words)
+    for experiment in stages
+    if arguments.stage in ("", experiment.stage)
+  ]
+  if arguments.search and (arguments.sample or arguments.whole):
+    raise InputError("--search: plans training by blocks; leave out --sample and --whole")
+  if arguments.json and not arguments.json.parent.is_dir():
+    raise InputError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
   jax.config.update("jax_platforms", "cpu")  # what is not compiled ahead runs here
-  mesh = make_mesh(topologies.devices(topology), MeshConfig(fsdp=arguments.fsdp))
-  for experiment in stages:
-    if arguments.stage not in ("", experiment.stage):
-      continue
-    experiment = override(experiment, words)
+  devices = topologies.devices(topology)
+  meshes = [make_mesh(devices, experiment.mesh) for experiment in chosen]
+  for experiment, mesh in zip(chosen, meshes, strict=True):
+    if not arguments.search:
+      experiment.check_mesh(mesh.size)
+  plans = []
+  for experiment, mesh in zip(chosen, meshes, strict=True):
     began = time.monotonic()
-    tell(f"{experiment.stage}: tracing for {mesh.size} devices", began)
-    lowered = compiling.lower(experiment, mesh)
-    flops = compiling.model_flops(experiment)
-    tell(f"{experiment.stage}: compiling (kept for the next time)", began)
-    measured = compiling.compiled(lowered, topology, arguments.memory_only)
-    tell(f"{experiment.stage}: done", began)
-    print(
-      f"{experiment.stage} on {arguments.slices} x {topology.name}, data={mesh.shape['data']} "
-      f"fsdp={mesh.shape['fsdp']}, batch {experiment.data.batch_size}:"
+    say = lambda text, began=began, stage=experiment.stage: tell(f"{stage}: {text}", began)
+    work = Work(experiment, mesh, topology, arguments.sample, arguments.memory_only, say)
+    found = searched(work, devices) if arguments.search else [plan(work, arguments.whole)]
+    plans += found
+    for each in found:
+      print("\n".join(shown(each)), flush=True)
+  if arguments.json:
+    partial = arguments.json.with_name(f"{arguments.json.name}.{os.getpid()}")
+    partial.write_text(json.dumps(plans, indent=1))
+    partial.rename(arguments.json)
+
+
+def plan(work: Work, whole: bool) -> dict[str, Any]:
+  """The figures of one stage, and what they are of."""
+  measured, pieces = planned_whole(work) if whole else planned_by_blocks(work)
+  work.say("counting the model's arithmetic")
+  count = programs.sampling_flops if work.sample else programs.model_flops
+  flops = count(work.experiment, work.mesh)
+  work.say("done")
+  return {
+    "stage": work.experiment.stage,
+    "program": "sampling" if work.sample else "training step",
+    "topology": work.topology.name,
+    "slices": work.topology.slices,
+    "mesh": dict(work.mesh.shape),
+    "batch": work.experiment.data.batch_size,
+    "accumulate": work.experiment.optim.accumulate,
+    "whole": whole,
+  } | report.figures(measured, work.topology, flops, pieces)
+
+
+def searched(work: Work, devices: Sequence[Any]) -> list[dict[str, Any]]:
+  """Plans of a short list of meshes, each with its largest batch; the cheapest an example first."""
+  experiment, topology, num = work.experiment, work.topology, len(devices)
+  one = search.with_mesh(experiment, MeshConfig(num), 1)
+  work.say(f"tracing one example for each of {num} devices")
+  mesh = make_mesh(devices, one.mesh)
+  kept = search.kept_bytes(programs.step_calls(one, mesh)) / num
+  state, frozen, batch = programs.step_arguments(one, mesh)
+  fitting = []
+  for config in search.candidates(num, experiment.clips.num_frames):
+    if fitting and config.frames > fitting[0].mesh.frames:
+      break
+    placed = with_shardings((state, frozen), make_mesh(devices, config))
+    most = search.most_examples(
+      topology.chip.memory,
+      piecewise.tree_share(placed),
+      piecewise.tree_share(placed[0].params),
+      kept / config.frames + piecewise.tree_share(batch),
     )
-    for line in report.lines(measured, topology, flops):
-      print(f"  {line}")
+    work.say(f"{config}: at most {most} examples by bytes alone")
+    fitting += [search.Candidate(config, most)] if most else []
+  if not fitting:
+    raise InputError(
+      f"--topology {topology.name}: no mesh of {num} devices holds the state, the gradients and "
+      "one example of this stage; take more devices, or a chip with more memory"
+    )
+  found = []
+  for candidate in search.short_list(fitting):
+    examples, plans = candidate.examples, []
+    while examples and not (plans and plans[-1]["fits"]):
+      smaller = search.with_mesh(experiment, candidate.mesh, examples)
+      mesh = make_mesh(devices, candidate.mesh)
+      plans.append(plan(dataclasses.replace(work, experiment=smaller, mesh=mesh), whole=False))
+      examples //= 2
+    found.append(plans[-1])
+  return sorted(found, key=lambda each: (not each["fits"], cost(each)))
+
+
+def cost(found: dict[str, Any]) -> float:
+  """Seconds of a step an example; 0 where there is no estimate."""
+  return (found.get("seconds") or 0.0) / found["batch"]
+
+
+def shown(found: dict[str, Any]) -> list[str]:
+  """The lines that are printed of a plan."""
+  axes = " ".join(f"{name}={size}" for name, size in found["mesh"].items())
+  title = (
+    f"{found['stage']}, {found['program']}, on {found['slices']} x {found['topology']}, {axes}, "
+    f"batch {found['batch']}:"
+  )
+  return [title, *(f"  {line}" for line in report.lines(found))]
+
+
+def planned_whole(work: Work) -> tuple[compiling.Measured, tuple]:
+  """As one program."""
+  work.say(f"tracing for {work.mesh.size} devices")
+  lower = programs.lower_sampling if work.sample else programs.lower
+  lowered = lower(work.experiment, work.mesh)
+  work.say("compiling the whole (kept for the next time)")
+  return compiling.compiled(lowered, work.topology, work.memory_only), ()
+
+
+def planned_by_blocks(work: Work) -> tuple[compiling.Measured, list[piecewise.Piece]]:
+  """As the sum of its blocks."""
+  experiment, mesh = work.experiment, work.mesh
+  work.say(f"tracing for {mesh.size} devices")
+  trace = programs.sample_calls if work.sample else programs.step_calls
+  calls = trace(experiment, mesh)
+  state, frozen, batch = programs.step_arguments(experiment, mesh)
+  if work.sample:
+    needed, sums, update, accumulate = (state.ema, frozen, batch), 0, 0, 1
+  else:
+    needed, accumulate = (state, frozen, batch), experiment.optim.accumulate
+    # Gradients are read twice, the rest (4 arrays) is read and written; sums of several
+    # micro-batches are read and written for each.
+    several, trained = accumulate > 1, piecewise.tree_share(state.params)
+    sums, update = several * trained, (10 + several * 3 * accumulate) * trained
+  pieces = piecewise.measure(calls, mesh, work.topology, work.memory_only, work.say, accumulate)
+  measured = piecewise.total(
+    calls,
+    pieces,
+    mesh,
+    work.topology,
+    arguments=sum(map(piecewise.tree_share, needed)),
+    update=update,
+    sums=sums,
+    accumulate=accumulate,
+  )
+  return measured, pieces
 
 
 def tell(words: str, began: float) -> None:

@@ -22,7 +22,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _ARRAY = re.compile(r"\b(pred|token|[a-z]+\d+\w*)\[([\d,]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
-_LIMIT = re.compile(r"^s32\[\]\S* constant\((\d+)\)")
+_LIMIT = re.compile(r"^[su]32\[\]\S* constant\((\d+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"(-?\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 
