@@ -15,7 +15,8 @@ from emu_jax.cli_shared import Asked, Options, Shared, opened, precision_of, wor
 from emu_jax.compilation import enable_cache
 from emu_jax.convert import Form, convert
 from emu_jax.data import decode
-from emu_jax.data.pipeline import ClipSpec, load_clip, load_picture
+from emu_jax.data.own_files import load_clip, load_picture
+from emu_jax.data.pipeline import ClipSpec
 from emu_jax.errors import InputError
 from emu_jax.evaluation import report
 from emu_jax.evaluation.shapes_benchmark import measure

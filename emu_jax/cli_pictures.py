@@ -15,7 +15,7 @@ from emu_jax.cli_shared import (
   working,
   write,
 )
-from emu_jax.data.pipeline import load_picture
+from emu_jax.data.own_files import load_picture
 from emu_jax.errors import InputError
 from emu_jax.generation import edit
 from emu_jax.sharding import MeshConfig, sampling_mesh

@@ -2,6 +2,7 @@
 
 config.json            what the run is
 frozen/                arrays that did not train
+encoders/              those of them that the data was encoded with ahead, which the steps lacked
 checkpoints/<step>/    state, ema (averages of what trained), data (position)
 tokenizers/<i>/        one a text encoder
 """
@@ -16,6 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from emu_jax.errors import InputError
+
+ENCODERS = "encoders"
 
 # Orbax warns of each metadata file that a folder of a single item does not have, of folders that
 # it cannot read, and, with a traceback, of writes that failed; the last two are errors here.
@@ -56,8 +59,10 @@ def load_ema(run_dir: str | pathlib.Path) -> tuple[dict, dict]:
   config = read_config(run_dir)
   if config is None:
     raise InputError(f"load_ema: {run_dir} holds no config.json; copy it from the original run")
-  trees = load_numpy(run_dir / "frozen") if (run_dir / "frozen").is_dir() else {}
-  return config, {**trees, **load_numpy(run_dir / "checkpoints" / str(step) / "ema")}
+  parts = (run_dir / "frozen", run_dir / ENCODERS)
+  frozen = [load_numpy(part) for part in parts if part.is_dir()]
+  ema = load_numpy(run_dir / "checkpoints" / str(step) / "ema")
+  return config, {name: tree for trees in (*frozen, ema) for name, tree in trees.items()}
 
 
 def read_config(run_dir: pathlib.Path) -> dict | None:

@@ -29,6 +29,7 @@ FLOORS = {
   "emu_jax.public": 5,
   "emu_jax.pipeline": 5,
   "emu_jax.loading": 5,
+  "emu_jax.encoding": 5,
   "emu_jax.generation": 5,
   "emu_jax.stable_video": 5,
   "emu_jax.evaluation": 6,

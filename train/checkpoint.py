@@ -2,6 +2,7 @@
 
   config.json            what the run is; another one is refused
   frozen/                arrays that do not train, written once
+  encoders/              arrays that made the data ahead (train.encoders)
   checkpoints/<step>/    state (step, params, opt_state), ema, data (position of the data)
   metrics.jsonl samples/ tensorboard/   written by train.log
   lock                   held by the run that is alive

@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import tyro
@@ -14,6 +14,7 @@ import tyro
 from emu_jax import command_line
 from emu_jax.compilation import enable_cache
 from emu_jax.config import override, refused, to_dict
+from emu_jax.data.encoded import collate_captions
 from emu_jax.data.pipeline import batches, usable
 from emu_jax.data.tokenizer import load_tokenizer
 from emu_jax.errors import InputError
@@ -23,12 +24,14 @@ from emu_jax.run import latest_step
 from emu_jax.sharding import make_mesh
 from train.checkpoint import check_config, claim
 from train.config import Experiment, load_stages
-from train.inputs import data_options, inherit, opened, statistics_batch
+from train.encode import encode
+from train.encoders import spare_encoders
+from train.inputs import data_options, empty_prompt, inherit, opened, statistics_batch
 from train.loop import train
-from train.packing import Prepare, prepare, split_at_dashes
+from train.packing import Prepare, finished, prepare, split_at_dashes, splits
 from train.planning import command as planning
 from train.processes import join, together
-from train.stages import build, check_inherited, initial_trees
+from train.stages import build, check_inherited, initial_trees, packs_text
 from train.tokenizers import stage_tokenizers, tell_of_cuts
 
 WITHOUT_VALIDATION = "prepare more clips, or set --loop.validate_every 0 --loop.sample_every 0"
@@ -63,6 +66,40 @@ class Run:
   """Which of them this is, from 0 on; -1: what Slurm or a TPU's host says."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Encode:
+  """Runs a stage's frozen encoders once over packed records: a stage trains on what it writes.
+
+  Name the result with `--data.sources` in place of the records. The stages before must be there;
+  every field of the config is an option, as of `run`.
+  """
+
+  source: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+  """Folder of records, as `prepare` leaves it."""
+  config: pathlib.Path
+  """Python file that defines STAGES, such as those of configs/."""
+  out: pathlib.Path
+  """New folder for the encoded records; the same command again changes nothing in it."""
+  stage: str = "video"
+  """The stage that will train on them, and all whose autoencoder and text encoders are the same."""
+  runs: pathlib.Path | None = None
+  """Folder of the runs, one a stage; None: runs/ and the config's name."""
+  dtype: Literal["float16", "float32"] = "float16"
+  """Of the stored numbers; float16 rounds them to 3 digits and takes half the space."""
+  batch_size: int = 32
+  """Frames, or captions, that a process encodes at a time."""
+  records_per_shard: int = 64
+  """Records of one file, and what a process may have to encode again after a kill."""
+  overwrite: bool = False
+  """Replace what other arguments encoded there."""
+  coordinator: str = ""
+  """HOST:PORT of process 0, the same in every process; empty: what Slurm or a TPU's host says."""
+  processes: int = 0
+  """Number of processes that encode together; 0: what Slurm or a TPU's host says."""
+  process: int = -1
+  """Which of them this is, from 0 on; -1: what Slurm or a TPU's host says."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
   """Entry point of `emu-train`."""
   enable_cache()
@@ -71,14 +108,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
   commands = (
     Annotated[Run, tyro.conf.subcommand("run", prefix_name=False)]
     | Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
+    | Annotated[Encode, tyro.conf.subcommand("encode", prefix_name=False)]
     | Annotated[planning.Plan, tyro.conf.subcommand("plan", prefix_name=False)]
   )
   with command_line.errors("emu-train"):
     parsed, words = tyro.cli(commands, prog="emu-train", args=given, return_unknown_args=True)
-    if isinstance(parsed, Run):
+    if isinstance(parsed, Run | Encode):
       with together("emu-train"):
         join(parsed.coordinator, parsed.processes, parsed.process)
-        run(parsed, words + of_beam)
+        {Run: run, Encode: encode_source}[type(parsed)](parsed, words + of_beam)
     elif isinstance(parsed, planning.Plan):
       planning.main(parsed, words)
     elif words:
@@ -106,6 +144,23 @@ def run(arguments: Run, words: list[str]) -> None:
   for experiment, folder in pending:
     if not train_stage(experiment, folder):
       return  # it was asked to stop, and so was the recipe
+
+
+def encode_source(arguments: Encode, words: list[str]) -> None:
+  """Encodes packed records by the encoders that a stage begins with."""
+  a = arguments
+  stages = load_stages(str(a.config))
+  folders = a.runs or pathlib.Path("runs") / a.config.stem
+  ((experiment, _),) = plan(Run(a.config, stage=(a.stage,)), stages, folders, words)
+  bar = sys.stderr.isatty()
+  report = encode(
+    experiment, a.source, a.out, dtype=a.dtype, batch_size=a.batch_size,
+    records_per_shard=a.records_per_shard, overwrite=a.overwrite, progress=bar,
+  )  # fmt: skip
+  if jax.process_index() == 0:
+    told = "latents and text features" if report.arguments["text"] else "latents"
+    print(f"{a.out}: {told} of {splits(report.num_records)}, {report.num_bytes / 1e6:.1f} MB")
+    print(finished(report.seconds, report.existing))
 
 
 def list_fields(experiment: Experiment) -> None:
@@ -194,24 +249,32 @@ def train_stage(experiment: Experiment, folder: pathlib.Path) -> bool:
   tokenizers = stage_tokenizers(experiment, folder, sources)
   if jax.process_index() == 0:
     tell_of_cuts(tokenizers, sources)
+  mesh = make_mesh(config=experiment.mesh)
+  inherited, aside = spare_encoders(experiment, inherited, folder, sources, mesh)
+  held = sources[0].encoded
+  encoding = held and held.encoding
+  if packs_text(experiment, encoding):
+    readers, empty = (), collate_captions([held.empty], encoding)
+  else:
+    readers, empty = tokenizers, empty_prompt(tokenizers)
 
   def validation() -> Iterator:
-    options = data_options(experiment, tokenizers)
+    options = data_options(experiment, readers)
     return batches(opened(experiment, "validation"), **options, shuffle=False, repeat=False)
 
   training = batches(
     sources,
-    **data_options(experiment, tokenizers),
+    **data_options(experiment, readers),
     shuffle=True,
     drop_text=experiment.data.drop_text,
     drop_both=experiment.data.drop_both,
     weights=experiment.data.weights or None,
     workers=experiment.data.workers,
   )
-  empty = tuple(zip(*(t([""], overflow="error") for t in tokenizers), strict=True)) or ((), ())
   with contextlib.closing(training):
+    some = statistics_batch(experiment, inherited, training)
     state = train(
-      build(experiment, inherited, statistics_batch(experiment, inherited, training), empty),
+      build(experiment, inherited, some, empty, encoding=encoding, aside=aside),
       training,
       run_dir=folder,
       optim=experiment.optim,
@@ -219,6 +282,6 @@ def train_stage(experiment: Experiment, folder: pathlib.Path) -> bool:
       config=config,
       validation=validation,
       initial=initial_trees(experiment, inherited),
-      mesh=make_mesh(config=experiment.mesh),
+      mesh=mesh,
     )
   return int(state.step) >= experiment.loop.num_steps

@@ -82,6 +82,11 @@ class Experiment:
     }.get(self.stage)
 
   @property
+  def trains_text(self) -> bool:
+    """Whether the text encoders change, so that what they say of a caption does too."""
+    return self.stage == "image" and self.train_text
+
+  @property
   def clips(self) -> ClipSpec:
     """What the stage trains on: single frames, clips, or clips at four times the rate."""
     if self.known is None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from emu_jax.data.pipeline import Source, open_source
+from emu_jax.data.pipeline import Source, check_alike, open_source
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import InputError
 from emu_jax.public import check_same, is_public, load_image_model
@@ -43,6 +43,12 @@ def opened(experiment: Experiment, split: str) -> list[Source]:
         f"--data.sources {path}: was prepared at {source.size} pixels, the model works at {size}; "
         f"prepare it with --size {size}"
       )
+    if source.encoded and experiment.stage == "autoencoder":
+      raise InputError(
+        f"--data.sources {path}: holds latents, and stage 'autoencoder' trains on pixels; name the "
+        "clips that they were encoded from"
+      )
+  check_alike(sources)
   return sources
 
 
@@ -58,8 +64,13 @@ def data_options(experiment: Experiment, tokenizers: tuple[Tokenizer, ...]) -> d
   }
 
 
+def empty_prompt(tokenizers: tuple[Tokenizer, ...]) -> tuple[tuple, tuple]:
+  """(tokens, masks) of the empty prompt, each one example an encoder."""
+  return tuple(zip(*(t([""], overflow="error") for t in tokenizers), strict=True)) or ((), ())
+
+
 def statistics_batch(experiment: Experiment, inherited: dict, data: Iterator) -> dict:
-  """Frames of the first batches, where latents are still to be measured; the data stays put.
+  """What the first batches show, where latents are still to be measured; the data stays put.
 
   They are those of all processes, in the order in which one process would read them.
   """
@@ -67,10 +78,12 @@ def statistics_batch(experiment: Experiment, inherited: dict, data: Iterator) ->
     return {}
   position = data.get_state()
   count = max(1, STATISTICS_EXAMPLES // experiment.data.batch_size)
-  frames = np.stack([batch["frames"] for batch in itertools.islice(data, count)])
+  some = list(itertools.islice(data, count))
   data.set_state(position)
+  (name,) = {"frames", "moments"} & set(some[0])
+  shown = np.stack([batch[name] for batch in some])
   if jax.process_count() > 1:
-    every = multihost_utils.process_allgather(frames)  # [processes, batches, B, ...]
-    frames = np.moveaxis(np.asarray(every), 0, 1)
-  frames = frames.reshape(-1, *frames.shape[-4:])
-  return {"frames": jnp.asarray(frames[:STATISTICS_EXAMPLES])}
+    every = multihost_utils.process_allgather(shown)  # [processes, batches, B, ...]
+    shown = np.moveaxis(np.asarray(every), 0, 1)
+  shown = shown.reshape(-1, *shown.shape[-4:])
+  return {name: jnp.asarray(shown[:STATISTICS_EXAMPLES])}

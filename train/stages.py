@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from emu_jax.conditioning import TextFeatures
+from emu_jax.data.encoded import Encoding
 from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import Autoencoder
 from emu_jax.systems.emu import (
@@ -23,7 +24,13 @@ from emu_jax.systems.emu import (
   text_features,
 )
 from emu_jax.systems.emu_video import init_temporal, sample_video, video_loss
-from emu_jax.systems.latent import decode_latents, encode_frames, latent_statistics
+from emu_jax.systems.latent import (
+  Posterior,
+  decode_latents,
+  encode_frames,
+  latent_statistics,
+  posterior_statistics,
+)
 from emu_jax.typing import Params, Video
 from train.config import Experiment
 from train.stage import Stage
@@ -45,11 +52,34 @@ def pixels(batch: dict) -> Video:
   return batch["frames"].astype(jnp.float32) / 127.5 - 1
 
 
-def check_inherited(experiment: Experiment, inherited: Params) -> None:
+def shown(batch: dict) -> Video | Posterior:
+  """A batch's pixels in [-1, 1], or what was encoded of them ahead."""
+  if "moments" in batch:
+    return Posterior(*jnp.split(batch["moments"], 2, axis=-1))
+  return pixels(batch)
+
+
+def spared(experiment: Experiment, encoding: Encoding | None) -> tuple[str, ...]:
+  """Trees that the step does without, since its data was encoded by them ahead."""
+  if encoding is None:
+    return ()
+  return ("autoencoder", "text") if packs_text(experiment, encoding) else ("autoencoder",)
+
+
+def packs_text(experiment: Experiment, encoding: Encoding | None) -> bool:
+  """Whether the step takes features of captions from the data."""
+  return bool(encoding and encoding.text) and not experiment.trains_text
+
+
+def check_inherited(
+  experiment: Experiment, inherited: Params, encoding: Encoding | None = None
+) -> None:
   """Raises InputError where a tree is missing that the stage builds on."""
-  missing = [name for name in NEEDS[experiment.stage] if name not in inherited]
-  if experiment.stage == "image" and not experiment.train_text and "text" not in inherited:
-    missing.append("text")
+  needed = list(NEEDS[experiment.stage])
+  if experiment.stage == "image" and not experiment.train_text:
+    needed.append("text")
+  spare = spared(experiment, encoding)
+  missing = [name for name in needed if name not in inherited and name not in spare]
   if missing:
     raise InputError(
       f"stage {experiment.stage!r} needs the trees {missing}, which init_from="
@@ -57,27 +87,55 @@ def check_inherited(experiment: Experiment, inherited: Params) -> None:
     )
 
 
-def build(experiment: Experiment, inherited: Params, some: dict, empty: tuple) -> Stage:
+def build(
+  experiment: Experiment,
+  inherited: Params,
+  some: dict,
+  empty: tuple | dict,
+  *,
+  encoding: Encoding | None = None,
+  aside: Params | None = None,
+) -> Stage:
   """The stage of an experiment.
 
   Args:
-    inherited: trees of the stages before, by name.
+    inherited: trees of the stages before, by name; those that encoded data spares may be missing.
     some: a batch from which the statistics of latents are taken where they are not inherited.
-    empty: (tokens, masks) of the empty prompt, one example.
+    empty: (tokens, masks) of the empty prompt, one example, or its features where captions are
+      encoded ahead.
+    encoding: of the data, where it is encoded ahead.
+    aside: the trees that this spares, on the mesh, to draw samples with; without them there are
+      none.
   """
-  check_inherited(experiment, inherited)
+  check_inherited(experiment, inherited, encoding)
+  spare = spared(experiment, encoding)
   inherited = {name: tree for name, tree in inherited.items() if name != "discriminator"}
   if experiment.stage != "autoencoder" and "latents" not in inherited:
-    measure = jax.jit(functools.partial(latent_statistics, experiment.model.image.autoencoder))
-    inherited["latents"] = measure(inherited["autoencoder"], pixels(some))
+    inherited["latents"] = _measured(experiment, inherited, some)
   begin, loss, sample = _PARTS[experiment.stage]
   trained = jax.eval_shape(functools.partial(begin, experiment), jax.random.key(0))
+  frozen = {n: tree for n, tree in inherited.items() if n not in trained and n not in spare}
+  draw = jax.jit(functools.partial(sample, experiment, empty))
+  draw = _with(draw, aside) if aside else draw
   return Stage(
     init=_Init(experiment, begin),
-    frozen={name: tree for name, tree in inherited.items() if name not in trained},
+    frozen=frozen,
     loss=functools.partial(loss, experiment),
-    sample=jax.jit(functools.partial(sample, experiment, empty)),
+    sample=draw if aside or not spare else None,
   )
+
+
+def _measured(experiment: Experiment, inherited: Params, some: dict) -> Params:
+  """Statistics of the latents of a batch."""
+  if "moments" in some:
+    return jax.jit(posterior_statistics)(shown(some))
+  measure = jax.jit(functools.partial(latent_statistics, experiment.model.image.autoencoder))
+  return measure(inherited["autoencoder"], pixels(some))
+
+
+def _with(draw: Callable, aside: Params) -> Callable:
+  """Samples drawn with more trees than the step has, as arguments of the program."""
+  return lambda ema, frozen, batch, key: draw(ema, {**frozen, **aside}, batch, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +163,18 @@ def initial_trees(experiment: Experiment, inherited: Params) -> Params:
 
 
 def features(experiment: Experiment, trees: Params, batch: dict) -> TextFeatures:
+  """What the network is told of a batch's captions."""
+  if "text" in batch:
+    return _stored(batch["text"])
   return text_features(experiment.model.image, trees, batch["tokens"], batch["masks"])
+
+
+def _stored(text: dict) -> TextFeatures:
+  """Features encoded ahead, in float32."""
+  floats = lambda a: jnp.asarray(a).astype(jnp.float32)
+  return TextFeatures(
+    jax.tree.map(floats, text["texts"]), text["masks"], jax.tree.map(floats, text["vectors"])
+  )
 
 
 def first(batch: dict, n: int) -> dict:
@@ -113,10 +182,14 @@ def first(batch: dict, n: int) -> dict:
   return jax.tree.map(lambda a: a[:n], batch)
 
 
-def without_text(experiment: Experiment, trees: Params, empty: tuple, n: int) -> TextFeatures:
+def without_text(
+  experiment: Experiment, trees: Params, empty: tuple | dict, n: int
+) -> TextFeatures:
   """Features of the empty prompt, n times."""
-  tokens, masks = jax.tree.map(lambda a: jnp.repeat(jnp.asarray(a), n, axis=0), empty)
-  return text_features(experiment.model.image, trees, tokens, masks)
+  empty = jax.tree.map(lambda a: jnp.repeat(jnp.asarray(a), n, axis=0), empty)
+  if isinstance(empty, dict):
+    return _stored(empty)
+  return text_features(experiment.model.image, trees, *empty)
 
 
 def _begin_autoencoder(experiment, key):
@@ -148,13 +221,13 @@ def _image_loss(experiment, trained, frozen, batch, key, step):
   text = features(experiment, trees, batch)
   noise = experiment.offset_noise
   image = experiment.model.image
-  return image_loss(image, trees, pixels(batch), text, key, offset_noise=noise), {}
+  return image_loss(image, trees, shown(batch), text, key, offset_noise=noise), {}
 
 
 def _sample_image(experiment, empty, trained, frozen, batch, key):
   model, trees = experiment.model, {**frozen, **trained}
   batch = first(batch, experiment.num_samples)
-  n = batch["frames"].shape[0]
+  n = shown(batch).shape[0]
   text, none = features(experiment, trees, batch), without_text(experiment, trees, empty, n)
   scale, sampling = model.guidance.picture, experiment.sampling
   latents = sample_image(model.image, trees, text, none, key, scale, sampling=sampling)
@@ -172,7 +245,7 @@ def _video_loss(experiment, trained, frozen, batch, key, step):
     experiment.known,
     TREE[experiment.stage],
     trees,
-    pixels(batch),
+    shown(batch),
     features(experiment, trees, batch),
     batch["image_dropped"],
     key,
@@ -182,21 +255,27 @@ def _video_loss(experiment, trained, frozen, batch, key, step):
 
 
 def _sample_video(experiment, empty, trained, frozen, batch, key):
-  """The real clip beside the model's, which is given the real clip's known frames."""
+  """The real clip beside the model's, which is given the real clip's known frames.
+
+  Of a clip encoded ahead its reconstruction stands there.
+  """
   model, trees, name = experiment.model, {**frozen, **trained}, TREE[experiment.stage]
   batch = first(batch, experiment.num_samples)
-  frames = pixels(batch)
+  clip, autoencoder = shown(batch), model.image.autoencoder
   text = features(experiment, trees, batch)
-  none = without_text(experiment, trees, empty, frames.shape[0])
-  autoencoder = model.image.autoencoder
-  given = encode_frames(autoencoder, trees, frames[:, jnp.asarray(experiment.known.positions)])
+  none = without_text(experiment, trees, empty, clip.shape[0])
+  known = jax.tree.map(lambda a: a[:, jnp.asarray(experiment.known.positions)], clip)
+  given = encode_frames(autoencoder, trees, known)
   scales = model.guidance.image, model.guidance.text
   latents = sample_video(
     model, experiment.known, name, trees, given, text, none, key, *scales,
     sampling=experiment.sampling,
   )  # fmt: skip
   decoded = decode_latents(autoencoder, trees, latents)
-  return {experiment.stage: jnp.concatenate([frames, decoded], axis=3)}
+  real = clip
+  if isinstance(clip, Posterior):
+    real = decode_latents(autoencoder, trees, encode_frames(autoencoder, trees, clip))
+  return {experiment.stage: jnp.concatenate([real, decoded], axis=3)}
 
 
 _VIDEO = (_begin_video, _video_loss, _sample_video)

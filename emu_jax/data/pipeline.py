@@ -18,9 +18,10 @@ import absl.flags
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 
 from emu_jax.data import decode, records
+from emu_jax.data.encoded import Encoded, Encoding, caption_fields, collate_captions, read_encoding
 from emu_jax.errors import InputError
 
 # texts, overflow="error" | "truncate" -> tokens int32 [B, L], mask bool [B, L]
@@ -60,10 +61,11 @@ class Source:
   records: Any  # random access: records[i] is a dict in the layout of `records`
   num_frames: Int[np.ndarray, "N"]
   fps: Float[np.ndarray, "N"]  # 0 for a picture
+  encoded: Encoded | None = None  # what the records are instead of pixels
 
 
 def open_source(path: str | pathlib.Path, split: str) -> Source:
-  """Opens a split of what `prepare_folder` or `prepare_shapes` wrote, or of a like TFDS dataset.
+  """Opens a split of what `emu-train prepare` or `encode` wrote, or of a like TFDS dataset.
 
   A TFDS dataset of another origin is read through once, to learn the length of every record.
 
@@ -80,16 +82,18 @@ def open_source(path: str | pathlib.Path, split: str) -> Source:
     raise InputError(
       f"open_source: {folder} has no split {split!r}; it has {', '.join(builder.info.splits)}"
     )
-  layout = records.features(8)
-  if missing := sorted(set(layout) - set(builder.info.features)):
+  held = read_encoding(folder)
+  layout = set(records.features(8))
+  if held is not None:
+    layout = layout - {"frames"} | {"moments"}
+  if missing := sorted(layout - set(builder.info.features)):
     raise InputError(
       f"open_source: the records of {folder} lack {missing}; pack them with `emu-train prepare`"
     )
   table = builder.as_data_source(split)
   num_frames, fps = _lengths(folder, split, table)
-  return Source(
-    f"{folder.name}/{split}", builder.info.features["frames"].shape[1], table, num_frames, fps
-  )
+  size = held.encoding.size if held else builder.info.features["frames"].shape[1]
+  return Source(f"{folder.name}/{split}", size, table, num_frames, fps, held)
 
 
 def _lengths(folder: pathlib.Path, split: str, table) -> tuple[np.ndarray, np.ndarray]:
@@ -177,8 +181,10 @@ def batches(
 
   A batch is numpy, and this process's own part of the global one: "frames" uint8 [B, T, H, W, 3],
   "tokens" and "masks" tuples of [B, L], one an encoder, "fps" float32 [B] (the spec's),
-  "image_dropped" bool [B]. The parts of all processes, one after another, are the batch that one
-  process would read; no process reads another's part. Close it when done.
+  "image_dropped" bool [B]. Of encoded records "moments" [B, T, h, w, 2 C] stand in place of frames
+  and, without tokenizers, "text" in place of tokens and masks (emu_jax.data.encoded). The parts of
+  all processes, one after another, are the batch that one process would read; no process reads
+  another's part. Close it when done.
 
   Source: dropout rates are not published; 0.1 and 0.1 are this project's defaults (InstructPix2Pix,
     arXiv:2211.09800, uses 0.05 for each of text, image, both).
@@ -212,9 +218,15 @@ def batches(
       f"batches: batch_size={batch_size} for each of {process_count} process(es) is above the "
       f"{len(data)} records there are; lower it, or repeat"
     )
-  draw = functools.partial(example, spec=spec, drop_text=drop_text, drop_both=drop_both)
+  held = sources[0].encoded  # the same of all
+  told = held if held and held.encoding.text and not tokenizers else None
+  draw = functools.partial(
+    example, spec=spec, drop_text=drop_text, drop_both=drop_both, empty=told and told.empty
+  )
   data = data.random_map(draw, seed=seed + 1)
-  collate = functools.partial(_collate, tokenizers=tuple(tokenizers))
+  collate = functools.partial(
+    _collate, tokenizers=tuple(tokenizers), encoding=told and told.encoding
+  )
   data = data.batch(batch_size, drop_remainder=True, batch_fn=collate)
   # Batch i of all is part i % process_count of a global one; those that fill none are left out.
   data = data[process_index : len(data) // process_count * process_count : process_count]
@@ -227,6 +239,7 @@ def _check_arguments(sources, batch_size, drop_text, drop_both, process_index, p
   sizes = {source.name: source.size for source in sources}
   if len(set(sizes.values())) > 1:
     raise InputError(f"batches: sources differ in size ({sizes}); prepare them at one size")
+  check_alike(sources)
   if batch_size < 1:
     raise InputError(f"batches: batch_size={batch_size} is below 1; raise it")
   if min(drop_text, drop_both) < 0 or drop_text + drop_both > 1:
@@ -239,6 +252,23 @@ def _check_arguments(sources, batch_size, drop_text, drop_both, process_index, p
       f"batches: process_index={process_index} is not in [0, process_count={process_count}); "
       "pass jax.process_index() and jax.process_count()"
     )
+
+
+def check_alike(sources: Sequence[Source]) -> None:
+  """Raises InputError for a mixture of pixels and encoded records, or of two encodings."""
+  found = {source.name: source.encoded and source.encoded.encoding for source in sources}
+  kinds = {name: "encoded" if encoding else "pixels" for name, encoding in found.items()}
+  if len(set(kinds.values())) > 1:
+    raise InputError(
+      f"--data.sources: {kinds} do not mix; encode all of them with `emu-train encode`, or none"
+    )
+  (first, one), *others = found.items()
+  for name, other in others:
+    if other != one:
+      raise InputError(
+        f"--data.sources: {first} and {name} were not encoded alike; encode both by one stage's "
+        "model, with one --dtype"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,33 +289,48 @@ class _Chosen:
 
 
 def example(
-  record: dict, rng: np.random.Generator, *, spec: ClipSpec, drop_text: float, drop_both: float
+  record: dict,
+  rng: np.random.Generator,
+  *,
+  spec: ClipSpec,
+  drop_text: float,
+  drop_both: float,
+  empty: dict | None = None,
 ) -> dict:
-  """One training example of a record: a random clip, its caption, and what was dropped of it."""
-  frames = record["frames"]
+  """One training example of a record: a random clip, its caption, and what was dropped of it.
+
+  Args:
+    empty: fields of the empty caption; with them the example has the caption's own fields too.
+  """
+  shown = "frames" if "frames" in record else "moments"
+  frames = record[shown]
   chosen = clip_indices(len(frames), float(record["fps"]), spec, rng)
   u = rng.random()
   text = record["caption"]
+  text = text.decode() if isinstance(text, bytes) else text
+  dropped = u < drop_text + drop_both
   return {
-    "frames": frames[chosen],
-    "caption": ""
-    if u < drop_text + drop_both
-    else text.decode()
-    if isinstance(text, bytes)
-    else text,
+    shown: frames[chosen],
+    "caption": "" if dropped else text,
     "fps": np.float32(spec.fps),
     "image_dropped": bool(drop_text <= u < drop_text + drop_both),
+    "fields": empty if dropped or empty is None else caption_fields(record),
   }
 
 
-def _collate(examples: Sequence[dict], tokenizers: tuple[Tokenizer, ...]) -> Batch:
-  captions = [one["caption"] for one in examples]
-  # A caption longer than an encoder takes is cut: training must not stop over one.
-  encoded = [tokenize(captions, overflow="truncate") for tokenize in tokenizers]
-  return {
-    "frames": np.stack([one["frames"] for one in examples]),
-    "tokens": tuple(tokens for tokens, _ in encoded),
-    "masks": tuple(mask for _, mask in encoded),
+def _collate(
+  examples: Sequence[dict], tokenizers: tuple[Tokenizer, ...], encoding: Encoding | None
+) -> Batch:
+  if encoding is None:
+    captions = [one["caption"] for one in examples]
+    # A caption longer than an encoder takes is cut: training must not stop over one.
+    rows = [tokenize(captions, overflow="truncate") for tokenize in tokenizers]
+    text = {"tokens": tuple(ids for ids, _ in rows), "masks": tuple(mask for _, mask in rows)}
+  else:
+    text = {"text": collate_captions([one["fields"] for one in examples], encoding)}
+  shown = "frames" if "frames" in examples[0] else "moments"
+  return text | {
+    shown: np.stack([one[shown] for one in examples]),
     "fps": np.stack([one["fps"] for one in examples]),
     "image_dropped": np.array([one["image_dropped"] for one in examples]),
   }
@@ -301,42 +346,3 @@ def _reader(data: grain.MapDataset, workers: int, threads: int) -> grain.IterDat
     absl.flags.FLAGS(sys.argv[:1])
   options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
   return read.mp_prefetch(options)
-
-
-def load_picture(
-  path: str | pathlib.Path, height: int, width: int | None = None
-) -> UInt8[np.ndarray, "1 {height} W 3"]:
-  """The user's own picture as a clip of one frame: upright, square or of a width, resized."""
-  return decode.picture(path, height, width)
-
-
-def load_clip(
-  path: str | pathlib.Path, spec: ClipSpec, size: int, *, start: float = 0.0
-) -> UInt8[np.ndarray, "T {size} {size} 3"]:
-  """A clip of the user's own file, its first frame at `start` seconds.
-
-  Raises:
-    InputError: the file cannot be read, or is shorter or of a lower rate than asked.
-  """
-  if decode.is_picture(path):
-    if spec.num_frames > 1:
-      raise InputError(
-        f"load_clip: {path} is a picture of 1 frame, {spec.num_frames} are needed; name a video"
-      )
-    return decode.picture(path, size)
-  line = decode.timeline(path)
-  if spec.num_frames > 1 and spec.fps > line.fps * decode.SAME_RATE:
-    raise InputError(
-      f"load_clip: {path} has {line.fps:g} fps, {spec.fps:g} are needed and frames would repeat; "
-      "ask for a lower rate"
-    )
-  rate = min(spec.fps, line.fps)
-  have = decode.fitting_frames(line, rate, start)
-  if have < spec.num_frames:
-    raise InputError(
-      f"load_clip: {path} lasts {line.span + 1 / line.fps:.4g} s and gives {have} frames "
-      f"at {spec.fps:g} fps from {start:g} s, {spec.num_frames} are needed; use a longer clip or "
-      "ask for fewer frames"
-    )
-  times = decode.sample_times(line.span, spec.num_frames, rate, start, slop=0.5 / line.fps)
-  return decode.frames_at(path, times, size, line)

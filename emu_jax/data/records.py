@@ -46,6 +46,11 @@ def features(size: int) -> tfds.features.FeaturesDict:
   )
 
 
+def num_frames(record: dict) -> int:
+  """Of a record of pixels, or of one that `encoded` describes."""
+  return len(record["frames"] if "frames" in record else record["moments"])
+
+
 def spread_key(row: int, num_rows: int, part: int = 0) -> int:
   """A record's key: grows with (row, part), and fills TFDS's 128 bits evenly.
 
@@ -100,7 +105,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _generate_examples(self, split: str, stream: Iterator[tuple[int, dict]]):
     rows = self.index.setdefault(split, [])
     for key, record in stream:
-      rows.append((key, len(record["frames"]), float(record["fps"])))
+      rows.append((key, num_frames(record), float(record["fps"])))
       yield key, record
 
 
@@ -136,8 +141,13 @@ def write_index(folder: pathlib.Path, lengths: dict[str, list]) -> dict[str, int
   return {split: len(pairs) for split, pairs in lengths.items()}
 
 
-def finished(out: pathlib.Path, arguments: dict, overwrite: bool) -> dict | None:
+def finished(
+  out: pathlib.Path, arguments: dict, overwrite: bool, who: str = "prepare"
+) -> dict | None:
   """The report of an earlier run with the same arguments; None where `out` is to be written.
+
+  Args:
+    who: the command that asks, for messages; here and below.
 
   Raises:
     InputError: `out` holds something else, or was prepared with other arguments and `overwrite` is
@@ -147,7 +157,7 @@ def finished(out: pathlib.Path, arguments: dict, overwrite: bool) -> dict | None
     return None
   if not (out / REPORT).is_file():
     raise InputError(
-      f"prepare: out={out} exists and was not made by prepare; name a new or an empty folder"
+      f"{who}: out={out} exists and was not made by {who}; name a new or an empty folder"
     )
   report = json.loads((out / REPORT).read_text())
   if overwrite:
@@ -161,7 +171,7 @@ def finished(out: pathlib.Path, arguments: dict, overwrite: bool) -> dict | None
     if had.get(name) != value
   )
   raise InputError(
-    f"prepare: out={out} was prepared from other arguments ({other}); "
+    f"{who}: out={out} was {who}d from other arguments ({other}); "
     "name another folder, or overwrite it"
   )
 
@@ -184,17 +194,17 @@ def staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def resumable(out: pathlib.Path, job: dict) -> Iterator[pathlib.Path]:
+def resumable(out: pathlib.Path, job: dict, who: str = "prepare") -> Iterator[pathlib.Path]:
   """A hidden folder beside `out` that keeps its files until the same job has ended well.
 
   A killed or failed run leaves what it finished; another job, or bad input, empties the folder.
   The block leaves what is to become `out` in its subfolder `whole`.
   """
-  partial = out.with_name(f".{out.name}.beam")
-  with _claimed(partial, out):
+  partial = unfinished(out)
+  with _claimed(partial, out, who):
     asked, began = json.dumps(job, sort_keys=True), partial / "job.json"
     if not began.is_file() or began.read_text() != asked:
-      _empty(partial, out)
+      _empty(partial, out, who)
       began.write_text(asked)
     try:
       yield partial
@@ -206,44 +216,49 @@ def resumable(out: pathlib.Path, job: dict) -> Iterator[pathlib.Path]:
     shutil.rmtree(partial, ignore_errors=True)
 
 
+def unfinished(out: pathlib.Path) -> pathlib.Path:
+  """The hidden folder in which `resumable` works."""
+  return out.with_name(f".{out.name}.unfinished")
+
+
 @contextlib.contextmanager
-def _claimed(partial: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
+def _claimed(partial: pathlib.Path, out: pathlib.Path, who: str = "prepare") -> Iterator[None]:
   """Makes the hidden folder and locks it against other live processes."""
   try:
     partial.mkdir(parents=True, exist_ok=True)
     lock = os.open(partial, os.O_RDONLY)
   except OSError as error:
-    raise _unwritable(out, error) from error
+    raise _unwritable(out, error, who) from error
   try:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the kernel when its owner dies
     except BlockingIOError as error:
-      raise _taken(out) from error
+      raise _taken(out, who) from error
     except OSError as error:
-      raise _unwritable(out, error) from error
+      raise _unwritable(out, error, who) from error
     yield
   finally:
     os.close(lock)
 
 
-def _empty(partial: pathlib.Path, out: pathlib.Path) -> None:
+def _empty(partial: pathlib.Path, out: pathlib.Path, who: str = "prepare") -> None:
   """Removes a dead process's files."""
   try:
     for left in partial.iterdir():
       shutil.rmtree(left) if left.is_dir() else left.unlink()
   except FileNotFoundError as error:
-    raise _taken(out) from error
+    raise _taken(out, who) from error
   except OSError as error:
-    raise _unwritable(out, error) from error
+    raise _unwritable(out, error, who) from error
 
 
-def _taken(out: pathlib.Path) -> InputError:
-  return InputError(f"prepare: out={out} is being written by another process; wait for it to end")
+def _taken(out: pathlib.Path, who: str) -> InputError:
+  return InputError(f"{who}: out={out} is being written by another process; wait for it to end")
 
 
-def _unwritable(out: pathlib.Path, error: OSError) -> InputError:
+def _unwritable(out: pathlib.Path, error: OSError, who: str) -> InputError:
   return InputError(
-    f"prepare: out={out} cannot be written ({error.strerror}); name a folder you may write to"
+    f"{who}: out={out} cannot be written ({error.strerror}); name a folder you may write to"
   )
 
 

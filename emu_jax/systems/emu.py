@@ -28,6 +28,7 @@ from emu_jax.models.discriminator import (
 from emu_jax.models.text import text_encoder
 from emu_jax.models.unet import UNet, UNetConfig, blank_conditions
 from emu_jax.systems.latent import (
+  Posterior,
   Sampling,
   TextConfig,
   bound,
@@ -144,13 +145,16 @@ def init_spatial(config: EmuConfig, key: jax.Array) -> Params:
 def image_loss(
   config: EmuConfig,
   trees: Params,
-  frames: Video,
+  frames: Video | Posterior,
   text: TextFeatures,
   key: jax.Array,
   *,
   offset_noise: float = 0.0,
 ) -> PerExample:
-  """Text-to-image loss on pixels in [-1, 1], T = 1. Source: arXiv:2112.10752, eq. 3."""
+  """Text-to-image loss on pixels in [-1, 1], T = 1, or on what was encoded of them ahead.
+
+  Source: arXiv:2112.10752, eq. 3.
+  """
   key_encode, key_diffuse = jax.random.split(key)
   latents = encode_frames(config.autoencoder, trees, frames, key_encode)
   net = bound(UNet(config.unet), trees["spatial"])

@@ -27,7 +27,7 @@ from emu_jax.diffusion.schedule import Schedule, noise_at
 from emu_jax.models.temporal import TemporalConfig
 from emu_jax.models.unet import UNet, UNetConfig, blank_conditions
 from emu_jax.systems.emu import EmuConfig
-from emu_jax.systems.latent import Sampling, bound, encode_frames
+from emu_jax.systems.latent import Posterior, Sampling, bound, encode_frames
 from emu_jax.trees import merge, partition
 from emu_jax.typing import Params, PerExample, Video
 
@@ -103,7 +103,7 @@ def video_loss(
   known: KnownFrames,
   name: str,
   trees: Params,
-  frames: Video,
+  frames: Video | Posterior,
   text: TextFeatures,
   dropped: Bool[Array, "B"],
   key: jax.Array,
@@ -115,6 +115,7 @@ def video_loss(
   Source: Emu Video, arXiv:2311.10709, sec. 3.1 and 3.2.
 
   Args:
+    frames: pixels, or what was encoded of them ahead.
     dropped: True where the known frames are withheld, mask and latents both.
   """
   if frames.shape[1] != known.num_frames:

@@ -56,6 +56,20 @@ class Sampling:
     return ddim(predict, schedule, noise, grid, eta=self.eta, key=key if self.eta else None)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Posterior:
+  """The Gaussian over latents that the autoencoder makes of a video, of any float dtype."""
+
+  mean: Any  # [B, T, h, w, C]
+  log_var: Any  # the same
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """B T h w C."""
+    return self.mean.shape
+
+
 def encode_text(
   encoders: tuple[TextConfig, ...],
   trees: Params,
@@ -96,14 +110,13 @@ def pooled_dim(config: TextConfig) -> int:
   return config.projection_dim if config.architecture == "clip" else 0
 
 
-def encode_frames(
+def posterior(
   config: AutoencoderConfig,
   trees: Params,
   frames: Float[Array, "B T H W 3"],
-  key: jax.Array | None = None,
   chunk: int = 8,
-) -> Float[Array, "B T h w C"]:
-  """Normalised latents of pixels in [-1, 1]: a posterior sample, or the mean without a key.
+) -> Posterior:
+  """What the autoencoder makes of pixels in [-1, 1].
 
   `chunk` frames of each clip are encoded at a time; the result is that of all at once.
   """
@@ -111,7 +124,25 @@ def encode_frames(
   def encode(x):
     return Autoencoder(config).apply({"params": trees["autoencoder"]}, x, method="encode")
 
-  mean, log_var = in_chunks(encode, frames, chunk)
+  return Posterior(*in_chunks(encode, frames, chunk))
+
+
+def encode_frames(
+  config: AutoencoderConfig,
+  trees: Params,
+  frames: Float[Array, "B T H W 3"] | Posterior,
+  key: jax.Array | None = None,
+  chunk: int = 8,
+) -> Float[Array, "B T h w C"]:
+  """Normalised latents: a posterior sample, or the mean without a key.
+
+  Args:
+    frames: pixels in [-1, 1], or the posterior that was made of them earlier: then the
+      autoencoder's tree is not needed.
+    chunk: frames of each clip that are encoded at a time.
+  """
+  of = frames if isinstance(frames, Posterior) else posterior(config, trees, frames, chunk)
+  mean, log_var = of.mean.astype(jnp.float32), of.log_var.astype(jnp.float32)
   z = mean if key is None else sample_posterior(mean, log_var, key)
   shift, scale = channelwise(trees["latents"])
   return (z - shift) * scale
@@ -142,11 +173,17 @@ def channelwise(statistics: Params) -> tuple[Float[Array, "1 1 1 1 C"], Float[Ar
 def latent_statistics(
   config: AutoencoderConfig, autoencoder: Params, frames: Float[Array, "B T H W 3"]
 ) -> Params:
+  """`posterior_statistics` of pixels in [-1, 1], all encoded at once."""
+  trees = {"autoencoder": autoencoder}
+  return posterior_statistics(posterior(config, trees, frames, chunk=frames.shape[1]))
+
+
+def posterior_statistics(of: Posterior) -> Params:
   """Shift and scale [C] under which each channel of these frames' latents has mean 0 and std 1.
 
   Source: ours. Latent Diffusion (arXiv:2112.10752, sec. G) divides by one number for all channels.
   """
-  mean, log_var = Autoencoder(config).apply({"params": autoencoder}, frames, method="encode")
+  mean, log_var = of.mean.astype(jnp.float32), of.log_var.astype(jnp.float32)
   axes = (0, 1, 2, 3)
   variance = mean.var(axis=axes) + jnp.exp(log_var).mean(axis=axes)
   return {"shift": mean.mean(axis=axes), "scale": jax.lax.rsqrt(variance)}

@@ -14,7 +14,8 @@ from orbax.checkpoint import v1 as ocp
 from video_files import numbers, write_numbered
 
 from emu_jax.data import folder, pipeline, records
-from emu_jax.data.pipeline import ClipSpec, Source, batches, load_clip, load_picture, open_source
+from emu_jax.data.own_files import load_clip, load_picture
+from emu_jax.data.pipeline import ClipSpec, Source, batches, open_source
 from emu_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]

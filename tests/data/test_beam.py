@@ -145,9 +145,9 @@ def test_a_killed_run_is_continued_and_repeats_no_finished_shard(clips, tmp_path
     assert process.stdout.readline() == "half way\n"
     process.send_signal(signal.SIGKILL)
   assert not there.exists()
-  assert hidden(tmp_path) == [".there.beam"]
+  assert hidden(tmp_path) == [".there.unfinished"]
   shards = beam._shards(folder.read_metadata(clips), OPTIONS, 2)
-  finished = [s for s in shards if (tmp_path / ".there.beam" / f"{s.name}.json").exists()]
+  finished = [s for s in shards if (tmp_path / ".there.unfinished" / f"{s.name}.json").exists()]
   assert 0 < len(finished) < len(shards)
   read, names = folder.read_part, []
 
@@ -176,7 +176,7 @@ def test_a_kill_while_files_are_renamed_is_continued(clips, tmp_path, monkeypatc
     patch.setattr(beam.records, "write_index", dies)
     with pytest.raises(KeyboardInterrupt):
       pack(clips, there)
-  whole = tmp_path / ".there.beam/whole"
+  whole = tmp_path / ".there.unfinished/whole"
   first = min(whole.glob("*-train.*"))
   first.rename(whole.parent / "train-00000")  # as though it had ended before this one
   pack(clips, there)
