@@ -456,7 +456,7 @@ def test_data_of_another_size_and_data_without_validation(base, refused, tmp_pat
 def test_a_batch_that_does_not_split_over_the_devices(base, tmp_path, capsys):
   words = ["run", "--config", tiny_recipe.config(base), "--out", tmp_path / "runs"]
   line = tiny_recipe.refusal(command.main, words, capsys)
-  assert "--data.batch_size 4: does not split over 8 device(s); choose 8 or a multiple" in line
+  assert "--data.batch_size 4: does not split over the 8 device(s) of data x fsdp = 8 x 1" in line
   assert not (tmp_path / "runs").exists()
 
 
