@@ -12,7 +12,7 @@ from tests.tiny_recipe import refusal
 from train import command
 from train.planning import search, topologies
 
-# One level, whose blocks compile in a second each; wide enough that arrays fill the chip's tiles.
+# One level, whose blocks compile in less than a second each.
 CONFIG = """
 import dataclasses
 from tests.tiny import MODEL
@@ -22,11 +22,11 @@ from emu_jax.systems.latent import Sampling
 from train.config import DataConfig, Experiment
 image = dataclasses.replace(
   MODEL.image,
-  size=64,
+  size=16,
   text=MODEL.image.text[:1],
   unet=dataclasses.replace(
-    MODEL.image.unet, channels=(128,), num_res_blocks=(1,), transformer_depth=(1,), mid_depth=0,
-    head_dim=64, context_dims=(8,), layer_contexts=(0,), remat=True, dtype="bfloat16",
+    MODEL.image.unet, channels=(8,), num_res_blocks=(1,), transformer_depth=(1,), mid_depth=0,
+    head_dim=8, context_dims=(8,), layer_contexts=(0,), remat=True, dtype="bfloat16",
   ),
 )
 model = dataclasses.replace(MODEL, image=image, temporal=TemporalConfig(num_layers=1))
