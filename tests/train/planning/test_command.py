@@ -6,11 +6,13 @@ import json
 import jax
 import pytest
 
+from emu_jax.errors import InputError
+from emu_jax.sharding import MeshConfig, make_mesh
 from tests.tiny_recipe import refusal
 from train import command
 from train.planning import search, topologies
 
-# One level, whose blocks compile in a second each; wide enough that arrays fill the chip's tiles.
+# One level, whose blocks compile in less than a second each.
 CONFIG = """
 import dataclasses
 from tests.tiny import MODEL
@@ -20,11 +22,11 @@ from emu_jax.systems.latent import Sampling
 from train.config import DataConfig, Experiment
 image = dataclasses.replace(
   MODEL.image,
-  size=64,
+  size=16,
   text=MODEL.image.text[:1],
   unet=dataclasses.replace(
-    MODEL.image.unet, channels=(128,), num_res_blocks=(1,), transformer_depth=(1,), mid_depth=0,
-    head_dim=64, context_dims=(8,), layer_contexts=(0,), remat=True, dtype="bfloat16",
+    MODEL.image.unet, channels=(8,), num_res_blocks=(1,), transformer_depth=(1,), mid_depth=0,
+    head_dim=8, context_dims=(8,), layer_contexts=(0,), remat=True, dtype="bfloat16",
   ),
 )
 model = dataclasses.replace(MODEL, image=image, temporal=TemporalConfig(num_layers=1))
@@ -97,7 +99,7 @@ def test_meshes_of_a_topology_are_all_of_its_products():
   found = search.candidates(16, 8)
   assert all(m.data * m.fsdp * m.frames == 16 for m in found)
   assert len(set(found)) == len(found) == 5 + 4 + 3 + 2
-  assert found[0] == search.MeshConfig(16, 1, 1)
+  assert found[0] == MeshConfig(16, 1, 1)
 
 
 def test_the_short_list_has_the_fewest_frames_and_pieces():
@@ -105,7 +107,7 @@ def test_the_short_list_has_the_fewest_frames_and_pieces():
     search.Candidate(mesh, 1) for mesh in search.candidates(256, 8) if mesh.fsdp * mesh.frames >= 8
   ]
   chosen = [candidate.mesh for candidate in search.short_list(fits)]
-  assert chosen == [search.MeshConfig(256 // n, n, 1) for n in (8, 32, 128)]
+  assert chosen == [MeshConfig(256 // n, n, 1) for n in (8, 32, 128)]
 
 
 def test_the_largest_batch_by_bytes():
@@ -119,6 +121,16 @@ def test_the_largest_batch_by_bytes():
 def test_each_chip_has_a_topology(name):
   topology = topologies.parse(name)
   assert len(topologies.devices(topology)) == topology.num_devices
+
+
+@needs_libtpu
+def test_slices_are_apart_along_data_alone():
+  devices = topologies.devices(topologies.parse("v5e:2x2", slices=2))
+  mesh = make_mesh(devices, MeshConfig(fsdp=2, frames=2))
+  of_slice = [{device.slice_index for device in part.flat} for part in mesh.devices]
+  assert of_slice == [{0}, {1}]
+  with pytest.raises(InputError, match="does not split over 2 slices"):
+    make_mesh(devices, MeshConfig(fsdp=8))
 
 
 @pytest.mark.parametrize(
