@@ -49,7 +49,9 @@ def compiled(lowered: jax.stages.Lowered, topology: Topology, memory_only: bool)
   name = hashlib.sha256(repr(words).encode()).hexdigest()[:32]
   file = pathlib.Path.home() / ".cache" / "emu_jax" / "plans" / f"{name}.json"
   if file.is_file():
-    return Measured(**json.loads(file.read_text()))
+    kept = json.loads(file.read_text())
+    exchanges = {kind: tuple(pair) for kind, pair in kept["exchanges"].items()}
+    return Measured(**kept | {"exchanges": exchanges})
   found = _compile(lowered, topology, memory_only)
   file.parent.mkdir(parents=True, exist_ok=True)
   partial = file.with_suffix(f".{os.getpid()}")
