@@ -5,12 +5,14 @@ a clip, the pixels of a temporal sequence): the queries are then folded to one l
 example, which gives the same numbers as repeating the context and costs no copy of it.
 """
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -78,10 +80,31 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "N S D"]) -> Float[Array, "N S D"]:
     D = x.shape[-1]
-    gate = nn.Dense((8 if self.gated else 4) * D, dtype=self.dtype, name="in")(x)
-    h, gate = jnp.split(gate, 2, axis=-1) if self.gated else (1, gate)
-    h = h * jax.nn.gelu(gate, approximate=self.approximate)
+    *h, gate = Products(4 * D, 2 if self.gated else 1, self.dtype, name="in")(x)
+    h = math.prod(h, start=jax.nn.gelu(gate, approximate=self.approximate))
     return nn.Dense(D, dtype=self.dtype, kernel_init=last(self.zero), name="out")(h)
+
+
+class Products(nn.Module):
+  """Several products of x, stored as one dense layer: features of the first, then of the next.
+
+  The kernel is cut and not the product: the gradients of a product's parts would have to be joined
+  in memory, which costs TPUs as much as the layer itself (docs/tpu_forms.md).
+  """
+
+  features: int  # of each
+  number: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "N S D"]) -> list[Float[Array, "N S F"]]:
+    width = self.number * self.features
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], width))
+    bias = self.param("bias", nn.initializers.zeros, (width,))
+    x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+    bias = bias.reshape(*(1,) * (x.ndim - 1), width)
+    cut = lambda a: jnp.split(a, self.number, axis=-1)
+    return [x @ k + b for k, b in zip(cut(kernel), cut(bias), strict=True)]
 
 
 class TransformerLayer(nn.Module):

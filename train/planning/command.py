@@ -41,7 +41,7 @@ def main(arguments: Plan, words: list[str]) -> None:
   """Prints the plan of each chosen stage."""
   topology = topologies.parse(arguments.topology, arguments.slices)
   stages = load_stages(str(arguments.config))
-  names = [experiment.stage for experiment in stages]
+  names = [experiment.run_name for experiment in stages]
   if arguments.stage and arguments.stage not in names:
     raise InputError(
       f"--stage {arguments.stage}: {arguments.config} has no such stage; choose of "
@@ -50,13 +50,13 @@ def main(arguments: Plan, words: list[str]) -> None:
   jax.config.update("jax_platforms", "cpu")  # what is not compiled ahead runs here
   devices = topologies.devices(topology)
   for experiment in stages:
-    if arguments.stage not in ("", experiment.stage):
+    if arguments.stage not in ("", experiment.run_name):
       continue
     experiment = override(experiment, words)
     mesh = make_mesh(devices, experiment.mesh)
     experiment.check_mesh(mesh.size)
     began = time.monotonic()
-    say = lambda text, began=began, stage=experiment.stage: tell(f"{stage}: {text}", began)
+    say = lambda text, began=began, stage=experiment.run_name: tell(f"{stage}: {text}", began)
     plan = planned_whole if arguments.whole else planned_by_blocks
     measured = plan(experiment, mesh, topology, arguments.memory_only, say)
     say("counting the model's arithmetic")
@@ -64,7 +64,7 @@ def main(arguments: Plan, words: list[str]) -> None:
     say("done")
     axes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
     print(
-      f"{experiment.stage} on {arguments.slices} x {topology.name}, {axes}, batch "
+      f"{experiment.run_name} on {arguments.slices} x {topology.name}, {axes}, batch "
       f"{experiment.data.batch_size}:"
     )
     for line in report.lines(measured, topology, flops):
