@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from emu_jax.compilation import compiler_options
 from emu_jax.sharding import replicated
 from emu_jax.typing import Params
 from train.optimiser import OptimConfig, ema_decay, learning_rate, optimiser
@@ -76,6 +77,7 @@ def jitted_step(loss: Loss, config: OptimConfig, num_steps: int, like: TrainStat
     static_argnames=("loss", "config", "num_steps"),
     donate_argnums=0,
     out_shardings=(shardings, whole, whole),
+    compiler_options=compiler_options(whole.mesh),
   )
   # Static arguments and not a closure: a second run in one process reuses the program.
   return functools.partial(step, loss=loss, config=config, num_steps=num_steps)

@@ -54,10 +54,44 @@ class Attention(nn.Module):
     allowed = None
     if mask is not None:
       allowed = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
-    h = jax.nn.dot_product_attention(q, k, v, mask=allowed)
+    h = attend(q, k, v, allowed)
     return nn.Dense(D, dtype=self.dtype, kernel_init=last(self.zero), name="out")(
       h.reshape(N, S, -1)
     )
+
+
+# Queries and keys from which attention goes head by head, and logits of a head at a time. All logits
+# together pass through memory several times, which TPUs are expected to take twice as long for; so
+# few stay on the chip (docs/tpu_forms.md).
+LONG = 1024
+PIECE = 2**20
+
+
+def attend(
+  q: Float[Array, "N Q H D"],
+  k: Float[Array, "N L H D"],
+  v: Float[Array, "N L H D"],
+  mask: Bool[Array, "N _ _ L"] | None = None,
+) -> Float[Array, "N Q H D"]:
+  """Attention of every head; the same numbers for long sequences, a piece of their logits a time.
+
+  Heads and queries are what no mesh splits, so that pieces of them lie on every device.
+  """
+  N, Q, H, D = q.shape
+  L = k.shape[1]
+  if mask is not None or min(Q, L) < LONG:
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+  pieces = next((n for n in range(1, Q) if Q % n == 0 and Q * L <= n * PIECE), Q)
+
+  def head(inputs):
+    q, k, v = (a[:, :, None] for a in inputs)
+    q = jnp.moveaxis(q.reshape(N, pieces, Q // pieces, 1, D), 1, 0)
+    # Recomputed, or else the logits of all pieces would be kept for the backward pass.
+    piece = jax.checkpoint(lambda q: jax.nn.dot_product_attention(q, k, v))
+    return jnp.moveaxis(jax.lax.map(piece, q), 0, 1).reshape(N, Q, D)
+
+  h = jax.lax.map(head, tuple(jnp.moveaxis(a, 2, 0) for a in (q, k, v)))
+  return jnp.moveaxis(h, 0, 2)
 
 
 def last(zero: bool) -> nn.initializers.Initializer:

@@ -169,7 +169,9 @@ def test_what_a_block_keeps_is_not_computed_again(key):
     return flops.count(jax.grad(loss), params)
 
   stored = arithmetic(remat=False)
-  products, nothing = (arithmetic(remat=True, remat_keeps=keeps) for keeps in ("products", "nothing"))
+  products, nothing = (
+    arithmetic(remat=True, remat_keeps=keeps) for keeps in ("products", "nothing")
+  )
   # Forward is a third of forward and backward; of that the products are all but attention's.
   assert 1.25 < nothing / stored < 1.34
   assert 1 < products / stored < 1.03

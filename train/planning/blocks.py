@@ -1,4 +1,4 @@
-"""The blocks of networks in a traced function: what each computes, how often, and what remains of it.
+"""The blocks of networks in a traced function: what each computes, how often, what is kept of it.
 
 A block is a module that one of `NETWORKS` calls: a residual block, a transformer, a layer of a text
 encoder. While a function is traced each block becomes an equation of its own; the equations are
@@ -73,6 +73,11 @@ class Call:
   @property
   def activations(self) -> tuple[Array, ...]:
     return self.inputs[len(self.paths) :]
+
+  @property
+  def smooth_outputs(self) -> tuple[Array, ...]:
+    """Those with cotangents."""
+    return tuple(array for array in self.outputs if array.trained)
 
   @property
   def differentiated(self) -> bool:

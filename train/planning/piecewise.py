@@ -26,9 +26,10 @@ import jax
 from jax.extend import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from emu_jax.compilation import compiler_options
 from emu_jax.placement import video_spec
 from emu_jax.sharding import leaf_spec
-from train.planning import compiling
+from train.planning import compiling, flops
 from train.planning.blocks import Array, Call
 from train.planning.compiling import Measured
 from train.planning.topologies import Topology
@@ -36,11 +37,18 @@ from train.planning.topologies import Topology
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-  """A distinct block: how often it is called in a step, and what one call takes."""
+  """A distinct block.
+
+  Attributes:
+    calls: how often a step calls it, or one that is equal.
+    measured: of one call.
+    flops: of one call over all devices, its gradients with it and no recomputation.
+  """
 
   call: Call
   calls: int
   measured: Measured
+  flops: int
 
 
 def activation_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
@@ -63,34 +71,49 @@ def tree_share(tree: Any) -> int:
 
 def lower(call: Call, mesh: Mesh) -> jax.stages.Lowered:
   """The program of a block: forward, or forward and backward with the cotangent an argument."""
-  function = core.jaxpr_as_fun(call.jaxpr)
-  if call.policy is not None:
-    function = jax.checkpoint(function, policy=call.policy or None)
   weights = [
     NamedSharding(mesh, leaf_spec(path, array.shape, mesh.shape["fsdp"]))
     for path, array in zip(call.paths, call.inputs, strict=False)
   ]
   placed = [*weights, *(activation_sharding(mesh, a.shape) for a in call.activations)]
+  smooth = [activation_sharding(mesh, a.shape) for a in call.smooth_outputs]
   inputs = [_shape(a, s) for a, s in zip(call.inputs, placed, strict=True)]
+  cotangents = [_shape(a, s) for a, s in zip(call.smooth_outputs, smooth, strict=True)]
   results = [activation_sharding(mesh, a.shape) for a in call.outputs]
-  trained = [i for i, array in enumerate(call.inputs) if array.trained]
+  if call.differentiated:
+    trained = zip(call.inputs, placed, strict=True)
+    results = smooth, tuple(sharding for array, sharding in trained if array.trained)
+  program = jax.jit(
+    block_step(call, call.policy), out_shardings=results, compiler_options=compiler_options(mesh)
+  )
   with jax.set_mesh(mesh):  # blocks pin their activations to it
+    return program.lower(inputs, cotangents)
+
+
+def block_step(call: Call, policy: Any) -> Callable:
+  """A function of a block's inputs and of its outputs' cotangents: outputs, and then gradients.
+
+  Args:
+    policy: as of `Call`; None recomputes nothing.
+  """
+  function = core.jaxpr_as_fun(call.jaxpr)
+  if policy is not None:
+    function = jax.checkpoint(function, policy=policy or None)
+  trained = [i for i, array in enumerate(call.inputs) if array.trained]
+  smooth = [i for i, array in enumerate(call.outputs) if array.trained]
+
+  def step(inputs, cotangents):
+    def of(*changed):
+      mixed = dict(enumerate(inputs)) | dict(zip(trained, changed, strict=True))
+      outputs = function(*mixed.values())
+      return [outputs[i] for i in smooth]
+
     if not trained:
-      return jax.jit(function, out_shardings=results).lower(*inputs)
-    smooth = [i for i, array in enumerate(call.outputs) if array.trained]
-    cotangents = [_shape(call.outputs[i], results[i]) for i in smooth]
+      return function(*inputs)
+    outputs, back = jax.vjp(of, *(inputs[i] for i in trained))
+    return outputs, back(cotangents)
 
-    def gradients(inputs, cotangents):
-      def of(*changed):
-        mixed = dict(enumerate(inputs)) | dict(zip(trained, changed, strict=True))
-        outputs = function(*mixed.values())
-        return [outputs[i] for i in smooth]
-
-      outputs, back = jax.vjp(of, *(inputs[i] for i in trained))
-      return outputs, back(cotangents)
-
-    out = [results[i] for i in smooth], tuple(placed[i] for i in trained)
-    return jax.jit(gradients, out_shardings=out).lower(inputs, cotangents)
+  return step
 
 
 def measure(
@@ -109,7 +132,11 @@ def measure(
     call, times = same[0], sum(each.times for each in same)
     tell(f"block {i + 1} of {len(distinct)}: {call.kind} {call.name}, {times} calls")
     measured = compiling.compiled(lower(call, mesh), topology, memory_only)
-    pieces.append(Piece(call, times, measured))
+    shapes = [
+      [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
+      for arrays in (call.inputs, call.smooth_outputs)
+    ]
+    pieces.append(Piece(call, times, measured, flops.count(block_step(call, None), *shapes)))
   return pieces
 
 

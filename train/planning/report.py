@@ -1,9 +1,14 @@
-"""A plan's figures: what a step needs of a device and what bounds it."""
+"""A plan's figures: what a program needs of a device and what bounds it."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from train.planning.compiling import Measured
+from train.planning.piecewise import Piece
 from train.planning.topologies import GIB, Topology
+
+LONGEST = 8  # pieces that a report shows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,36 +48,97 @@ def times(measured: Measured, topology: Topology) -> Times:
   )
 
 
-def lines(measured: Measured, topology: Topology, flops: int) -> list[str]:
-  """The report of one stage, a device of the topology.
+def figures(
+  measured: Measured, topology: Topology, flops: int, pieces: Sequence[Piece] = ()
+) -> dict[str, Any]:
+  """The report as JSON-able values, of one device; seconds, bytes, operations.
 
   Args:
     flops: of the model, all devices together.
+    pieces: what `measured` is the sum of, where it is one.
   """
   chip, each = topology.chip, flops / topology.num_devices
   if measured.shortage:
-    return [f"does not fit: {measured.shortage}"]
-  fits = measured.peak <= chip.memory
+    return {"fits": False, "shortage": measured.shortage, "model_flops": each}
   t = times(measured, topology)
-  found = [
-    f"{'fits' if fits else 'does not fit'}: peak {gib(measured.peak)} of {gib(chip.memory)} GiB"
-    f" (arguments {gib(measured.arguments)}, temporaries {gib(measured.temporaries)})",
-    f"model: {each / 1e12:.4g} TFLOP a device and step (products and convolutions, no recomputing)",
-    f"moved: {measured.moved / 1e9:.4g} GB to and from memory (loop bodies counted once)",
+  return {
+    "fits": measured.peak <= chip.memory,
+    "memory": chip.memory,
+    "peak": measured.peak,
+    "arguments": measured.arguments,
+    "temporaries": measured.temporaries,
+    "model_flops": each,
+    "peak_flops": chip.flops,
+    "moved": measured.moved,
+    "exchanges": measured.exchanges,
+    "seconds": t.step,
+    "bound": t.bound,
+    "seconds_by": dataclasses.asdict(t),
+    "utilisation": None if t.step is None else each / (t.step * chip.flops),
+    "unknown_loops": measured.unknown_loops,
+    "pieces": [of_piece(piece, topology) for piece in pieces],
+  }
+
+
+def of_piece(piece: Piece, topology: Topology) -> dict[str, Any]:
+  """A block's figures: seconds and operations of all its calls together, on one device."""
+  chip, cycles = topology.chip, piece.measured.cycles
+  seconds = None if cycles is None else piece.calls * cycles / chip.clock
+  flops = piece.calls * piece.flops / topology.num_devices
+  return {
+    "kind": piece.call.kind,
+    "name": piece.call.name,
+    "shape": piece.call.activations[0].shape if piece.call.activations else (),
+    "calls": piece.calls,
+    "seconds": seconds,
+    "model_flops": flops,
+    "utilisation": flops / (seconds * chip.flops) if seconds else None,
+    "beside_arguments": piece.measured.peak - piece.measured.arguments,
+    "exchanges": piece.measured.exchanges,
+  }
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+  """The report of one stage from its `figures`."""
+  each = found["model_flops"]
+  if "shortage" in found:
+    return [f"does not fit: {found['shortage']}"]
+  said = [
+    f"{'fits' if found['fits'] else 'does not fit'}: peak {gib(found['peak'])} of "
+    f"{gib(found['memory'])} GiB (arguments {gib(found['arguments'])}, temporaries "
+    f"{gib(found['temporaries'])})",
+    f"model: {each / 1e12:.4g} TFLOP a device (products and convolutions, no recomputing)",
+    f"moved: {found['moved'] / 1e9:.4g} GB to and from memory (loop bodies counted once)",
   ]
-  for kind, (count, size) in measured.exchanges.items():
-    found.append(f"{kind}: {count} with results of {size / 1e9:.4g} GB")
-  if t.step is None:
-    return [*found, "time: not estimated, compiled with low effort"]
-  parts = f"arithmetic {t.arithmetic:.4g}, memory {t.memory:.4g}, exchange {t.exchange:.4g} s"
-  found.append(f"time: {t.step:.4g} s estimated, bound by {t.bound} ({parts})")
-  found.append(
-    f"utilisation: {100 * each / (t.step * chip.flops):.3g} % of {chip.flops / 1e12:.4g} TFLOP/s "
+  for kind, (count, size) in found["exchanges"].items():
+    said.append(f"{kind}: {count} with results of {size / 1e9:.4g} GB")
+  if found["seconds"] is None:
+    return [*said, "time: not estimated, compiled with low effort"]
+  parts = ", ".join(f"{name} {value:.4g}" for name, value in found["seconds_by"].items())
+  said.append(f"time: {found['seconds']:.4g} s estimated, bound by {found['bound']} ({parts} s)")
+  said.append(
+    f"utilisation: {100 * found['utilisation']:.3g} % of {found['peak_flops'] / 1e12:.4g} TFLOP/s "
     "bfloat16, an estimate of the compiler's"
   )
-  if measured.unknown_loops:
-    found.append(f"note: {measured.unknown_loops} loops of unknown length count once")
-  return found
+  said += of_pieces(found)
+  if found["unknown_loops"]:
+    said.append(f"note: {found['unknown_loops']} loops of unknown length count once")
+  return said
+
+
+def of_pieces(found: dict[str, Any]) -> list[str]:
+  """The longest blocks, and how much of the model's arithmetic all of them hold."""
+  pieces = sorted(found["pieces"], key=lambda piece: -piece["seconds"])
+  if not pieces:
+    return []
+  share = sum(piece["model_flops"] for piece in pieces) / found["model_flops"]
+  said = [f"by blocks, which hold {100 * share:.4g} % of the model's arithmetic; the longest:"]
+  for piece in pieces[:LONGEST]:
+    said.append(
+      f"  {piece['seconds']:.4g} s, {100 * piece['utilisation']:.3g} %: {piece['kind']} "
+      f"{piece['name']} of {list(piece['shape'])}, {piece['calls']} calls"
+    )
+  return said
 
 
 def gib(size: float | int) -> str:
