@@ -60,8 +60,8 @@ class Attention(nn.Module):
     )
 
 
-# Queries and keys from which attention goes head by head, and logits of a head at a time. All logits
-# together pass through memory several times, which TPUs are expected to take twice as long for; so
+# Queries and keys from which attention goes head by head, and logits of a head at a time. All of
+# them pass through memory several times, and TPUs are expected to take twice as long for that; so
 # few stay on the chip (docs/tpu_forms.md).
 LONG = 1024
 PIECE = 2**20
