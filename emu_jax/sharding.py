@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from emu_jax.errors import InputError
@@ -90,7 +91,8 @@ def make_mesh(devices: Sequence[Any] | None = None, config: MeshConfig = MeshCon
   """A mesh of all `devices` (default: every device of every process) in the shape of `config`.
 
   Neighbours along `frames` are nearest to each other, then those along `fsdp`: what these axes
-  exchange is asked for in every layer, the sums over `data` once a step.
+  exchange is asked for in every layer, the sums over `data` once a step. Several slices of TPUs are
+  apart along `data` alone.
 
   Raises: InputError where the devices do not make this shape, or where one process's share of the
     batch would be another's too.
@@ -105,6 +107,18 @@ def make_mesh(devices: Sequence[Any] | None = None, config: MeshConfig = MeshCon
     )
   # jax.make_mesh makes Explicit axes unless told otherwise, under which nothing is propagated.
   auto = (AxisType.Auto,) * len(AXES)
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if slices > 1:  # of TPUs, which only the data centre's network joins
+    if shape[0] % slices:
+      raise InputError(
+        f"MeshConfig: data={shape[0]} does not split over {slices} slices, between which only whole"
+        f" examples and gradients are sent; choose a multiple of {slices}"
+      )
+    inside = (shape[0] // slices, *shape[1:])
+    ordered = mesh_utils.create_hybrid_device_mesh(
+      inside, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
+    return Mesh(ordered, AXES, axis_types=auto)
   return jax.make_mesh(shape, AXES, axis_types=auto, devices=tuple(devices))
 
 

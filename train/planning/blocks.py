@@ -8,6 +8,7 @@ differentiated, and nothing else is.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -42,6 +43,11 @@ class Array:
   trained: bool = False
   weight: bool = False
   of_block: bool = False
+
+  @property
+  def size(self) -> int:
+    """Bytes of all of it."""
+    return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,17 +184,19 @@ class _Reader:
       return self.block(eqn, given, times, policy, around)
     if name == "stop_gradient":
       trained = False
-    inner = next(_inner(params), None)
+    inner = params["body_jaxpr"].jaxpr if name == "while" else next(_inner(params), None)
     if inner is None:
       return [self.array(v.aval, trained=trained and _is_float(v.aval)) for v in eqn.outvars]
     if name == "scan":
       times *= params["length"]
-    if len(inner.invars) != len(given):  # a loop that ends by a condition, or a choice
-      given = [self.array(var.aval, trained=trained) for var in inner.invars]
-    if name in ("scan", "while"):  # each round is given what the one before it made
-      start, stop = (params["num_consts"], -1) if name == "scan" else (0, None)
-      again = [self.array(v.aval, trained=trained and _is_float(v.aval)) for v in inner.invars]
-      given = [*given[:start], *again[start:stop], *given[stop:]] if stop else again
+    if name == "while" or len(inner.invars) != len(given):  # or a choice of branches
+      given = [self.array(v.aval, trained=trained and _is_float(v.aval)) for v in inner.invars]
+    if name == "scan":  # each round is given what the one before it made
+      start = params["num_consts"]
+      stop = start + params["num_carry"]
+      carry = inner.invars[start:stop]
+      again = [self.array(v.aval, trained=trained and _is_float(v.aval)) for v in carry]
+      given = [*given[:start], *again, *given[stop:]]
     if name in ("checkpoint", "remat", "remat2"):
       policy = params["policy"] or ()
     results = self.read(inner, given, times, policy, around)

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +14,9 @@ from jax.sharding import Mesh
 
 from emu_jax.config import override
 from emu_jax.errors import InputError
-from emu_jax.sharding import make_mesh
+from emu_jax.sharding import MeshConfig, make_mesh, with_shardings
 from train.config import Experiment, load_stages
-from train.planning import compiling, piecewise, programs, report, topologies
+from train.planning import compiling, piecewise, programs, report, search, topologies
 from train.planning.topologies import Topology
 
 
@@ -38,6 +39,9 @@ class Plan:
   """Only this stage; empty: all."""
   sample: bool = False
   """Plan sampling a batch, all steps and decoding, instead of a training step."""
+  search: bool = False
+  """Look for the cheapest mesh of the topology and the largest batch that fits there; the config's
+  mesh, batch size and micro-batches do not matter."""
   whole: bool = False
   """Compile one program, which takes 20 GB and more from some billion parameters on; otherwise each
   distinct block is compiled by itself and all are added up."""
@@ -78,21 +82,29 @@ def main(arguments: Plan, words: list[str]) -> None:
     for experiment in stages
     if arguments.stage in ("", experiment.run_name)
   ]
+  if arguments.search and (arguments.sample or arguments.whole):
+    raise InputError("--search: plans training by blocks; leave out --sample and --whole")
+  if arguments.json and not arguments.json.parent.is_dir():
+    raise InputError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
   jax.config.update("jax_platforms", "cpu")  # what is not compiled ahead runs here
   devices = topologies.devices(topology)
   meshes = [make_mesh(devices, experiment.mesh) for experiment in chosen]
   for experiment, mesh in zip(chosen, meshes, strict=True):
-    experiment.check_mesh(mesh.size)
+    if not arguments.search:
+      experiment.check_mesh(mesh.size)
   plans = []
   for experiment, mesh in zip(chosen, meshes, strict=True):
     began = time.monotonic()
     say = lambda text, began=began, stage=experiment.run_name: tell(f"{stage}: {text}", began)
     work = Work(experiment, mesh, topology, arguments.sample, arguments.memory_only, say)
-    plans.append(plan(work, arguments.whole))
-    for line in shown(plans[-1]):
-      print(line, flush=True)
+    found = searched(work, devices) if arguments.search else [plan(work, arguments.whole)]
+    plans += found
+    for each in found:
+      print("\n".join(shown(each)), flush=True)
   if arguments.json:
-    arguments.json.write_text(json.dumps(plans, indent=1))
+    partial = arguments.json.with_name(f"{arguments.json.name}.{os.getpid()}")
+    partial.write_text(json.dumps(plans, indent=1))
+    partial.rename(arguments.json)
 
 
 def plan(work: Work, whole: bool) -> dict[str, Any]:
@@ -112,6 +124,49 @@ def plan(work: Work, whole: bool) -> dict[str, Any]:
     "accumulate": work.experiment.optim.accumulate,
     "whole": whole,
   } | report.figures(measured, work.topology, flops, pieces)
+
+
+def searched(work: Work, devices: Sequence[Any]) -> list[dict[str, Any]]:
+  """Plans of a short list of meshes, each with its largest batch; the cheapest an example first."""
+  experiment, topology, num = work.experiment, work.topology, len(devices)
+  one = search.with_mesh(experiment, MeshConfig(num), 1)
+  work.say(f"tracing one example for each of {num} devices")
+  mesh = make_mesh(devices, one.mesh)
+  kept = search.kept_bytes(programs.step_calls(one, mesh)) / num
+  state, frozen, batch = programs.step_arguments(one, mesh)
+  fitting = []
+  for config in search.candidates(num, experiment.clips.num_frames):
+    if fitting and config.frames > fitting[0].mesh.frames:
+      break
+    placed = with_shardings((state, frozen), make_mesh(devices, config))
+    most = search.most_examples(
+      topology.chip.memory,
+      piecewise.tree_share(placed),
+      piecewise.tree_share(placed[0].params),
+      kept / config.frames + piecewise.tree_share(batch),
+    )
+    work.say(f"{config}: at most {most} examples by bytes alone")
+    fitting += [search.Candidate(config, most)] if most else []
+  if not fitting:
+    raise InputError(
+      f"--topology {topology.name}: no mesh of {num} devices holds the state, the gradients and "
+      "one example of this stage; take more devices, or a chip with more memory"
+    )
+  found = []
+  for candidate in search.short_list(fitting):
+    examples, plans = candidate.examples, []
+    while examples and not (plans and plans[-1]["fits"]):
+      smaller = search.with_mesh(experiment, candidate.mesh, examples)
+      mesh = make_mesh(devices, candidate.mesh)
+      plans.append(plan(dataclasses.replace(work, experiment=smaller, mesh=mesh), whole=False))
+      examples //= 2
+    found.append(plans[-1])
+  return sorted(found, key=lambda each: (not each["fits"], cost(each)))
+
+
+def cost(found: dict[str, Any]) -> float:
+  """Seconds of a step an example; 0 where there is no estimate."""
+  return (found.get("seconds") or 0.0) / found["batch"]
 
 
 def shown(found: dict[str, Any]) -> list[str]:
@@ -139,16 +194,16 @@ def planned_by_blocks(work: Work) -> tuple[compiling.Measured, list[piecewise.Pi
   work.say(f"tracing for {mesh.size} devices")
   trace = programs.sample_calls if work.sample else programs.step_calls
   calls = trace(experiment, mesh)
-  pieces = piecewise.measure(calls, mesh, work.topology, work.memory_only, work.say)
   state, frozen, batch = programs.step_arguments(experiment, mesh)
   if work.sample:
-    needed, update, accumulate = (state.ema, frozen, batch), 0, 1
+    needed, sums, update, accumulate = (state.ema, frozen, batch), 0, 0, 1
   else:
     needed, accumulate = (state, frozen, batch), experiment.optim.accumulate
     # Gradients are read twice, the rest (4 arrays) is read and written; sums of several
     # micro-batches are read and written for each.
-    passes = 10 + (3 * accumulate if accumulate > 1 else 0)
-    update = passes * piecewise.tree_share(state.params)
+    several, trained = accumulate > 1, piecewise.tree_share(state.params)
+    sums, update = several * trained, (10 + several * 3 * accumulate) * trained
+  pieces = piecewise.measure(calls, mesh, work.topology, work.memory_only, work.say, accumulate)
   measured = piecewise.total(
     calls,
     pieces,
@@ -156,6 +211,7 @@ def planned_by_blocks(work: Work) -> tuple[compiling.Measured, list[piecewise.Pi
     work.topology,
     arguments=sum(map(piecewise.tree_share, needed)),
     update=update,
+    sums=sums,
     accumulate=accumulate,
   )
   return measured, pieces

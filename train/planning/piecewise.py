@@ -11,7 +11,7 @@ What each figure comes from:
   update   bytes alone: gradient, parameter, two moments and average are read, all but the gradient
     written, and gradients read once more for their norm.
   arguments   exact bytes of parameters, optimiser, average, frozen trees and batch under their
-    placement, without padding.
+    placement, long rows padded to the chip's tiles.
   peak   arguments and the fullest moment of a walk forwards and back: what rematerialised blocks
     keep, gradients so far, and what the compiler says that the block at hand takes beside that.
 """
@@ -33,6 +33,8 @@ from train.planning import compiling, flops
 from train.planning.blocks import Array, Call
 from train.planning.compiling import Measured
 from train.planning.topologies import Topology
+
+LANES = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +61,21 @@ def activation_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(batch))
 
 
+def weight_sharding(mesh: Mesh, path: str, array: Array) -> NamedSharding:
+  """Of a parameter."""
+  return NamedSharding(mesh, leaf_spec(path, array.shape, mesh.shape["fsdp"]))
+
+
 def share(array: Any, sharding: NamedSharding) -> int:
-  """Bytes of an array on one device."""
-  return math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
+  """Bytes of an array on one device.
+
+  The last of three axes or more lies in rows of 128 numbers, the last one padded; of fewer axes, or
+  where the last is shorter, the compiler chooses an order that pads little.
+  """
+  *shape, last = (1, *sharding.shard_shape(array.shape))
+  if len(array.shape) > 2 and last > LANES:
+    last = -(-last // LANES) * LANES
+  return math.prod(shape) * last * array.dtype.itemsize
 
 
 def tree_share(tree: Any) -> int:
@@ -72,8 +86,7 @@ def tree_share(tree: Any) -> int:
 def lower(call: Call, mesh: Mesh) -> jax.stages.Lowered:
   """The program of a block: forward, or forward and backward with the cotangent an argument."""
   weights = [
-    NamedSharding(mesh, leaf_spec(path, array.shape, mesh.shape["fsdp"]))
-    for path, array in zip(call.paths, call.inputs, strict=False)
+    weight_sharding(mesh, path, array) for path, array in zip(call.paths, call.inputs, strict=False)
   ]
   placed = [*weights, *(activation_sharding(mesh, a.shape) for a in call.activations)]
   smooth = [activation_sharding(mesh, a.shape) for a in call.smooth_outputs]
@@ -122,14 +135,19 @@ def measure(
   topology: Topology,
   memory_only: bool,
   tell: Callable[[str], None],
+  accumulate: int = 1,
 ) -> list[Piece]:
-  """Compiles each distinct block. Calls of one block are one piece."""
+  """Compiles each distinct block. Calls of one block are one piece.
+
+  Args:
+    accumulate: micro-batches, of each of which `calls` is one.
+  """
   distinct = collections.defaultdict(list)
   for call in calls:
     distinct[call.key].append(call)
   pieces = []
   for i, same in enumerate(distinct.values()):
-    call, times = same[0], sum(each.times for each in same)
+    call, times = same[0], accumulate * sum(each.times for each in same)
     tell(f"block {i + 1} of {len(distinct)}: {call.kind} {call.name}, {times} calls")
     measured = compiling.compiled(lower(call, mesh), topology, memory_only)
     shapes = [
@@ -148,6 +166,7 @@ def total(
   *,
   arguments: int,
   update: int = 0,
+  sums: int = 0,
   accumulate: int = 1,
 ) -> Measured:
   """The sum of all pieces of a step.
@@ -155,7 +174,8 @@ def total(
   Args:
     arguments: bytes of the step's arguments on one device.
     update: bytes that the optimiser moves on one device.
-    accumulate: micro-batches, of each of which `calls` is one.
+    sums: bytes of the gradients' sum over micro-batches, which is there all the time.
+    accumulate: as of `measure`.
   """
   of_key = {piece.call.key: piece.measured for piece in pieces}
   shortage = next((piece for piece in pieces if piece.measured.shortage), None)
@@ -168,16 +188,16 @@ def total(
   exchanges = collections.Counter()
   for piece in pieces:
     for kind, (count, volume) in piece.measured.exchanges.items():
-      exchanges[kind] += accumulate * piece.calls * complex(count, volume)
+      exchanges[kind] += piece.calls * complex(count, volume)
   cycles = [piece.measured.cycles for piece in pieces]
   known = None not in cycles
-  spent = accumulate * sum(p.calls * p.measured.cycles for p in pieces) if known else 0
-  held = held_at_most(calls, of_key, size, mesh)
+  spent = sum(p.calls * p.measured.cycles for p in pieces) if known else 0
+  held = sums + held_at_most(calls, of_key, size, mesh)
   return Measured(
     arguments=arguments,
     temporaries=held,
     peak=arguments + held,
-    moved=accumulate * sum(p.calls * p.measured.moved for p in pieces) + aside,
+    moved=sum(p.calls * p.measured.moved for p in pieces) + aside,
     cycles=int(spent + aside * byte) if known else None,
     exchanges={kind: (int(pair.real), int(pair.imag)) for kind, pair in exchanges.items()},
     unknown_loops=sum(p.calls * p.measured.unknown_loops for p in pieces),
@@ -212,7 +232,7 @@ def held_at_most(
     elif call.policy:
       kept[f"call {i}"] = call.times * saved(call) // mesh.size
     gradients = sum(
-      share(a, NamedSharding(mesh, leaf_spec(path, a.shape, mesh.shape["fsdp"])))
+      share(a, weight_sharding(mesh, path, a))
       for path, a in zip(call.paths, call.inputs, strict=False)
       if a.trained
     )

@@ -1,0 +1,112 @@
+"""The blocks of a traced loss against the loss itself, and the memory of a few made by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from emu_jax.sharding import make_mesh
+from tests.tiny import MODEL
+from train.config import DataConfig, Experiment
+from train.planning import blocks, flops, piecewise, programs
+from train.planning.blocks import Array, Call
+from train.planning.compiling import Measured
+
+
+def experiment(stage, **changes):
+  unet = dataclasses.replace(MODEL.image.unet, remat=True)
+  model = dataclasses.replace(MODEL, image=dataclasses.replace(MODEL.image, unet=unet))
+  return Experiment(stage=stage, model=model, data=DataConfig(batch_size=2), **changes)
+
+
+def of_step(stage, **changes):
+  one = make_mesh(jax.devices()[:1])
+  return programs.step_calls(experiment(stage, **changes), one), one
+
+
+# Interpolation encodes its 37 frames 8 at a time, in a loop of four rounds and a rest.
+@pytest.mark.parametrize("stage", ["image", "video", "interpolation"])
+def test_blocks_hold_all_the_arithmetic_of_the_step(stage):
+  """Which parameters and inputs have gradients is found here by following the equations, there by
+  JAX's own differentiation."""
+  calls, one = of_step(stage)
+  total = 0
+  for call in calls:
+    shapes = [
+      [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
+      for arrays in (call.inputs, call.smooth_outputs)
+    ]
+    total += call.times * flops.count(piecewise.block_step(call, None), *shapes)
+  assert total == programs.model_flops(experiment(stage), one)
+
+
+def test_only_what_trains_has_gradients():
+  calls, _ = of_step("video")
+  trained = {
+    (call.name, path)
+    for call in calls
+    for path, array in zip(call.paths, call.inputs, strict=False)
+    if array.trained
+  }
+  assert all("temporal" in f"{name}/{path}" or name == "concat_in" for name, path in trained)
+  own = jax.eval_shape(programs.stage_shapes(experiment("video")).init, jax.random.key(0))
+  assert len(trained) == len(jax.tree.leaves(own))
+  assert not any(call.differentiated for call in calls if call.kind in ("ClipLayer", "T5Layer"))
+  attention = [call for call in calls if "SpatialTransformer" in call.kind]
+  assert attention
+  assert all(call.policy == () for call in attention)
+
+
+def test_equal_blocks_are_one():
+  calls, _ = of_step("video")
+  keys = {call.name: call.key for call in calls}
+  assert keys["mid_res_0"] == keys["mid_res_1"]
+  assert keys["mid_res_0"] != keys["up_1_res_0"]
+  encoder = {key for name, key in keys.items() if name.startswith("encoder")}
+  assert not encoder & {key for name, key in keys.items() if not name.startswith("encoder")}
+
+
+def test_loops_inside_loops_count_as_often_as_they_run(monkeypatch):
+  class Network(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(3, name="layer")(x)
+
+  monkeypatch.setattr(blocks, "NETWORKS", (Network,))
+  net, x = Network(), jnp.zeros((2, 3))
+  params = jax.eval_shape(net.init, jax.random.key(0), x)
+
+  def function(params, x):
+    inner = lambda x, _: (net.apply(params, x), None)
+    outer = lambda x, _: (jax.lax.scan(inner, x, length=5)[0], None)
+    return jax.lax.scan(outer, x, length=7)[0]
+
+  (call,) = blocks.trace(function, params, x)
+  assert (call.kind, call.name, call.times) == ("Dense", "layer", 35)
+  # From the second round on the input depends on the parameters too.
+  assert [array.trained for array in call.inputs] == [True, True, True]
+  (call,) = blocks.trace(lambda _, params, x: function(params, x), None, params, x)
+  assert not call.differentiated
+
+
+def test_memory_is_that_of_the_fullest_moment():
+  """Two blocks, the first rematerialised: inputs of 4 kB, results of 8 kB, a parameter of 1 kB."""
+  kb = lambda key, size, **marks: Array(key, (size, 256), jnp.dtype("float32"), **marks)
+  weights = [kb(i, 1, trained=True, weight=True) for i in (10, 11)]
+  x, y, z = kb(0, 4, trained=True), kb(1, 8, trained=True), kb(2, 8, trained=True)
+  first = Call(
+    "A", "a", jax.make_jaxpr(jnp.sin)(1.0), ("kernel",), (weights[0], x), (y,), 1, (), ()
+  )
+  second = Call(
+    "B", "b", jax.make_jaxpr(jnp.cos)(1.0), ("kernel",), (weights[1], y), (z,), 1, None, ()
+  )
+  one = make_mesh(jax.devices()[:1])
+  measured = {
+    first.key: Measured(arguments=1024, peak=1024 + 100),
+    second.key: Measured(arguments=1024, temporaries=2048, peak=1024 + 3000),
+  }
+  held = piecewise.held_at_most([first, second], measured, lambda array: array.size, one)
+  # Backward through the second: both inputs, what it keeps, its own 3000 and its cotangent.
+  assert held == (4 + 8) * 1024 + 2048 + 3000 + 8 * 1024
