@@ -9,9 +9,12 @@ From packed pictures, and a run that holds the public text encoders, CLIP ViT-L 
 Published: the network (arXiv:2311.10709, app. table 1 and 2), the text encoders, growing
 resolution, offset noise of 0.02 at the end of pretraining, and quality-tuning with batches of 64,
 offset noise of 0.1 and at most 15 000 steps (arXiv:2309.15807, sec. 3). Emu itself has 16 channels
-of latents and T5-XXL. Not published: batch, rate and steps of pretraining, which are SDXL's here
-(arXiv:2307.01952, sec. 2.5), the number of steps at its end and all of the autoencoder's values.
-Not trained: no accelerator was at hand. Meshes and remat: docs/plans.md, docs/tpu_forms.md.
+of latents and T5-XXL. Not published: batches and steps of pretraining, which are
+SDXL's here (arXiv:2307.01952, sec. 2.5), its rate and the number of steps at its end, the rate of
+quality-tuning and all of the autoencoder's values (ours).
+
+Not trained: no accelerator was at hand. Nor planned in full: meshes follow the
+bytes in docs/plans.md.
 """
 
 import dataclasses
@@ -66,7 +69,12 @@ IMAGE_256 = Experiment(
   mesh=MESH,
 )
 IMAGE_512 = dataclasses.replace(
-  IMAGE_256, name="image_512", model=at(512), data=PICTURES, loop=loop(200_000)
+  IMAGE_256,
+  name="image_512",
+  model=at(512),
+  data=PICTURES,
+  optim=dataclasses.replace(IMAGE_256.optim, accumulate=4),  # 2 pictures a device, of 256
+  loop=loop(200_000),
 )
 STAGES = (
   Experiment(
@@ -85,7 +93,7 @@ STAGES = (
     name="quality",
     offset_noise=0.1,
     data=dataclasses.replace(PICTURES, sources=("data/chosen",), batch_size=64),
-    optim=dataclasses.replace(IMAGE_512.optim, peak_lr=2.5e-5),
+    optim=dataclasses.replace(IMAGE_512.optim, peak_lr=2.5e-5, accumulate=1),
     loop=loop(15_000),
   ),
 )

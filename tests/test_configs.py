@@ -62,6 +62,17 @@ def test_the_full_size_configs_have_the_published_parameters():
   assert [count(encoders[name]) for name in ("0", "1")] == [123_060_480, 1_223_527_424]
 
 
+def test_full_size_batches_split_over_the_devices_that_they_are_meant_for():
+  """Each micro-batch too, and with no example left over."""
+  fewer = {"interpolation": 128, "quality": 64}
+  for file in ("emu_2b7.py", "emu_video_4b3.py"):
+    for e in load_stages(str(FOLDER / file)):
+      devices = fewer.get(e.run_name, 256)
+      e.check_mesh(devices)
+      data, fsdp, _ = e.mesh.shape(devices)
+      assert e.data.batch_size // e.optim.accumulate % (data * fsdp) == 0, e.run_name
+
+
 def test_emu_video_trains_as_published():
   """arXiv:2311.10709, app. table 3."""
   stages = load_stages(str(FOLDER / "emu_video_4b3.py"))
