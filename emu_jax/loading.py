@@ -14,7 +14,7 @@ from emu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import Autoencoder
 from emu_jax.pipeline import MADE_BY, Animation, Pipeline
-from emu_jax.run import latest_step, load_ema
+from emu_jax.run import latest_step, load_ema, read_config
 from emu_jax.sharding import place
 from emu_jax.systems.emu import init_spatial, init_text
 from emu_jax.systems.emu_video import EmuVideoConfig, init_temporal
@@ -24,12 +24,21 @@ from emu_jax.weights.model import Precision
 
 
 def furthest_stage(folder: str | pathlib.Path) -> pathlib.Path:
-  """The folder itself if it is a run; of a folder of runs, that of the last trained stage."""
+  """The folder itself if it is a run; of a folder of runs, that of the last trained stage.
+
+  Of several runs of one stage it is the one that no other of them began with.
+  """
   folder = pathlib.Path(folder)
-  if latest_step(folder) is None:
-    for stage in reversed(MADE_BY.values()):
-      if latest_step(folder / stage) is not None:
-        return folder / stage
+  if latest_step(folder) is not None or not folder.is_dir():
+    return folder
+  runs = [run for run in sorted(folder.iterdir()) if run.is_dir() and latest_step(run) is not None]
+  configs = {run: read_config(run) or {} for run in runs}
+  for stage in reversed(MADE_BY.values()):
+    chosen = [run for run in runs if configs[run].get("stage", run.name) == stage]
+    sources = {pathlib.Path(configs[run].get("init_from", "")).name for run in chosen}
+    for run in chosen:
+      if run.name not in sources:
+        return run
   return folder
 
 

@@ -178,7 +178,7 @@ def check_same(config: EmuConfig, model: PublicModel, who: str) -> None:
     }
     for one in (config, model.config)
   )
-  free = ("dtype", "remat", "size")
+  free = ("dtype", "remat", "remat_keeps", "size")
   for name in sorted(ours.keys() | theirs.keys()):
     if ours.get(name) != theirs.get(name) and name.rpartition(".")[2] not in free:
       raise InputError(

@@ -11,6 +11,7 @@ import pytest
 
 from emu_jax import cli, sharding
 from emu_jax.data.tokenizer import train_tokenizer
+from emu_jax.loading import furthest_stage
 from emu_jax.run import load_ema
 from tests import tiny_recipe
 from tests.data.video_files import numbered, numbers, write_numbered, write_video
@@ -168,6 +169,17 @@ def test_a_folder_of_runs_stands_for_its_last_stage(runs, tmp_path):
   assert str(cli.load_pipeline(runs).where) == str(runs / "extension")
   shutil.copytree(runs / "image", tmp_path / "image")
   assert str(cli.load_pipeline(tmp_path).where) == str(tmp_path / "image")
+
+
+def test_of_runs_of_one_stage_the_last_is_the_one_that_none_began_with(runs, tmp_path):
+  """Names say nothing of the order."""
+  for name, source in (("b_first", "image"), ("c_second", "b_first"), ("a_third", "c_second")):
+    shutil.copytree(runs / "video", tmp_path / name)
+    file = tmp_path / name / "config.json"
+    config = json.loads(file.read_text()) | {"init_from": f"elsewhere/{source}"}
+    file.write_text(json.dumps(config))
+  assert furthest_stage(tmp_path) == tmp_path / "a_third"
+  assert furthest_stage(tmp_path / "b_first") == tmp_path / "b_first"
 
 
 # Bad input.

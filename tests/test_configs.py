@@ -9,6 +9,8 @@ import pytest
 from emu_jax.config import from_dict, to_dict
 from emu_jax.data import shapes
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from emu_jax.systems.emu import init_text
+from emu_jax.systems.emu_video import EmuVideoConfig
 from train.config import Experiment, load_stages
 from train.stages import _PARTS, NEEDS
 
@@ -16,18 +18,88 @@ FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("[!_]*.py"))
 
 
+def trained_shapes(experiment):
+  """The trees that a stage trains; traced once for all stages that differ in nothing they need."""
+  model = EmuVideoConfig(image=experiment.model.image, temporal=experiment.model.temporal)
+  parts = (experiment.stage, model, experiment.objective, experiment.train_text)
+  return _shapes(*parts)
+
+
+@functools.cache
+def _shapes(stage, model, objective, train_text):
+  experiment = Experiment(stage=stage, model=model, objective=objective, train_text=train_text)
+  begin = functools.partial(_PARTS[stage][0], experiment)
+  return jax.eval_shape(begin, jax.random.key(0))
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_config_builds_all_its_stages(path):
   stages = load_stages(str(path))
   trained = set()
   for experiment in stages:
-    begin = functools.partial(_PARTS[experiment.stage][0], experiment)
-    shapes = jax.eval_shape(begin, jax.random.key(0))
+    shapes = trained_shapes(experiment)
     if experiment.init_from:  # an image model that others trained
       trained |= {"autoencoder", "text", "spatial"}
     missing = set(NEEDS[experiment.stage]) - trained - {"latents"}
     assert not missing, f"{experiment.stage} comes before what trains {missing}"
     trained |= set(shapes)
+
+
+def count(tree) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_the_full_size_configs_have_the_published_parameters():
+  """arXiv:2311.10709, app. table 1, derived block by block (tests/models/test_unet.py)."""
+  image = load_stages(str(FOLDER / "emu_2b7.py"))[1]
+  video = load_stages(str(FOLDER / "emu_video_4b3.py"))[0]
+  assert count(trained_shapes(image)["spatial"]) == 2_662_694_024
+  # With the kernel of the first frame and its mask.
+  temporal = count(trained_shapes(video)["temporal"])
+  assert temporal == 4_267_756_424 - 2_662_694_024 + 9 * 384 * 9
+  init = functools.partial(init_text, image.model.image)
+  encoders = jax.eval_shape(init, jax.random.key(0))
+  assert [count(encoders[name]) for name in ("0", "1")] == [123_060_480, 1_223_527_424]
+
+
+def test_full_size_batches_split_over_the_devices_that_they_are_meant_for():
+  """Each micro-batch too, and with no example left over."""
+  fewer = {"interpolation": 128, "quality": 64}
+  for file in ("emu_2b7.py", "emu_video_4b3.py"):
+    for e in load_stages(str(FOLDER / file)):
+      devices = fewer.get(e.run_name, 256)
+      e.check_mesh(devices)
+      data, fsdp, _ = e.mesh.shape(devices)
+      assert e.data.batch_size // e.optim.accumulate % (data * fsdp) == 0, e.run_name
+
+
+def test_emu_video_trains_as_published():
+  """arXiv:2311.10709, app. table 3."""
+  stages = load_stages(str(FOLDER / "emu_video_4b3.py"))
+  table = {
+    e.run_name: (
+      e.model.image.size,
+      e.clips.num_frames,
+      e.clips.fps,
+      e.model.schedule.prediction,
+      e.model.schedule.zero_terminal_snr,
+      e.data.batch_size,
+      e.optim.peak_lr,
+      e.optim.warmup_steps,
+      e.optim.weight_decay,
+    )
+    for e in stages
+  }
+  assert table == {
+    "video_256": (256, 8, 8.0, "epsilon", False, 512, 1e-4, 1000, 0.0),
+    "video_512": (512, 8, 4.0, "v", True, 512, 1e-4, 1000, 0.0),
+    "video_512_16": (512, 16, 4.0, "v", True, 512, 1e-4, 1000, 0.0),
+    "high_motion": (512, 16, 4.0, "v", True, 64, 2.5e-5, 10_000, 1e-4),
+    "interpolation": (512, 37, 16.0, "v", True, 384, 1.5e-4, 1500, 0.0),
+  }
+  assert [e.loop.num_steps for e in stages[:3]] == [70_000, 15_000, 25_000]
+  assert {e.optim.betas for e in stages} == {(0.9, 0.999)}
+  assert {e.optim.decay for e in stages} == {"constant"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

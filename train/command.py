@@ -173,7 +173,7 @@ def plan(
   arguments: Run, stages: Sequence[Experiment], folders: pathlib.Path, words: list[str]
 ) -> list[tuple[Experiment, pathlib.Path]]:
   """The chosen stages as they will train, each with the folder of its run."""
-  names = [experiment.stage for experiment in stages]
+  names = [experiment.run_name for experiment in stages]
   for name in arguments.stage:
     if name not in names:
       raise InputError(
@@ -181,8 +181,8 @@ def plan(
       )
   planned, before = [], ""
   for experiment in stages:
-    folder, chained = folders / experiment.stage, not experiment.init_from
-    if not arguments.stage or experiment.stage in arguments.stage:
+    folder, chained = folders / experiment.run_name, not experiment.init_from
+    if not arguments.stage or experiment.run_name in arguments.stage:
       experiment = dataclasses.replace(experiment, init_from=experiment.init_from or before)
       changed = override(experiment, words)
       if planned and chained:  # --init_from is for the first of the chosen stages

@@ -62,6 +62,8 @@ class Experiment:
   tokenizers: tuple[str, ...] = ()  # one an encoder; empty = learned from the captions
   # Folder of the run whose trees this one begins with, or of a Stable Diffusion pipeline.
   init_from: str = ""
+  # Of its folder and for `--stage`, where a recipe has several of one stage; empty: the stage.
+  name: str = ""
 
   def __post_init__(self):
     self.sampling.check(self.model.image.schedule)
@@ -71,6 +73,11 @@ class Experiment:
         f"Experiment: data.batch_size={self.data.batch_size} must be a multiple of "
         f"optim.accumulate={self.optim.accumulate}"
       )
+
+  @property
+  def run_name(self) -> str:
+    """What its run's folder is called."""
+    return self.name or self.stage
 
   @property
   def known(self) -> KnownFrames | None:
@@ -134,4 +141,11 @@ def load_stages(path: str) -> tuple[Experiment, ...]:
   stages = getattr(module, "STAGES", None)
   if not isinstance(stages, tuple) or not all(isinstance(s, Experiment) for s in stages):
     raise InputError(f"config {path}: defines no STAGES, a tuple of train.config.Experiment")
+  names = [stage.run_name for stage in stages]
+  twice = next((name for name in names if names.count(name) > 1), None)
+  if twice:
+    raise InputError(
+      f"config {path}: {names.count(twice)} of its STAGES would train in the folder {twice!r}; "
+      "give each of them a name of its own"
+    )
   return stages

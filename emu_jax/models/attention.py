@@ -5,12 +5,14 @@ a clip, the pixels of a temporal sequence): the queries are then folded to one l
 example, which gives the same numbers as repeating the context and costs no copy of it.
 """
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -52,10 +54,44 @@ class Attention(nn.Module):
     allowed = None
     if mask is not None:
       allowed = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
-    h = jax.nn.dot_product_attention(q, k, v, mask=allowed)
+    h = attend(q, k, v, allowed)
     return nn.Dense(D, dtype=self.dtype, kernel_init=last(self.zero), name="out")(
       h.reshape(N, S, -1)
     )
+
+
+# Queries and keys from which attention goes head by head, and logits of a head at a time. All of
+# them pass through memory several times, and TPUs are expected to take twice as long for that; so
+# few stay on the chip (docs/tpu_forms.md).
+LONG = 1024
+PIECE = 2**20
+
+
+def attend(
+  q: Float[Array, "N Q H D"],
+  k: Float[Array, "N L H D"],
+  v: Float[Array, "N L H D"],
+  mask: Bool[Array, "N _ _ L"] | None = None,
+) -> Float[Array, "N Q H D"]:
+  """Attention of every head; the same numbers for long sequences, a piece of their logits a time.
+
+  Heads and queries are what no mesh splits, so that pieces of them lie on every device.
+  """
+  N, Q, H, D = q.shape
+  L = k.shape[1]
+  if mask is not None or min(Q, L) < LONG:
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+  pieces = next((n for n in range(1, Q) if Q % n == 0 and Q * L <= n * PIECE), Q)
+
+  def head(inputs):
+    q, k, v = (a[:, :, None] for a in inputs)
+    q = jnp.moveaxis(q.reshape(N, pieces, Q // pieces, 1, D), 1, 0)
+    # Recomputed, or else the logits of all pieces would be kept for the backward pass.
+    piece = jax.checkpoint(lambda q: jax.nn.dot_product_attention(q, k, v))
+    return jnp.moveaxis(jax.lax.map(piece, q), 0, 1).reshape(N, Q, D)
+
+  h = jax.lax.map(head, tuple(jnp.moveaxis(a, 2, 0) for a in (q, k, v)))
+  return jnp.moveaxis(h, 0, 2)
 
 
 def last(zero: bool) -> nn.initializers.Initializer:
@@ -78,10 +114,31 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "N S D"]) -> Float[Array, "N S D"]:
     D = x.shape[-1]
-    gate = nn.Dense((8 if self.gated else 4) * D, dtype=self.dtype, name="in")(x)
-    h, gate = jnp.split(gate, 2, axis=-1) if self.gated else (1, gate)
-    h = h * jax.nn.gelu(gate, approximate=self.approximate)
+    *h, gate = Products(4 * D, 2 if self.gated else 1, self.dtype, name="in")(x)
+    h = math.prod(h, start=jax.nn.gelu(gate, approximate=self.approximate))
     return nn.Dense(D, dtype=self.dtype, kernel_init=last(self.zero), name="out")(h)
+
+
+class Products(nn.Module):
+  """Several products of x, stored as one dense layer: features of the first, then of the next.
+
+  The kernel is cut and not the product: the gradients of a product's parts would have to be joined
+  in memory, which costs TPUs as much as the layer itself (docs/tpu_forms.md).
+  """
+
+  features: int  # of each
+  number: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "N S D"]) -> list[Float[Array, "N S F"]]:
+    width = self.number * self.features
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], width))
+    bias = self.param("bias", nn.initializers.zeros, (width,))
+    x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+    bias = bias.reshape(*(1,) * (x.ndim - 1), width)
+    cut = lambda a: jnp.split(a, self.number, axis=-1)
+    return [x @ k + b for k, b in zip(cut(kernel), cut(bias), strict=True)]
 
 
 class TransformerLayer(nn.Module):

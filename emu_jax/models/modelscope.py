@@ -36,14 +36,14 @@ class ModelScopeConfig(Temporal):
   def after_res_block(
     self, name: str, h: Features, embedding: Float[Array, "B E"], unet: Unet
   ) -> Features:
-    make = nn.remat(FrameConvs) if unet.remat else FrameConvs
+    make = unet.recomputed(FrameConvs)
     return make(unet.norm_groups, unet.dtype, name=f"temporal_{name}")(h)
 
   def after_attention(self, name: str, h: Features, contexts: Contexts, unet: Unet) -> Features:
     return self._transformer(name, *unet.heads(h.shape[-1]), unet)(h)
 
   def _transformer(self, name: str, num_heads: int, head_dim: int, unet: Unet) -> nn.Module:
-    make = nn.remat(FrameTransformer) if unet.remat else FrameTransformer
+    make = unet.recomputed(FrameTransformer)
     return make(num_heads, head_dim, unet.norm_groups, unet.dtype, name=f"temporal_{name}")
 
 

@@ -63,7 +63,7 @@ class MotionConfig(Temporal):
       heads, layers = self.at(int(name.split("_")[1]), levels)
     if not layers:
       return h
-    make = nn.remat(MotionModule) if unet.remat else MotionModule
+    make = unet.recomputed(MotionModule)
     return make(
       heads, layers, self.max_frames, unet.norm_groups, unet.dtype, name=f"temporal_{name}"
     )(h)

@@ -85,7 +85,7 @@ class TemporalConfig(Temporal):
   def after_attention(self, name: str, h: Features, contexts: Contexts, unet: Unet) -> Features:
     depth = self.num_layers
     texts, masks = contexts(depth) if self.attends_text else ((None,) * depth,) * 2
-    make = nn.remat(TemporalTransformer) if unet.remat else TemporalTransformer
+    make = unet.recomputed(TemporalTransformer)
     heads = unet.heads(h.shape[-1])
     return make(*heads, depth, unet.norm_groups, unet.dtype, name=f"temporal_{name}")(
       h, texts, masks

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from emu_jax.models.attention import GroupNorm, SpatialTransformer
 from emu_jax.models.embedding import EmbeddingMLP, sinusoid
+from emu_jax.models.rematerialisation import Keeps, recomputed
 from emu_jax.models.temporal import Temporal, TemporalConfig
 from emu_jax.typing import Conditions, PerExample, Video
 
@@ -51,6 +52,7 @@ class UNetConfig:
   pooled_dim: int = 0  # "pooled" [B, P], joined with the micro-conditions as in SDXL
   temporal: Temporal = Temporal()  # what crosses frames; the default does not
   remat: bool = False  # recompute blocks in the backward pass instead of storing them
+  remat_keeps: Keeps = "nothing"  # of a recomputed block; products: of dense layers, convolutions
   dtype: str = "float32"
 
   def __post_init__(self):
@@ -95,6 +97,10 @@ class UNetConfig:
     """Number and size of attention heads at `channels` features."""
     num_heads = self.num_heads or channels // self.head_dim
     return num_heads, channels // num_heads
+
+  def recomputed(self, module: type[nn.Module]) -> type[nn.Module]:
+    """The module as blocks use it: computed again in the backward pass, or not."""
+    return recomputed(module, self.remat_keeps) if self.remat else module
 
   def epsilon(self, name: str) -> float:
     """Of the norms in the residual block `name`."""
@@ -249,7 +255,7 @@ class UNet(nn.Module):
 
   def res_block(self, name, h, features, embedding):
     cfg = self.config
-    make = nn.remat(ResBlock) if cfg.remat else ResBlock
+    make = cfg.recomputed(ResBlock)
     h = make(features, cfg, cfg.epsilon(name), name=name)(h, embedding)
     return cfg.temporal.after_res_block(name, h, embedding, cfg)
 
@@ -257,7 +263,7 @@ class UNet(nn.Module):
     """A spatial transformer and, in a video model, what follows it."""
     cfg = self.config
     contexts = functools.partial(layer_contexts, cfg, conditions)
-    make = nn.remat(SpatialTransformer) if cfg.remat else SpatialTransformer
+    make = cfg.recomputed(SpatialTransformer)
     h = make(
       *cfg.heads(h.shape[-1]),
       depth,

@@ -41,7 +41,7 @@ class VideoLdmConfig(Temporal):
   def after_res_block(
     self, name: str, h: Features, embedding: Float[Array, "B E"], unet: Any
   ) -> Features:
-    make = nn.remat(TemporalResBlock) if unet.remat else TemporalResBlock
+    make = unet.recomputed(TemporalResBlock)
     block = make(
       self.kernel, unet.norm_groups, unet.epsilon(name), unet.dtype, name=f"temporal_{name}"
     )

@@ -139,6 +139,29 @@ def test_init_from_is_for_the_first_of_the_chosen_stages(base, runs):
   ]  # fmt: skip
 
 
+def test_several_runs_of_a_stage_have_folders_of_their_own(base, tmp_path):
+  """And each begins with the one before it; `--stage` takes their names."""
+  file = tmp_path / "several.py"
+  source = tiny_recipe.config(base).read_text()
+  names = 'replace(STAGES[2], name="small"), replace(STAGES[2], name="large")'
+  file.write_text(f"{source}\nfrom dataclasses import replace\nSTAGES = ({names})\n")
+  words = ["--init_from", str(tiny_recipe.trained(base) / "image")]
+  both = command.plan(command.Run(file), load_stages(str(file)), tmp_path, words)
+  assert [folder.name for _, folder in both] == ["small", "large"]
+  assert both[1][0].init_from == str(tmp_path / "small")
+  assert [experiment.stage for experiment, _ in both] == ["video", "video"]
+  chosen = command.plan(
+    command.Run(file, stage=("large",)), load_stages(str(file)), tmp_path, words
+  )
+  assert [folder.name for _, folder in chosen] == ["large"]
+
+
+def test_two_runs_of_one_name_are_refused(base, tmp_path, refused):
+  file = tmp_path / "twice.py"
+  file.write_text(tiny_recipe.config(base).read_text() + "\nSTAGES = (STAGES[2], STAGES[2])\n")
+  assert "2 of its STAGES would train in the folder 'video'" in refused(config=file)
+
+
 def test_validation_is_the_same_at_every_call(run, tmp_path):
   """At a rate of 0 nothing else could change the loss either."""
   words = ["--optim.peak_lr", "0", "--loop.validate_every", "1", "--loop.sample_every", "0"]

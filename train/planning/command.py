@@ -71,7 +71,7 @@ def main(arguments: Plan, words: list[str]) -> None:
   """Prints the plan of each chosen stage."""
   topology = topologies.parse(arguments.topology, arguments.slices)
   stages = load_stages(str(arguments.config))
-  names = [experiment.stage for experiment in stages]
+  names = [experiment.run_name for experiment in stages]
   if arguments.stage and arguments.stage not in names:
     raise InputError(
       f"--stage {arguments.stage}: {arguments.config} has no such stage; choose of "
@@ -80,7 +80,7 @@ def main(arguments: Plan, words: list[str]) -> None:
   chosen = [
     override(experiment, words)
     for experiment in stages
-    if arguments.stage in ("", experiment.stage)
+    if arguments.stage in ("", experiment.run_name)
   ]
   if arguments.search and (arguments.sample or arguments.whole):
     raise InputError("--search: plans training by blocks; leave out --sample and --whole")
@@ -95,7 +95,7 @@ def main(arguments: Plan, words: list[str]) -> None:
   plans = []
   for experiment, mesh in zip(chosen, meshes, strict=True):
     began = time.monotonic()
-    say = lambda text, began=began, stage=experiment.stage: tell(f"{stage}: {text}", began)
+    say = lambda text, began=began, stage=experiment.run_name: tell(f"{stage}: {text}", began)
     work = Work(experiment, mesh, topology, arguments.sample, arguments.memory_only, say)
     found = searched(work, devices) if arguments.search else [plan(work, arguments.whole)]
     plans += found
@@ -115,7 +115,7 @@ def plan(work: Work, whole: bool) -> dict[str, Any]:
   flops = count(work.experiment, work.mesh)
   work.say("done")
   return {
-    "stage": work.experiment.stage,
+    "stage": work.experiment.run_name,
     "program": "sampling" if work.sample else "training step",
     "topology": work.topology.name,
     "slices": work.topology.slices,

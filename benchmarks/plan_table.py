@@ -1,0 +1,83 @@
+"""Tables of plans: what `emu-train plan --json FILE` wrote, as Markdown.
+
+  emu-train plan --config configs/emu_video_4b3.py --topology v5e:16x16 --json plans/v5e.json
+  python -m benchmarks.plan_table plans/*.json
+
+The first table has a row a plan; the second compares plans of one stage on growing slices of one
+chip, with as many examples a device (weak scaling).
+"""
+
+import argparse
+import collections
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Plan = dict[str, Any]
+GIB = 2**30
+
+
+def devices(plan: Plan) -> int:
+  return math.prod(plan["mesh"].values())
+
+
+def row(plan: Plan) -> tuple[str, ...]:
+  """What a plan says, a cell a column of `HEAD`."""
+  mesh = " x ".join(str(plan["mesh"][axis]) for axis in ("data", "fsdp", "frames"))
+  where = f"{plan['slices']} x {plan['topology']}" if plan["slices"] > 1 else plan["topology"]
+  head = (plan["stage"], where, mesh, f"{plan['batch']} / {plan['accumulate']}")
+  if "shortage" in plan:
+    return (*head, "no", "", "", "", "")
+  memory = f"{plan['peak'] / GIB:.1f} of {plan['memory'] / GIB:.1f}"
+  fits = "yes" if plan["fits"] else "no"
+  if plan["seconds"] is None:
+    return (*head, fits, memory, "", "", "")
+  share = f"{100 * plan['utilisation']:.0f} %"
+  return (*head, fits, memory, f"{plan['seconds']:.3f}", share, plan["bound"])
+
+
+HEAD = (
+  "stage", "topology", "data x fsdp x frames", "batch / accumulate", "fits", "GiB a device",
+  "s a step", "utilisation", "bound by",
+)  # fmt: skip
+
+
+def weak_scaling(plans: Iterable[Plan]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+  """Head and rows: seconds and utilisation of a stage by the number of devices.
+
+  Only plans with an estimate of time, and rows with two sizes or more.
+  """
+  groups = collections.defaultdict(dict)
+  for plan in plans:
+    if plan.get("seconds") is not None:
+      chip, each = plan["topology"].split(":")[0], plan["batch"] / devices(plan)
+      groups[plan["stage"], chip, each][devices(plan)] = plan
+  groups = {key: group for key, group in groups.items() if len(group) > 1}
+  sizes = sorted({size for group in groups.values() for size in group})
+  cell = lambda plan: f"{plan['seconds']:.3f} s, {100 * plan['utilisation']:.0f} %" if plan else ""
+  rows = [
+    (stage, chip, f"{each:g}", *(cell(group.get(size)) for size in sizes))
+    for (stage, chip, each), group in groups.items()
+  ]
+  return ("stage", "chip", "examples a device", *(f"{size} devices" for size in sizes)), rows
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  lines = [head, ["---"] * len(head), *rows]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("files", nargs="+", type=pathlib.Path, help="JSON of emu-train plan")
+  plans = [plan for file in parser.parse_args().files for plan in json.loads(file.read_text())]
+  print(markdown(HEAD, map(row, plans)))
+  head, rows = weak_scaling(plans)
+  if rows:
+    print(f"\n{markdown(head, rows)}")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,99 @@
+"""Emu at the size that Emu Video builds on: an autoencoder and a text-to-image model of 2.7 B.
+
+From packed pictures, and a run that holds the public text encoders, CLIP ViT-L and Flan-T5-XL:
+
+  emu-train prepare my_pictures --out data/pictures_512 --size 512
+  emu-train run --config configs/emu_2b7.py --init-from runs/text_encoders
+  emu-jax sample "a prompt" --checkpoint runs/emu_2b7
+
+Published: the network (arXiv:2311.10709, app. table 1 and 2), the text encoders, growing
+resolution, offset noise of 0.02 at the end of pretraining, and quality-tuning with batches of 64,
+offset noise of 0.1 and at most 15 000 steps (arXiv:2309.15807, sec. 3). Emu itself has 16 channels
+of latents and T5-XXL. Not published: batches and steps of pretraining, which are
+SDXL's here (arXiv:2307.01952, sec. 2.5), its rate and the number of steps at its end, the rate of
+quality-tuning and all of the autoencoder's values (ours).
+
+Not trained: no accelerator was at hand. Nor planned in full: meshes follow the
+bytes in docs/plans.md.
+"""
+
+import dataclasses
+
+from emu_jax.diffusion.schedule import Schedule
+from emu_jax.models.autoencoder import AutoencoderConfig
+from emu_jax.models.temporal import Temporal
+from emu_jax.models.text import clip_vit_l, t5_xl
+from emu_jax.models.unet import UNetConfig
+from emu_jax.sharding import MeshConfig
+from emu_jax.systems.emu import EmuConfig
+from emu_jax.systems.emu_video import EmuVideoConfig
+from train.config import DataConfig, Experiment
+from train.loop import LoopConfig
+from train.optimiser import OptimConfig
+
+IMAGE = EmuConfig(
+  size=512,
+  autoencoder=AutoencoderConfig(z_channels=8, remat=True, dtype="bfloat16"),
+  text=(
+    dataclasses.replace(clip_vit_l(), dtype="bfloat16"),
+    dataclasses.replace(t5_xl(), dtype="bfloat16"),
+  ),
+  unet=UNetConfig.emu_video(
+    temporal=Temporal(), concat_channels=0, remat=True, remat_keeps="products", dtype="bfloat16"
+  ),
+  schedule=Schedule(),
+)
+# 64 devices hold the state of 2.7 B parameters (16 bytes each) with room to spare.
+MESH = MeshConfig(fsdp=64)
+PICTURES = DataConfig(sources=("data/pictures_512",), batch_size=2048, drop_both=0.0)
+
+
+def at(size: int) -> EmuVideoConfig:
+  """The model at another size of pictures."""
+  return EmuVideoConfig(image=dataclasses.replace(IMAGE, size=size))
+
+
+def loop(num_steps: int) -> LoopConfig:
+  return LoopConfig(
+    num_steps=num_steps, log_every=50, save_every=1000, validate_every=1000, sample_every=5000
+  )
+
+
+IMAGE_256 = Experiment(
+  name="image_256",
+  stage="image",
+  model=at(256),
+  data=dataclasses.replace(PICTURES, sources=("data/pictures_256",)),
+  optim=OptimConfig(peak_lr=1e-4, warmup_steps=1000, weight_decay=0.01),
+  loop=loop(600_000),
+  mesh=MESH,
+)
+IMAGE_512 = dataclasses.replace(
+  IMAGE_256,
+  name="image_512",
+  model=at(512),
+  data=PICTURES,
+  optim=dataclasses.replace(IMAGE_256.optim, accumulate=4),  # 2 pictures a device, of 256
+  loop=loop(200_000),
+)
+STAGES = (
+  Experiment(
+    stage="autoencoder",
+    model=at(256),
+    init_from="runs/text_encoders",
+    data=dataclasses.replace(PICTURES, sources=("data/pictures_256",), batch_size=256),
+    optim=OptimConfig(peak_lr=1e-4, warmup_steps=1000, weight_decay=0.0),
+    loop=loop(100_000),
+  ),
+  IMAGE_256,
+  IMAGE_512,
+  dataclasses.replace(IMAGE_512, name="image_offset", offset_noise=0.02, loop=loop(20_000)),
+  dataclasses.replace(
+    IMAGE_512,
+    name="quality",
+    offset_noise=0.1,
+    data=dataclasses.replace(PICTURES, sources=("data/chosen",), batch_size=64),
+    optim=dataclasses.replace(IMAGE_512.optim, peak_lr=2.5e-5, accumulate=1),
+    loop=loop(15_000),
+  ),
+)
