@@ -69,9 +69,9 @@ def test_the_blocks_of_a_step_add_up_to_the_whole(config, tmp_path, capsys, monk
   assert sum(piece["model_flops"] for piece in sum_of_blocks["pieces"]) == whole["model_flops"]
   # What the compiler fuses across blocks, and copies between layouts that it chose for both sides.
   assert 0.6 < sum_of_blocks["seconds"] / whole["seconds"] < 1.6
-  # The whole counts the padding of small arrays among its arguments.
+  # The whole counts the padding of small arrays among its arguments; 8 channels are padded to 128,
+  # so that the two peaks cannot be compared at this size.
   assert sum_of_blocks["arguments"] <= whole["arguments"]
-  assert 0.5 < sum_of_blocks["peak"] / whole["peak"] < 2
 
   capsys.readouterr()
 
