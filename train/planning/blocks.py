@@ -21,6 +21,7 @@ from emu_jax.models.autoencoder import Autoencoder, Decoder, Encoder
 from emu_jax.models.discriminator import PatchDiscriminator
 from emu_jax.models.text import ClipText, T5Encoder
 from emu_jax.models.unet import UNet
+from train.planning.flops import inner_jaxprs
 
 NETWORKS = (UNet, Autoencoder, Encoder, Decoder, PatchDiscriminator, ClipText, T5Encoder)
 PREFIX = "block "  # of the name of a block's equation; its number follows
@@ -184,7 +185,7 @@ class _Reader:
       return self.block(eqn, given, times, policy, around)
     if name == "stop_gradient":
       trained = False
-    inner = params["body_jaxpr"].jaxpr if name == "while" else next(_inner(params), None)
+    inner = params["body_jaxpr"].jaxpr if name == "while" else next(inner_jaxprs(params), None)
     if inner is None:
       return [self.array(v.aval, trained=trained and _is_float(v.aval)) for v in eqn.outvars]
     if name == "scan":
@@ -224,15 +225,6 @@ class _Reader:
 
 def _vars(atoms: Iterable[Any]) -> list[Any]:
   return [atom for atom in atoms if not isinstance(atom, core.Literal)]
-
-
-def _inner(params: dict[str, Any]) -> Iterable[core.Jaxpr]:
-  for value in params.values():
-    for part in value if isinstance(value, tuple | list) else (value,):
-      if isinstance(part, core.ClosedJaxpr):
-        yield part.jaxpr
-      elif isinstance(part, core.Jaxpr):
-        yield part
 
 
 def _is_float(aval: Any) -> bool:

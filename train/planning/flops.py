@@ -32,7 +32,7 @@ def _equation(eqn: core.JaxprEqn) -> int:
     return 2 * eqn.outvars[0].aval.size * inner
   if name == "conv_general_dilated":
     return _convolution(eqn)
-  parts = [_count(part) for part in _inner(params)]
+  parts = [_count(part) for part in inner_jaxprs(params)]
   if name == "cond":
     return max(parts, default=0)
   return params.get("length", 1) * sum(parts) if name == "scan" else sum(parts)
@@ -46,7 +46,8 @@ def _convolution(eqn: core.JaxprEqn) -> int:
   return 2 * out * taps // math.prod(eqn.params["lhs_dilation"])
 
 
-def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+def inner_jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+  """The programs inside an equation: bodies of loops, branches, functions that it calls."""
   for value in params.values():
     for part in value if isinstance(value, tuple | list) else (value,):
       if isinstance(part, core.ClosedJaxpr):

@@ -113,7 +113,7 @@ def lines(found: dict[str, Any]) -> list[str]:
   for kind, (count, size) in found["exchanges"].items():
     said.append(f"{kind}: {count} with results of {size / 1e9:.4g} GB")
   if found["seconds"] is None:
-    return [*said, "time: not estimated, compiled with low effort"]
+    return [*said, "time: the compiler made no estimate (low effort, or a chip it has none for)"]
   parts = ", ".join(f"{name} {value:.4g}" for name, value in found["seconds_by"].items())
   said.append(f"time: {found['seconds']:.4g} s estimated, bound by {found['bound']} ({parts} s)")
   said.append(
