@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import torch
 from jax.profiler import ProfileData
 
-from benchmarks import with_jax, with_torch
+from benchmarks import with_jax
 from benchmarks.measuring import compilations_kept, machine, pin, say, spread, timed, warm
 from benchmarks.problem import inputs
+from benchmarks.torch_comparison import Arguments, prepared
 from train.planning import flops
 
 SIDE = 2048  # of the product that the processor's arithmetic is measured by
@@ -85,17 +86,13 @@ def kind(operation: str) -> str:
   return f"fusion of {', '.join(dict.fromkeys(parts))}" if parts else "fusion"
 
 
-def measured(case: with_jax.Case, rounds: int) -> dict:
-  arrays, flat = inputs(case.problem()), with_jax.weights(case)
-  found = {"operations": operations(case), "product": timed("product", products(), rounds)}
+def measured(case: with_jax.Case, settings: Arguments) -> dict:
+  found = {"operations": operations(case), "product": timed("product", products(), settings.rounds)}
+  contenders, found["compile"] = prepared(case, settings)
   found["tasks"], found["profiles"] = {}, {}
-  for task in ("training", "sampling"):
-    say(f"preparing {task}")
-    ours = warm(with_jax.TASKS[task](case, arrays, flat))
-    model = with_torch.Model(case.problem(), flat, "contiguous", False)
-    contenders = {"emu_jax": ours, "torch": warm(with_torch.TASKS[task](model, arrays))}
-    found["tasks"][task] = timed(task, contenders, rounds)
-    found["profiles"][task] = profile(ours)
+  for task, runs in contenders.items():
+    found["tasks"][task] = timed(task, runs, settings.rounds)
+    found["profiles"][task] = profile(runs["emu_jax"])
   return found
 
 
@@ -110,7 +107,8 @@ def report(found: dict, case: with_jax.Case, where: dict, words: str) -> str:
     f"{where['cores']} cores, {where['system']}; {versions}; float32. Before the run others used "
     f"{100 * where['busy_before']:.0f}% of the machine.",
     case.problem().describe(),
-    f"The denominator: a product of {SIDE}x{SIDE} float32 matrices, {peak / 1e9:.4g} GFLOP/s.",
+    f"The denominator: a product of {SIDE}x{SIDE} float32 matrices, {peak / 1e9:.4g} GFLOP/s. "
+    f"torch.compile {found['compile']}.",
     "| task | model GFLOP | contender | seconds | utilisation |\n|---|---|---|---|---|\n"
     + "\n".join(
       f"| {task} | {found['operations'][task] / 1e9:.4g} | {name} | {spread(seconds)} | "
@@ -134,14 +132,16 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--rounds", type=int, default=5, help="each A B B A")
   parser.add_argument("--threads", type=int, default=0, help="cores; 0 = all of this process's")
+  parser.add_argument("--compile", action="store_true", help="torch.compile too; minutes more")
   parser.add_argument("--small", action="store_true", help="a network to try this command with")
   parser.add_argument("--out", type=pathlib.Path, help="folder for utilisation.md")
   arguments = parser.parse_args()
   threads = pin(arguments.threads)
   case, where = with_jax.small() if arguments.small else with_jax.Case(), machine(threads)
   with compilations_kept():
-    found = measured(case, arguments.rounds)
+    found = measured(case, Arguments(rounds=arguments.rounds, compile=arguments.compile))
   words = f"python -m benchmarks.utilisation --rounds {arguments.rounds}"
+  words += " --compile" * arguments.compile
   text = report(found, case, where, words)
   print(text)
   if arguments.out:

@@ -99,6 +99,15 @@ def last(zero: bool) -> nn.initializers.Initializer:
   return nn.initializers.zeros if zero else nn.initializers.lecun_normal()
 
 
+def gelu(x: Array) -> Array:
+  """GELU with its exact normal distribution, inside in float32 or wider (arXiv:1606.08415, eq. 2).
+
+  Differs: JAX's own works in the dtype of x by erfc, at a third more cost in bfloat16 on TPUs.
+  """
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
 class FeedForward(nn.Module):
   """GEGLU network, four times as wide inside; `zero` as in `Attention`.
 
@@ -115,7 +124,7 @@ class FeedForward(nn.Module):
   def __call__(self, x: Float[Array, "N S D"]) -> Float[Array, "N S D"]:
     D = x.shape[-1]
     *h, gate = Products(4 * D, 2 if self.gated else 1, self.dtype, name="in")(x)
-    h = math.prod(h, start=jax.nn.gelu(gate, approximate=self.approximate))
+    h = math.prod(h, start=jax.nn.gelu(gate) if self.approximate else gelu(gate))
     return nn.Dense(D, dtype=self.dtype, kernel_init=last(self.zero), name="out")(h)
 
 

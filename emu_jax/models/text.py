@@ -16,6 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from emu_jax.models.attention import gelu
 from emu_jax.typing import Text, TextMask, Tokens
 
 
@@ -196,7 +197,7 @@ class ClipLayer(nn.Module):
     if self.activation == "quick_gelu":
       h = h * jax.nn.sigmoid(1.702 * h)
     else:
-      h = jax.nn.gelu(h, approximate=False)
+      h = gelu(h)
     return x + nn.Dense(width, dtype=self.dtype, name="mlp_out")(h)
 
 
