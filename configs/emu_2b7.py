@@ -1,9 +1,14 @@
 """Emu at the size that Emu Video builds on: an autoencoder and a text-to-image model of 2.7 B.
 
-From packed pictures, and a run that holds the public text encoders, CLIP ViT-L and Flan-T5-XL:
+From packed pictures and two public text encoders, CLIP ViT-L and Flan-T5-XL:
 
+  hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --include "text_encoder/*" \\
+    "tokenizer/*" --local-dir models/sd15
+  hf download google/flan-t5-xl --include "*.json" "*.safetensors" --local-dir models/flan-t5-xl
+  emu-train prepare my_pictures --out data/pictures_256 --size 256
   emu-train prepare my_pictures --out data/pictures_512 --size 512
-  emu-train run --config configs/emu_2b7.py --init-from runs/text_encoders
+  emu-train prepare my_chosen_pictures --out data/chosen --size 512
+  emu-train run --config configs/emu_2b7.py
   emu-jax sample "a prompt" --checkpoint runs/emu_2b7
 
 Published: the network (arXiv:2311.10709, app. table 1 and 2), the text encoders, growing
@@ -63,6 +68,8 @@ IMAGE_256 = Experiment(
   name="image_256",
   stage="image",
   model=at(256),
+  text_encoders=("models/sd15/text_encoder", "models/flan-t5-xl"),
+  tokenizers=("models/sd15/tokenizer", "models/flan-t5-xl"),
   data=dataclasses.replace(PICTURES, sources=("data/pictures_256",)),
   optim=OptimConfig(peak_lr=1e-4, warmup_steps=1000, weight_decay=0.01),
   loop=loop(600_000),
@@ -72,6 +79,8 @@ IMAGE_512 = dataclasses.replace(
   IMAGE_256,
   name="image_512",
   model=at(512),
+  text_encoders=(),  # of the stage before, as all from here on
+  tokenizers=(),
   data=PICTURES,
   optim=dataclasses.replace(IMAGE_256.optim, accumulate=4),  # 2 pictures a device, of 256
   loop=loop(200_000),
@@ -80,7 +89,6 @@ STAGES = (
   Experiment(
     stage="autoencoder",
     model=at(256),
-    init_from="runs/text_encoders",
     data=dataclasses.replace(PICTURES, sources=("data/pictures_256",), batch_size=256),
     optim=OptimConfig(peak_lr=1e-4, warmup_steps=1000, weight_decay=0.0),
     loop=loop(100_000),

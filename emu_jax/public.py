@@ -7,6 +7,7 @@ with such a folder.
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,11 @@ from emu_jax.models.motion import MotionConfig
 from emu_jax.models.unet import UNet
 from emu_jax.systems.animatediff import AnimateDiffConfig, animated
 from emu_jax.systems.emu import EmuConfig
+from emu_jax.systems.latent import TextConfig
 from emu_jax.trees import partition
 from emu_jax.typing import Params
 from emu_jax.weights.files import read_json
-from emu_jax.weights.model import Loaded, Precision, load
+from emu_jax.weights.model import Loaded, Precision, described, load
 from emu_jax.weights.options import Options
 
 INDEX = "model_index.json"
@@ -169,6 +171,31 @@ def check_same(config: EmuConfig, model: PublicModel, who: str) -> None:
 
   Precision, rematerialisation and the size of pictures may differ: they change no weight.
   """
+  free = ("dtype", "remat", "remat_keeps", "size")
+  _check_equal(config, model.config, free, who, "model.image.")
+
+
+def check_text(config: TextConfig, folder: str | pathlib.Path) -> None:
+  """Raises InputError where a folder holds another text encoder than a config describes.
+
+  Precision, and which of its states a system reads, are the config's own choice.
+  """
+  free = ("dtype", "max_length", "penultimate", "final_norm", "use_padding_mask", "end_id")
+  _check_equal(config, described(folder)[1], free, str(folder), "model.image.text.")
+
+
+def load_text(folder: str | pathlib.Path, config: TextConfig) -> Params:
+  """The weights of the text encoder that a config describes, in its dtype.
+
+  Raises: InputError for a folder that holds another one.
+  """
+  check_text(config, folder)
+  half = None if config.dtype == "float32" else config.dtype  # frozen: as it is computed with
+  return load(folder, dtype=half).params
+
+
+def _check_equal(ours: Any, theirs: Any, free: tuple[str, ...], who: str, where: str) -> None:
+  """Raises InputError that names the first field, but those of the names `free`, that differs."""
   ours, theirs = (
     {
       jax.tree_util.keystr(path, simple=True, separator="."): value
@@ -176,13 +203,12 @@ def check_same(config: EmuConfig, model: PublicModel, who: str) -> None:
         to_dict(one), is_leaf=lambda value: value is None
       )
     }
-    for one in (config, model.config)
+    for one in (ours, theirs)
   )
-  free = ("dtype", "remat", "remat_keeps", "size")
   for name in sorted(ours.keys() | theirs.keys()):
     if ours.get(name) != theirs.get(name) and name.rpartition(".")[2] not in free:
       raise InputError(
-        f"{who}: its {name} is {theirs.get(name)!r}, the config's model.image.{name} is "
+        f"{who}: its {name} is {theirs.get(name)!r}, the config's {where}{name} is "
         f"{ours.get(name)!r}; use the config of this checkpoint, or change that field"
       )
 

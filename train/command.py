@@ -19,7 +19,7 @@ from emu_jax.data.pipeline import batches, usable
 from emu_jax.data.tokenizer import load_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.loading import check_tokenizer, check_trees
-from emu_jax.public import is_public
+from emu_jax.public import check_text, is_public
 from emu_jax.run import latest_step
 from emu_jax.sharding import make_mesh
 from train.checkpoint import check_config, claim
@@ -207,12 +207,16 @@ def check_data(experiment: Experiment) -> None:
       "--data.sources: no clips given; pack some with `emu-train prepare` and name the folder"
     )
   encoders = experiment.model.image.text
-  if experiment.tokenizers and len(experiment.tokenizers) != len(encoders):
-    raise InputError(
-      f"--tokenizers: {len(experiment.tokenizers)} given for {len(encoders)} text encoders; give "
-      "one each"
-    )
-  for path, encoder in zip(experiment.tokenizers, encoders, strict=False):
+  for option in ("tokenizers", "text_encoders"):
+    given = getattr(experiment, option)
+    if given and len(given) != len(encoders):
+      raise InputError(
+        f"--{option}: {len(given)} given for {len(encoders)} text encoders; give one each"
+      )
+  for path, encoder in zip(experiment.text_encoders, encoders, strict=False):
+    check_text(encoder, path)
+  named = experiment.tokenizers or experiment.text_encoders
+  for path, encoder in zip(named, encoders, strict=False):
     check_tokenizer(load_tokenizer(path, encoder.max_length), encoder, path)
   with refused(f"stage {experiment.stage!r}"):
     spec, loop = experiment.clips, experiment.loop

@@ -59,7 +59,10 @@ class Experiment:
   num_samples: int = 4  # of them, at most
   offset_noise: float = 0.0  # Emu: 0.02 late in pretraining, 0.1 in quality-tuning
   train_text: bool = False  # "image": the text encoders begin at random and train along
-  tokenizers: tuple[str, ...] = ()  # one an encoder; empty = learned from the captions
+  # Folders of public text encoders, one an encoder, in place of those of `init_from`.
+  text_encoders: tuple[str, ...] = ()
+  # One an encoder; empty = of `text_encoders`, of `init_from`, or learned from the captions.
+  tokenizers: tuple[str, ...] = ()
   # Folder of the run whose trees this one begins with, or of a Stable Diffusion pipeline.
   init_from: str = ""
   # Of its folder and for `--stage`, where a recipe has several of one stage; empty: the stage.

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from emu_jax.data.pipeline import Source, check_alike, open_source
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import InputError
-from emu_jax.public import check_same, is_public, load_image_model
+from emu_jax.public import check_same, is_public, load_image_model, load_text
 from emu_jax.run import load_ema
 from emu_jax.typing import Params
 from train.config import Experiment
@@ -20,7 +20,14 @@ STATISTICS_EXAMPLES = 512  # from which the spread of latents is measured
 
 
 def inherit(experiment: Experiment) -> Params:
-  """The trees that a stage begins with: of the run before it, or of a public image model."""
+  """The trees that a stage begins with: of the run before it, or of public models."""
+  folders, encoders = experiment.text_encoders, experiment.model.image.text
+  public = {str(i): load_text(*pair) for i, pair in enumerate(zip(folders, encoders, strict=False))}
+  return before(experiment) | ({"text": public} if public else {})
+
+
+def before(experiment: Experiment) -> Params:
+  """The trees of the run before, or of a public image model."""
   if not experiment.init_from:
     return {}
   if not is_public(experiment.init_from):

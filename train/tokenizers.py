@@ -45,8 +45,8 @@ def keep_tokenizer(
 ) -> None:
   """Leaves the tokenizer of text encoder `i` in a new folder."""
   inherited = pathlib.Path(experiment.init_from) / "tokenizers" / str(i)
-  if experiment.tokenizers:
-    copy_tokenizer(pathlib.Path(experiment.tokenizers[i]), target)
+  if named := experiment.tokenizers or experiment.text_encoders:
+    copy_tokenizer(pathlib.Path(named[i]), target)
   elif experiment.init_from and is_public(experiment.init_from):
     encoders = len(experiment.model.image.text)
     copy_tokenizer(tokenizer_folders(pathlib.Path(experiment.init_from), encoders)[i], target)

@@ -22,6 +22,7 @@ _ALL: tuple[Architecture, ...] = (
   text.CLIP_TEXT,
   text.CLIP_TEXT_PROJECTED,
   text.T5_ENCODER,
+  text.T5_WHOLE,
   vision.ARCHITECTURE,
   svd.ARCHITECTURE,
   modelscope.ARCHITECTURE,

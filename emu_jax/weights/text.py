@@ -198,3 +198,10 @@ T5_ENCODER = Architecture(
   rules=lambda config: T5,
   renamed=((r"^encoder\.embed_tokens\.", "shared."),),  # another name of the same tensor
 )
+# Checkpoints of the whole of T5, of which only the encoder is read; it is written as an encoder.
+T5_WHOLE = dataclasses.replace(
+  T5_ENCODER,
+  name="T5ForConditionalGeneration",
+  fits=lambda config: False,
+  ignored=("decoder.*", "lm_head.*"),
+)

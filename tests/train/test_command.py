@@ -450,6 +450,8 @@ def test_a_config_file_that_is_not_python(refused, tmp_path):
     ("--data.sources", "--data.sources: no clips given; pack some with `emu-train prepare`"),
     ("--data.sources nowhere", "nowhere holds no prepared records; prepare it with"),
     ("--tokenizers one", "--tokenizers: 1 given for 2 text encoders; give one each"),
+    ("--text_encoders one", "--text_encoders: 1 given for 2 text encoders; give one each"),
+    ("--text_encoders one two", "one/config.json"),
     ("--tokenizers one two", "one does not exist; give a folder or file with"),
     ("--model.fps 16", "stage 'interpolation': batches: none of the 40 records"),
     ("--model.fps 16", "gives 37 frames at 64 fps without repeating any"),

@@ -15,7 +15,7 @@ from emu_jax.compilation import TPU_OPTIONS
 from train.planning import hlo
 from train.planning.topologies import Topology
 
-REVISION = 2  # of what is kept of a compiled program; raise it when `Measured` changes
+REVISION = 3  # of what is kept of a compiled program; raise it when `Measured` changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,10 @@ class Measured:
 
   Attributes:
     peak: arguments, temporaries and results at the fullest moment.
-    moved: to and from memory by XLA's cost analysis, which counts the body of a loop once.
+    moved: to and from memory by XLA's cost analysis, which counts the body of a loop once, and
+      what stays on the chip too.
+    cycles: the compiler's estimate, with the time that memory takes; None where it makes none.
+    products: those of them that programs take which use the matrix units.
     shortage: the compiler's words where the program does not fit; the rest is then 0.
   """
 
@@ -33,6 +36,7 @@ class Measured:
   peak: int = 0
   moved: float = 0.0
   cycles: int | None = None
+  products: int | None = None
   exchanges: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
   unknown_loops: int = 0
   shortage: str = ""
@@ -93,6 +97,7 @@ def _compile(lowered: jax.stages.Lowered, topology: Topology, memory_only: bool)
     peak=max(needed, getattr(memory, "peak_memory_in_bytes", 0)),
     moved=float(costs.get("bytes accessed", 0.0)),
     cycles=None if memory_only else reading.cycles,
+    products=None if memory_only else reading.products,
     exchanges={kind: (e.count, e.bytes) for kind, e in reading.exchanges.items()},
     unknown_loops=reading.unknown_loops,
   )

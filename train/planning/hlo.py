@@ -5,10 +5,12 @@ XLA's own cost analysis counts the body of a loop once; here it counts as often 
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+PRODUCTS = ("convolution", "dot")  # the TPU compiler makes the former of the latter
 BYTES = {"pred": 1, "bf16": 2, "f16": 2, "token": 0}  # others: the digits of the name / 8
 SENTINEL = 10**12  # cycles: no estimate was made (low effort), or a program of a quarter of an hour
 
@@ -41,10 +43,12 @@ class Reading:
 
   Attributes:
     cycles: expected, collectives not among them; None where the compiler made no estimate.
+    products: those of them in programs that use the matrix units.
     unknown_loops: loops whose number of rounds the text does not tell; they count once.
   """
 
   cycles: int | None
+  products: int | None
   exchanges: dict[str, Exchange]
   unknown_loops: int
 
@@ -53,7 +57,8 @@ def read(text: str) -> Reading:
   """Reads the text of a compiled program (`compiled.as_text()`)."""
   entry, computations = _computations(text)
   rounds, fused, unknown = _rounds(entry, computations)
-  cycles, sentinel, found = 0, False, {}
+  multiplies = functools.cache(lambda name: _multiplies(name, computations))
+  cycles, products, sentinel, found = 0, 0, False, {}
   for name, instructions in computations.items():
     if not rounds[name]:
       continue
@@ -70,12 +75,15 @@ def read(text: str) -> Reading:
       if estimate and name not in fused:
         sentinel |= not 0 <= int(estimate[1]) < SENTINEL
         cycles += rounds[name] * int(estimate[1])
+        if operation in PRODUCTS or any(map(multiplies, _CALLED.findall(line))):
+          products += rounds[name] * int(estimate[1])
   totals = collections.defaultdict(lambda: [0, 0])
   for (kind, _), (count, size) in found.items():
     totals[kind][0] += count
     totals[kind][1] += count * size
   exchanges = {kind: Exchange(*totals[kind]) for kind in COLLECTIVES if kind in totals}
-  return Reading(None if sentinel else cycles, exchanges, unknown)
+  known = (None, None) if sentinel else (cycles, products)
+  return Reading(*known, exchanges, unknown)
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
@@ -118,6 +126,15 @@ def _rounds(entry: str, computations: dict[str, list[str]]) -> tuple[dict[str, i
 
   visit(entry, 1, False)
   return rounds, fused, unknown
+
+
+def _multiplies(name: str, computations: dict[str, list[str]]) -> bool:
+  """Whether a computation, or one that it calls, uses the matrix units."""
+  lines = computations.get(name, [])
+  inner = (called for line in lines for called in _CALLED.findall(line))
+  return any(_operation(line) in PRODUCTS for line in lines) or any(
+    _multiplies(called, computations) for called in inner
+  )
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int | None:

@@ -3,7 +3,7 @@
 A whole compile of a full-size network needs tens of gigabytes and an hour; a block takes seconds.
 What each figure comes from:
 
-  arithmetic, collectives, bytes moved   the compiler, of each block, times its number of calls. A
+  time, collectives, bytes moved   the compiler, of each block, times its number of calls. A
     block is compiled for the same mesh, with the same placement of parameters and activations, and
     with its backward pass: forward, recomputation where it is rematerialised, gradients.
   between blocks   bytes alone: what is joined, doubled or cast there is written and read once, and
@@ -199,6 +199,7 @@ def total(
     peak=arguments + held,
     moved=sum(p.calls * p.measured.moved for p in pieces) + aside,
     cycles=int(spent + aside * byte) if known else None,
+    products=sum(p.calls * p.measured.products for p in pieces) if known else None,
     exchanges={kind: (int(pair.real), int(pair.imag)) for kind, pair in exchanges.items()},
     unknown_loops=sum(p.calls * p.measured.unknown_loops for p in pieces),
   )

@@ -13,39 +13,38 @@ LONGEST = 8  # pieces that a report shows
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-  """Seconds a step by what it takes; None where the compiler made no estimate.
+  """Seconds a step by what takes them; None where the compiler made no estimate.
 
   Attributes:
-    arithmetic: the compiler's cycles over the clock; memory inside fusions is in it.
-    memory: bytes moved over the bandwidth.
+    products: the compiler's cycles over the clock, of programs that use the matrix units.
+    memory: of all others, which memory and the vector unit bound; the update is among them.
     exchange: bytes of collectives over the links of a chip, as if none hid behind another.
   """
 
-  arithmetic: float | None
-  memory: float
+  products: float | None
+  memory: float | None
   exchange: float
 
   @property
   def bound(self) -> str:
-    """Which is the longest."""
-    known = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-    return max(known, key=known.get)
+    """What a step takes longest for."""
+    if self.step in (None, self.exchange):
+      return "exchange"
+    return "products" if self.products > self.memory else "memory"
 
   @property
   def step(self) -> float | None:
-    """The longest: what a step takes if the rest hides behind it."""
-    return None if self.arithmetic is None else max(dataclasses.astuple(self))
+    """What a step takes if exchange and computing hide behind one another."""
+    return None if self.products is None else max(self.products + self.memory, self.exchange)
 
 
 def times(measured: Measured, topology: Topology) -> Times:
   chip = topology.chip
-  exchanged = sum(size for _, size in measured.exchanges.values())
-  cycles = measured.cycles
-  return Times(
-    arithmetic=None if cycles is None else cycles / chip.clock,
-    memory=measured.moved / chip.bandwidth,
-    exchange=exchanged / chip.links,
-  )
+  exchange = sum(size for _, size in measured.exchanges.values()) / chip.links
+  if measured.cycles is None:
+    return Times(None, None, exchange)
+  products = measured.products / chip.clock
+  return Times(products, measured.cycles / chip.clock - products, exchange)
 
 
 def figures(
@@ -72,7 +71,7 @@ def figures(
     "moved": measured.moved,
     "exchanges": measured.exchanges,
     "seconds": t.step,
-    "bound": t.bound,
+    "bound": t.bound if t.step else None,
     "seconds_by": dataclasses.asdict(t),
     "utilisation": None if t.step is None else each / (t.step * chip.flops),
     "unknown_loops": measured.unknown_loops,
@@ -108,7 +107,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     f"{gib(found['memory'])} GiB (arguments {gib(found['arguments'])}, temporaries "
     f"{gib(found['temporaries'])})",
     f"model: {each / 1e12:.4g} TFLOP a device (products and convolutions, no recomputing)",
-    f"moved: {found['moved'] / 1e9:.4g} GB to and from memory (loop bodies counted once)",
+    f"moved: {found['moved'] / 1e9:.4g} GB by XLA's count (what stays on the chip too; bodies of "
+    "loops once)",
   ]
   for kind, (count, size) in found["exchanges"].items():
     said.append(f"{kind}: {count} with results of {size / 1e9:.4g} GB")

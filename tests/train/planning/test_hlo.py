@@ -57,6 +57,12 @@ def test_a_loop_counts_as_often_as_it_runs():
   assert found.unknown_loops == 0
 
 
+def test_cycles_of_the_matrix_units_are_told_from_the_rest():
+  assert read(FIVE).products == 0
+  found = read(FIVE.replace("negate(%p)", "convolution(%p, %p), dim_labels=bf_io->bf"))
+  assert (found.cycles, found.products) == (530, 500)
+
+
 def test_a_collective_in_pieces_is_one():
   assert read(FIVE).exchanges["all-reduce"] == Exchange(count=1, bytes=256 * 4)
 
