@@ -22,7 +22,7 @@ import torch
 from jax.profiler import ProfileData
 
 from benchmarks import with_jax
-from benchmarks.measuring import compilations_kept, machine, pin, say, spread, timed, warm
+from benchmarks.measuring import compilations_kept, machine, pin, spread, timed, warm
 from benchmarks.problem import inputs
 from benchmarks.torch_comparison import Arguments, prepared
 from train.planning import flops

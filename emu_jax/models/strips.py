@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from emu_jax.models.attention import GroupNorm
+from emu_jax.models.attention import WHOLE_CLIP, GroupNorm, Groups
 
 Picture = Float[Array, "B T _ _ _"]  # B T H W C, of which layers change the last three
 Row = Any  # the number of a row: an int, or traced
@@ -150,13 +150,13 @@ def double(conv: nn.Conv, x: Picture | Strips) -> Picture | Strips:
   return Strips(read, 2 * x.height, x.rows, x.source)
 
 
-def normalise(norm: GroupNorm | nn.GroupNorm, x: Picture | Strips) -> Picture | Strips:
-  """A bound norm. Ours has the statistics of each frame, Flax's those of all frames together."""
+def normalise(norm: GroupNorm | Groups, x: Picture | Strips) -> Picture | Strips:
+  """A bound norm, of each frame by itself or of the whole clip."""
   if not isinstance(x, Strips):
     return norm(x)
   params = norm.variables["params"]
   params = params.get("group", params)
-  mean, variance = moments(x, norm.num_groups, over_frames=isinstance(norm, nn.GroupNorm))
+  mean, variance = moments(x, norm.num_groups, over_frames=norm.axes == WHOLE_CLIP)
   factor = jax.lax.rsqrt(variance + norm.epsilon)
 
   def apply(strip):

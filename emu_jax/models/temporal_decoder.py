@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from emu_jax.models import strips
+from emu_jax.models.attention import WHOLE_CLIP, Groups
 from emu_jax.models.strips import Strips
 
 
@@ -33,13 +34,7 @@ class TemporalResBlock(nn.Module):
   def __call__(self, x: Float[Array, "B T H W C"] | Strips) -> Float[Array, "B T H W C"] | Strips:
     h = x
     for i, init in ((1, nn.initializers.lecun_normal()), (2, nn.initializers.zeros)):
-      norm = nn.GroupNorm(
-        self.norm_groups,
-        epsilon=1e-5,
-        dtype=jnp.float32,
-        use_fast_variance=False,
-        name=f"norm_{i}",
-      )
+      norm = Groups(self.norm_groups, 1e-5, WHOLE_CLIP, name=f"norm_{i}")
       h = strips.pointwise(lambda h: jax.nn.silu(h).astype(self.dtype), strips.normalise(norm, h))
       conv = nn.Conv(x.shape[-1], (3,), dtype=self.dtype, kernel_init=init, name=f"conv_{i}")
       h = over_frames(conv, h)

@@ -14,7 +14,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from emu_jax.models.attention import FeedForward, TransformerLayer
+from emu_jax.models.attention import FeedForward, Groups, TransformerLayer
 from emu_jax.models.embedding import EmbeddingMLP, sinusoid
 from emu_jax.models.temporal import AfterLayer, Features, Temporal
 from emu_jax.placement import exchange
@@ -70,13 +70,7 @@ class TemporalResBlock(nn.Module):
     C, edge = x.shape[-1], self.kernel // 2
 
     def half(i, h, init):
-      norm = nn.GroupNorm(
-        self.norm_groups,
-        epsilon=self.epsilon,
-        dtype=jnp.float32,
-        use_fast_variance=False,
-        name=f"norm_{i}",
-      )
+      norm = Groups(self.norm_groups, self.epsilon, (-3, -2), name=f"norm_{i}")
       return nn.Conv(
         C,
         (self.kernel, 1),
