@@ -27,7 +27,8 @@ def row(plan: Plan) -> tuple[str, ...]:
   """What a plan says, a cell a column of `HEAD`."""
   mesh = " x ".join(str(plan["mesh"][axis]) for axis in ("data", "fsdp", "frames"))
   where = f"{plan['slices']} x {plan['topology']}" if plan["slices"] > 1 else plan["topology"]
-  head = (plan["stage"], where, mesh, f"{plan['batch']} / {plan['accumulate']}")
+  stage = plan["stage"] + ", encoded ahead" * plan["encoded"]
+  head = (stage, where, mesh, f"{plan['batch']} / {plan['accumulate']}")
   if "shortage" in plan:
     return (*head, "no", "", "", "", "")
   memory = f"{plan['peak'] / GIB:.1f} of {plan['memory'] / GIB:.1f}"
@@ -53,7 +54,7 @@ def weak_scaling(plans: Iterable[Plan]) -> tuple[tuple[str, ...], list[tuple[str
   for plan in plans:
     if plan.get("seconds") is not None:
       chip, each = plan["topology"].split(":")[0], plan["batch"] / devices(plan)
-      groups[plan["stage"], chip, each][devices(plan)] = plan
+      groups[row(plan)[0], chip, each][devices(plan)] = plan
   groups = {key: group for key, group in groups.items() if len(group) > 1}
   sizes = sorted({size for group in groups.values() for size in group})
   cell = lambda plan: f"{plan['seconds']:.3f} s, {100 * plan['utilisation']:.0f} %" if plan else ""

@@ -47,7 +47,7 @@ class Encoder:
 
   def moments(self, clips: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """[T, h, w, 2 C] of each clip, uint8 [T, H, W, 3]."""
-    run = self._on_mesh(functools.partial(_moments, self.config, self.dtype))
+    run = self._on_mesh(functools.partial(moments, self.config, self.dtype))
     for made in in_batches(run, (clip[:, None] for clip in clips), self.batch_size):
       self._check("latents", made)
       yield made[:, 0]
@@ -57,7 +57,7 @@ class Encoder:
     if not self.tokenizers:
       return [{} for _ in texts]
     rows = []
-    run = self._on_mesh(functools.partial(_features, self.config))
+    run = self._on_mesh(functools.partial(features, self.config))
     for text in in_batches(run, [self._tokens(texts)], self.batch_size):
       rows += fields_of_captions(text.texts, text.masks, text.vectors, self.dtype)
     for name, value in (pair for row in rows for pair in row.items()):
@@ -67,14 +67,14 @@ class Encoder:
   def latent_shape(self) -> tuple[int, int, int]:
     """h, w and 2 C of a frame's moments."""
     frames = jax.ShapeDtypeStruct((1, 1, self.config.size, self.config.size, 3), jnp.uint8)
-    run = functools.partial(_moments, self.config, self.dtype)
+    run = functools.partial(moments, self.config, self.dtype)
     return jax.eval_shape(run, self.trees, frames).shape[2:]
 
   def text_layout(self) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """Of each text as the network sees it: its length, and whether padding is hidden from it."""
     if not self.tokenizers:
       return (), ()
-    run = functools.partial(_features, self.config)
+    run = functools.partial(features, self.config)
     text = jax.eval_shape(run, self.trees, self._tokens([""]))
     return tuple(t.shape[1] for t in text.texts), tuple(mask is not None for mask in text.masks)
 
@@ -100,12 +100,14 @@ class Encoder:
       )
 
 
-def _moments(config: EmuConfig, dtype: str, trees: Params, frames: jax.Array) -> jax.Array:
+def moments(config: EmuConfig, dtype: str, trees: Params, frames: jax.Array) -> jax.Array:
+  """The stored form of uint8 frames [B, T, H, W, 3]: [B, T, h, w, 2 C]."""
   made = posterior(config.autoencoder, trees, frames.astype(jnp.float32) / 127.5 - 1)
   return jnp.concatenate([made.mean, made.log_var], axis=-1).astype(dtype)
 
 
-def _features(config: EmuConfig, trees: Params, batch: tuple) -> TextFeatures:
+def features(config: EmuConfig, trees: Params, batch: tuple) -> TextFeatures:
+  """What the network is told of (tokens, masks)."""
   return text_features(config, trees, *batch)
 
 

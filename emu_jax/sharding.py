@@ -106,7 +106,6 @@ def make_mesh(devices: Sequence[Any] | None = None, config: MeshConfig = MeshCon
       f"MeshConfig: data x fsdp = {shape[0]} x {shape[1]} does not split over {processes}"
       " processes, each of which reads examples of its own; choose a smaller frames axis"
     )
-  # jax.make_mesh makes Explicit axes unless told otherwise, under which nothing is propagated.
   auto = (AxisType.Auto,) * len(AXES)
   slices = len({getattr(device, "slice_index", 0) for device in devices})
   if slices > 1:  # of TPUs, which only the data centre's network joins
@@ -120,7 +119,11 @@ def make_mesh(devices: Sequence[Any] | None = None, config: MeshConfig = MeshCon
       inside, (slices, 1, 1), devices, allow_split_physical_axes=True
     )
     return Mesh(ordered, AXES, axis_types=auto)
-  return jax.make_mesh(shape, AXES, axis_types=auto, devices=tuple(devices))
+  try:
+    ordered = mesh_utils.create_device_mesh(shape, devices)
+  except NotImplementedError:  # no product of the chips' axes is one of these: 16 of 8 x 8 x 4
+    ordered = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  return Mesh(ordered, AXES, axis_types=auto)
 
 
 def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:

@@ -3,7 +3,8 @@
 from benchmarks import plan_table
 
 PLAN = {
-  "stage": "video", "topology": "v5e:4x4", "slices": 1, "batch": 32, "accumulate": 1,
+  "stage": "video", "encoded": False, "topology": "v5e:4x4", "slices": 1, "batch": 32,
+  "accumulate": 1,
   "mesh": {"data": 1, "fsdp": 16, "frames": 1}, "fits": True, "memory": 16 * 2**30,
   "peak": 8 * 2**30, "seconds": 0.25, "utilisation": 0.5, "bound": "products",
 }  # fmt: skip

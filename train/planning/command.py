@@ -39,6 +39,8 @@ class Plan:
   """Only this stage; empty: all."""
   sample: bool = False
   """Plan sampling a batch, all steps and decoding, instead of a training step."""
+  encoded: bool = False
+  """Plan the step for records of `emu-train encode`: without autoencoder and text encoders."""
   search: bool = False
   """Look for the cheapest mesh of the topology and the largest batch that fits there; the config's
   mesh, batch size and micro-batches do not matter."""
@@ -63,6 +65,7 @@ class Work:
   mesh: Mesh
   topology: Topology
   sample: bool
+  encoded: bool
   memory_only: bool
   say: Callable[[str], None]
 
@@ -84,6 +87,11 @@ def main(arguments: Plan, words: list[str]) -> None:
   ]
   if arguments.search and (arguments.sample or arguments.whole):
     raise InputError("--search: plans training by blocks; leave out --sample and --whole")
+  if arguments.encoded and (arguments.sample or "autoencoder" in {e.stage for e in chosen}):
+    raise InputError(
+      "--encoded: is for training on latents; leave out --sample, and choose a stage that does so "
+      "with --stage"
+    )
   if arguments.json and not arguments.json.parent.is_dir():
     raise InputError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
   jax.config.update("jax_platforms", "cpu")  # what is not compiled ahead runs here
@@ -96,7 +104,8 @@ def main(arguments: Plan, words: list[str]) -> None:
   for experiment, mesh in zip(chosen, meshes, strict=True):
     began = time.monotonic()
     say = lambda text, began=began, stage=experiment.run_name: tell(f"{stage}: {text}", began)
-    work = Work(experiment, mesh, topology, arguments.sample, arguments.memory_only, say)
+    a = arguments
+    work = Work(experiment, mesh, topology, a.sample, a.encoded, a.memory_only, say)
     found = searched(work, devices) if arguments.search else [plan(work, arguments.whole)]
     plans += found
     for each in found:
@@ -111,8 +120,10 @@ def plan(work: Work, whole: bool) -> dict[str, Any]:
   """The figures of one stage, and what they are of."""
   measured, pieces = planned_whole(work) if whole else planned_by_blocks(work)
   work.say("counting the model's arithmetic")
-  count = programs.sampling_flops if work.sample else programs.model_flops
-  flops = count(work.experiment, work.mesh)
+  if work.sample:
+    flops = programs.sampling_flops(work.experiment, work.mesh)
+  else:
+    flops = programs.model_flops(work.experiment, work.encoded)
   work.say("done")
   return {
     "stage": work.experiment.run_name,
@@ -122,6 +133,7 @@ def plan(work: Work, whole: bool) -> dict[str, Any]:
     "mesh": dict(work.mesh.shape),
     "batch": work.experiment.data.batch_size,
     "accumulate": work.experiment.optim.accumulate,
+    "encoded": work.encoded,
     "whole": whole,
   } | report.figures(measured, work.topology, flops, pieces)
 
@@ -132,8 +144,8 @@ def searched(work: Work, devices: Sequence[Any]) -> list[dict[str, Any]]:
   one = search.with_mesh(experiment, MeshConfig(num), 1)
   work.say(f"tracing one example for each of {num} devices")
   mesh = make_mesh(devices, one.mesh)
-  kept = search.kept_bytes(programs.step_calls(one, mesh)) / num
-  state, frozen, batch = programs.step_arguments(one, mesh)
+  kept = search.kept_bytes(programs.step_calls(one, mesh, work.encoded)) / num
+  state, frozen, batch = programs.step_arguments(one, mesh, work.encoded)
   fitting = []
   for config in search.candidates(num, experiment.clips.num_frames):
     if fitting and config.frames > fitting[0].mesh.frames:
@@ -172,9 +184,10 @@ def cost(found: dict[str, Any]) -> float:
 def shown(found: dict[str, Any]) -> list[str]:
   """The lines that are printed of a plan."""
   axes = " ".join(f"{name}={size}" for name, size in found["mesh"].items())
+  data = " on encoded records" * found["encoded"]
   title = (
-    f"{found['stage']}, {found['program']}, on {found['slices']} x {found['topology']}, {axes}, "
-    f"batch {found['batch']}:"
+    f"{found['stage']}, {found['program']}{data}, on {found['slices']} x {found['topology']}, "
+    f"{axes}, batch {found['batch']}:"
   )
   return [title, *(f"  {line}" for line in report.lines(found))]
 
@@ -182,8 +195,10 @@ def shown(found: dict[str, Any]) -> list[str]:
 def planned_whole(work: Work) -> tuple[compiling.Measured, tuple]:
   """As one program."""
   work.say(f"tracing for {work.mesh.size} devices")
-  lower = programs.lower_sampling if work.sample else programs.lower
-  lowered = lower(work.experiment, work.mesh)
+  if work.sample:
+    lowered = programs.lower_sampling(work.experiment, work.mesh)
+  else:
+    lowered = programs.lower(work.experiment, work.mesh, work.encoded)
   work.say("compiling the whole (kept for the next time)")
   return compiling.compiled(lowered, work.topology, work.memory_only), ()
 
@@ -192,12 +207,12 @@ def planned_by_blocks(work: Work) -> tuple[compiling.Measured, list[piecewise.Pi
   """As the sum of its blocks."""
   experiment, mesh = work.experiment, work.mesh
   work.say(f"tracing for {mesh.size} devices")
-  trace = programs.sample_calls if work.sample else programs.step_calls
-  calls = trace(experiment, mesh)
-  state, frozen, batch = programs.step_arguments(experiment, mesh)
+  state, frozen, batch = programs.step_arguments(experiment, mesh, work.encoded)
   if work.sample:
+    calls = programs.sample_calls(experiment, mesh)
     needed, sums, update, accumulate = (state.ema, frozen, batch), 0, 0, 1
   else:
+    calls = programs.step_calls(experiment, mesh, work.encoded)
     needed, accumulate = (state, frozen, batch), experiment.optim.accumulate
     # Gradients are read twice, the rest (4 arrays) is read and written; sums of several
     # micro-batches are read and written for each.

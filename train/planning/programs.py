@@ -1,9 +1,11 @@
 """The real programs of a stage, its training step and its sampling, of shapes: no array is made.
 
-Frozen trees are taken to be in their network's dtype, as `emu-train run` loads public ones.
+Frozen trees are taken to be in their network's dtype, as `emu-train run` loads public ones. With
+`encoded` the data is what `emu-train encode` leaves, and the step is without encoders.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from emu_jax import encoding
+from emu_jax.data.encoded import Encoding
 from emu_jax.models.autoencoder import Autoencoder
 from emu_jax.sharding import batch_sharding, replicated, with_shardings
 from emu_jax.systems.emu import init_spatial, init_text
@@ -22,6 +26,8 @@ from train.stage import Stage
 from train.stages import NEEDS, build
 from train.state import abstract_state
 from train.step import jitted_step
+
+STORED = "float16"  # what `emu-train encode` stores unless told otherwise
 
 
 def inherited_shapes(experiment: Experiment) -> Params:
@@ -66,16 +72,35 @@ def batch_shapes(experiment: Experiment) -> dict[str, Any]:
   }
 
 
-def stage_shapes(experiment: Experiment) -> Stage:
+def encoded_shapes(experiment: Experiment) -> dict[str, Any]:
+  """Shapes of the same batch, encoded ahead."""
+  image, trees, batch = (
+    experiment.model.image,
+    inherited_shapes(experiment),
+    batch_shapes(experiment),
+  )
+  frames = batch.pop("frames")
+  batch["moments"] = jax.eval_shape(partial(encoding.moments, image, STORED), trees, frames)
+  if not experiment.trains_text:
+    words = batch.pop("tokens"), batch.pop("masks")
+    text = jax.eval_shape(partial(encoding.features, image), trees, words)
+    stored = tuple(jax.ShapeDtypeStruct(a.shape, jnp.dtype(STORED)) for a in text.texts)
+    batch["text"] = {"texts": stored, "masks": text.masks, "vectors": text.vectors}
+  return batch
+
+
+def stage_shapes(experiment: Experiment, encoded: bool = False) -> Stage:
   """The stage as it trains, its frozen trees as shapes."""
-  return build(experiment, inherited_shapes(experiment), {}, ((), ()))
+  text = "" if experiment.trains_text else "by these encoders"
+  ahead = Encoding(experiment.model.image.size, {}, "by this one", text) if encoded else None
+  return build(experiment, inherited_shapes(experiment), {}, ((), ()), encoding=ahead)
 
 
-def lower(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
+def lower(experiment: Experiment, mesh: Mesh, encoded: bool = False) -> jax.stages.Lowered:
   """The training step for a mesh, traced; state and frozen trees lie as `tree_shardings` says."""
   experiment.check_mesh(mesh.size)
-  stage, key = stage_shapes(experiment), jax.random.key(0)
-  state, frozen, batch = step_arguments(experiment, mesh)
+  stage, key = stage_shapes(experiment, encoded), jax.random.key(0)
+  state, frozen, batch = step_arguments(experiment, mesh, encoded)
   step = jitted_step(stage.loss, experiment.optim, experiment.loop.num_steps, state)
   with jax.set_mesh(mesh):  # networks pin their activations to it
     return step.func.lower(
@@ -87,42 +112,45 @@ def lower(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
     )
 
 
-def step_arguments(experiment: Experiment, mesh: Mesh) -> tuple[Any, Any, Any]:
+def step_arguments(
+  experiment: Experiment, mesh: Mesh, encoded: bool = False
+) -> tuple[Any, Any, Any]:
   """Shapes and placement of the state, the frozen trees and the batch of a training step."""
-  stage, key = stage_shapes(experiment), jax.random.key(0)
+  stage, key = stage_shapes(experiment, encoded), jax.random.key(0)
+  batch = encoded_shapes(experiment) if encoded else batch_shapes(experiment)
   split = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch_sharding(mesh))
   return (
     abstract_state(stage, experiment.optim, key, mesh),
     with_shardings(stage.frozen, mesh),
-    jax.tree.map(split, batch_shapes(experiment)),
+    jax.tree.map(split, batch),
   )
 
 
-def step_calls(experiment: Experiment, mesh: Mesh) -> list[blocks.Call]:
+def step_calls(experiment: Experiment, mesh: Mesh, encoded: bool = False) -> list[blocks.Call]:
   """The blocks of one micro-batch of a training step for a mesh, in their order."""
   experiment.check_mesh(mesh.size)
-  traced = _loss(experiment)
+  traced = _loss(experiment, encoded)
   with jax.set_mesh(mesh):
     return blocks.trace(*traced)
 
 
-def model_flops(experiment: Experiment, mesh: Mesh) -> int:
+def model_flops(experiment: Experiment, encoded: bool = False) -> int:
   """Operations of loss and gradient for the whole batch, none of them a recomputation."""
-  del mesh  # the model is the same on every one
   unet = dataclasses.replace(experiment.model.image.unet, remat=False)
   autoencoder = dataclasses.replace(experiment.model.image.autoencoder, remat=False)
   image = dataclasses.replace(experiment.model.image, unet=unet, autoencoder=autoencoder)
   model = dataclasses.replace(experiment.model, image=image)
-  loss, *arguments = _loss(dataclasses.replace(experiment, model=model))
+  loss, *arguments = _loss(dataclasses.replace(experiment, model=model), encoded)
   return experiment.optim.accumulate * flops.count(jax.value_and_grad(loss), *arguments)
 
 
-def _loss(experiment: Experiment) -> tuple[Any, ...]:
+def _loss(experiment: Experiment, encoded: bool) -> tuple[Any, ...]:
   """The mean loss of a micro-batch and its arguments, of which the first trains."""
-  stage, key = stage_shapes(experiment), jax.eval_shape(lambda: jax.random.key(0))
+  stage, key = stage_shapes(experiment, encoded), jax.eval_shape(lambda: jax.random.key(0))
   micro = experiment.data.batch_size // experiment.optim.accumulate
   batch = jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct((micro, *a.shape[1:]), a.dtype), batch_shapes(experiment)
+    lambda a: jax.ShapeDtypeStruct((micro, *a.shape[1:]), a.dtype),
+    encoded_shapes(experiment) if encoded else batch_shapes(experiment),
   )
 
   def loss(params, frozen, batch, key):

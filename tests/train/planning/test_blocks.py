@@ -23,23 +23,33 @@ def experiment(stage):
 
 
 @functools.cache
-def of_step(stage):
-  return programs.step_calls(experiment(stage), make_mesh(jax.devices()[:1]))
+def of_step(stage, encoded=False):
+  return programs.step_calls(experiment(stage), make_mesh(jax.devices()[:1]), encoded)
 
 
 # Interpolation encodes its 37 frames 8 at a time, in a loop of four rounds and a rest.
-@pytest.mark.parametrize("stage", ["image", "interpolation"])
-def test_blocks_hold_all_the_arithmetic_of_the_step(stage):
+@pytest.mark.parametrize(
+  ("stage", "encoded"), [("image", False), ("interpolation", False), ("interpolation", True)]
+)
+def test_blocks_hold_all_the_arithmetic_of_the_step(stage, encoded):
   """Which parameters and inputs have gradients is found here by following the equations, there by
   JAX's own differentiation."""
   total = 0
-  for call in of_step(stage):
+  for call in of_step(stage, encoded):
     shapes = [
       [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
       for arrays in (call.inputs, call.smooth_outputs)
     ]
     total += call.times * flops.count(piecewise.block_step(call, None), *shapes)
-  assert total == programs.model_flops(experiment(stage), make_mesh(jax.devices()[:1]))
+  assert total == programs.model_flops(experiment(stage), encoded)
+
+
+def test_a_step_on_encoded_records_has_no_encoders():
+  calls = of_step("interpolation", encoded=True)
+  assert not [call.kind for call in calls if call.kind in ("ClipLayer", "T5Layer")]
+  own = programs.step_arguments(experiment("interpolation"), make_mesh(jax.devices()[:1]), True)
+  assert {"autoencoder", "text"}.isdisjoint(own[1])
+  assert set(own[2]) == {"moments", "text", "image_dropped"}
 
 
 def test_only_what_trains_has_gradients():

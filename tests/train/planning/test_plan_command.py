@@ -84,6 +84,15 @@ def test_the_blocks_of_a_step_add_up_to_the_whole(config, tmp_path, capsys, monk
 
 
 @needs_libtpu
+@pytest.mark.parametrize(("topology", "fsdp"), [("v5e:4x4", 2), ("v5p:2x2x4", 2), ("v5e:4x4", 16)])
+def test_a_mesh_need_not_follow_the_axes_of_the_chips(topology, fsdp):
+  devices = topologies.devices(topologies.parse(topology))
+  mesh = make_mesh(devices, MeshConfig(fsdp=fsdp))
+  assert mesh.devices.shape == (len(devices) // fsdp, fsdp, 1)
+  assert set(mesh.devices.flat) == set(devices)
+
+
+@needs_libtpu
 def test_sampling_counts_every_step(config, tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   found = planned(config, tmp_path, "--sample", "--memory_only")
