@@ -182,6 +182,34 @@ class TransformerLayer(nn.Module):
     return x + FeedForward(self.dtype, self.zero, name="feed_forward")(norm("norm_3", x))
 
 
+# Tokens of one example that a layer takes at a time; at 512 pixels those of 16 frames. What it
+# computes inside is many times as large as its input, and its sequences know nothing of each other.
+TOKENS = 2**16
+
+
+def in_pieces(
+  layer: nn.Module, x: Float[Array, "N S D"], examples: int, *context: Array | None
+) -> Float[Array, "N S D"]:
+  """`layer(x, *context)`, a part of each example's sequences at a time where they are too many.
+
+  Args:
+    examples: N is so many times the sequences of one; their first axis in the context too.
+  """
+  N, S, D = x.shape
+  each = N // examples
+  number = next((n for n in range(1, each) if each % n == 0 and each * S <= n * TOKENS), each)
+  if number == 1:
+    return layer(x, *context)
+
+  def one(layer, _, x):
+    return None, layer(x, *context)
+
+  scan = nn.scan(nn.remat(one), variable_broadcast="params", split_rngs={"params": False})
+  # Every so manieth sequence, so that pieces lie on all devices that hold the example.
+  parts = jnp.moveaxis(x.reshape(N // number, number, S, D), 1, 0)
+  return jnp.moveaxis(scan(layer, None, parts)[1], 0, 1).reshape(N, S, D)
+
+
 class SpatialTransformer(nn.Module):
   """A stack of transformer layers over the pixels of each frame; adds to its input.
 
@@ -221,7 +249,7 @@ class SpatialTransformer(nn.Module):
       layer = TransformerLayer(
         self.num_heads, self.head_dim, self.dtype, self.cross_only, name=f"layer_{i}"
       )
-      h = layer(h, contexts[i], masks[i])
+      h = in_pieces(layer, h, B, contexts[i], masks[i])
       h = after_layer(i, h, T, contexts[i], masks[i])
     h = rearrange(h, "(B T) (H W) C -> B T H W C", B=B, H=H)
     return x + projection("proj_out", C)(h)

@@ -15,7 +15,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from emu_jax.models.attention import GroupNorm, TransformerLayer
+from emu_jax.models.attention import GroupNorm, TransformerLayer, in_pieces
 from emu_jax.models.embedding import sinusoid
 from emu_jax.placement import exchange
 
@@ -146,7 +146,7 @@ class TemporalTransformer(nn.Module):
     h = h + sinusoid(jnp.arange(T), inner)[None].astype(self.dtype)
     for i in range(self.num_layers):
       layer = TransformerLayer(self.num_heads, self.head_dim, self.dtype, name=f"layer_{i}")
-      h = layer(h, contexts[i], masks[i])
+      h = in_pieces(layer, h, B, contexts[i], masks[i])
     h = nn.Dense(C, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out")(h)
     h = rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
     return x + exchange(h, to="frames")

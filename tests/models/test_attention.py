@@ -10,7 +10,7 @@ import pytest
 from jax.extend import core
 
 from emu_jax.models import attention
-from emu_jax.models.attention import GroupNorm, Products, attend, gelu
+from emu_jax.models.attention import GroupNorm, Products, TransformerLayer, attend, gelu
 
 
 @pytest.fixture
@@ -108,3 +108,40 @@ def test_gelu_is_the_normal_distribution_times_its_argument(dtype):
   # 1 + erf is good to 2**-24 at -6, where it is 2e-9; then half a unit of the dtype.
   rounding = 2.0**-8 if dtype == "bfloat16" else 2.0**-22
   np.testing.assert_allclose(np.asarray(gelu(x), np.float64), wanted, atol=1e-6, rtol=rounding)
+
+
+class Parts(nn.Module):
+  """A transformer layer over the frames of B examples, or over their pixels with a text."""
+
+  @nn.compact
+  def __call__(self, x, context=None):
+    layer = TransformerLayer(2, 4, name="layer")
+    return attention.in_pieces(layer, x, 3, context, None)
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("sequences", [8, 7])
+def test_a_layer_in_pieces_is_the_layer(text, sequences, monkeypatch):
+  """Of examples whose sequences divide and of ones that go one by one; gradients too."""
+  x, context = draw(3 * sequences, 5, 8), draw(3, 6, 4) if text else None
+  params = Parts().init(jax.random.key(0), x, context)
+  of = lambda: jax.vjp(lambda p, x: Parts().apply(p, x, context), params, x)
+  whole, back = of()
+  monkeypatch.setattr(attention, "TOKENS", 10)  # two sequences
+  assert jax.tree.map(jnp.shape, Parts().init(jax.random.key(0), x, context)) == jax.tree.map(
+    jnp.shape, params
+  )
+  found, back_of_pieces = of()
+  np.testing.assert_allclose(found, whole, atol=2e-6)
+  for ours, theirs in zip(*map(jax.tree.leaves, (back_of_pieces(x), back(x))), strict=True):
+    # Sums of 120 tokens in another order: relative to the largest, 120 * 2**-24.
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * max(1, abs(theirs).max()))
+
+
+def test_a_layer_in_pieces_never_holds_all_of_its_inside(monkeypatch):
+  monkeypatch.setattr(attention, "TOKENS", 10)
+  x = draw(3 * 8, 5, 8)
+  params = Parts().init(jax.random.key(0), x)
+  gradient = jax.make_jaxpr(jax.grad(lambda p, x: (Parts().apply(p, x) ** 2).sum(), argnums=1))
+  # The network inside is 4 * 8 wide, for a quarter of the 24 sequences; x itself is as large.
+  assert largest(gradient(params, x).jaxpr) <= 24 * 5 * 8
