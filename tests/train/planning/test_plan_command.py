@@ -146,6 +146,7 @@ def test_slices_are_apart_along_data_alone():
   ("words", "said"),
   [
     (["--topology", "v9:2x2"], "--topology v9:2x2"),
+    (["--topology", "v5e:2x2", "--encoded", "--sample"], "--encoded: is for training on latents"),
     (["--topology", "v5e-16"], "such as v5e:4x4"),
     (["--topology", "v5p:4x4"], "has 3 axes"),
     (["--topology", "v5e:2x2", "--slices", "0"], "--slices 0"),
