@@ -21,7 +21,7 @@ from emu_jax.models.autoencoder import Autoencoder, Decoder, Encoder
 from emu_jax.models.discriminator import PatchDiscriminator
 from emu_jax.models.text import ClipText, T5Encoder
 from emu_jax.models.unet import UNet
-from train.planning.flops import inner_jaxprs
+from train.planning.flops import CHECKPOINTS, inner_jaxprs
 
 NETWORKS = (UNet, Autoencoder, Encoder, Decoder, PatchDiscriminator, ClipText, T5Encoder)
 PREFIX = "block "  # of the name of a block's equation; its number follows
@@ -198,7 +198,7 @@ class _Reader:
       carry = inner.invars[start:stop]
       again = [self.array(v.aval, trained=trained and _is_float(v.aval)) for v in carry]
       given = [*given[:start], *again, *given[stop:]]
-    if name in ("checkpoint", "remat", "remat2"):
+    if name in CHECKPOINTS:
       policy = params["policy"] or ()
     results = self.read(inner, given, times, policy, around)
     if name in ("scan", "while", "cond") or len(results) != len(eqn.outvars):

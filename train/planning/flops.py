@@ -1,11 +1,13 @@
 """Arithmetic of a function by its products and convolutions, whatever a compiler makes of it."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from jax.extend import core
+
+CHECKPOINTS = ("checkpoint", "remat", "remat2")
 
 
 def count(function: Callable, *arguments: Any) -> int:
@@ -44,6 +46,42 @@ def _convolution(eqn: core.JaxprEqn) -> int:
   spec = eqn.params["dimension_numbers"].rhs_spec  # features out, features in, space ...
   taps = math.prod(kernel[axis] for axis in spec[1:])
   return 2 * out * taps // math.prod(eqn.params["lhs_dilation"])
+
+
+def without_recomputation(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
+  """The same function with no `jax.checkpoint` in it: its gradient computes everything once."""
+
+  def run(*arguments):
+    return _run(closed, arguments)
+
+  return jax.make_jaxpr(run)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals))
+
+
+def _run(closed: core.ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
+  known = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+  known |= zip(closed.jaxpr.invars, arguments, strict=True)
+  read = lambda atom: atom.val if isinstance(atom, core.Literal) else known[atom]
+  for eqn in closed.jaxpr.eqns:
+    given, params = [read(atom) for atom in eqn.invars], eqn.params
+    if eqn.primitive.name in CHECKPOINTS:
+      results = _run(core.ClosedJaxpr(params["jaxpr"], ()), given)
+    else:
+      if not eqn.primitive.name.startswith("custom_"):  # whose derivatives are written out
+        params = {name: _plain(value) for name, value in params.items()}
+      with eqn.ctx.manager:  # a mesh, where the equation was traced under one
+        results = eqn.primitive.bind(*given, **eqn.primitive.get_bind_params(params))
+      results = results if eqn.primitive.multiple_results else [results]
+    known |= zip(eqn.outvars, results, strict=True)
+  return [read(atom) for atom in closed.jaxpr.outvars]
+
+
+def _plain(value: Any) -> Any:
+  """A parameter of an equation, the programs in it without recomputation."""
+  if isinstance(value, core.ClosedJaxpr):
+    return without_recomputation(value)
+  if isinstance(value, tuple) and any(isinstance(part, core.ClosedJaxpr) for part in value):
+    return tuple(map(_plain, value))
+  return value
 
 
 def inner_jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:

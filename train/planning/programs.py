@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 from jax.sharding import Mesh
 
 from emu_jax import encoding
@@ -136,12 +137,14 @@ def step_calls(experiment: Experiment, mesh: Mesh, encoded: bool = False) -> lis
 
 def model_flops(experiment: Experiment, encoded: bool = False) -> int:
   """Operations of loss and gradient for the whole batch, none of them a recomputation."""
-  unet = dataclasses.replace(experiment.model.image.unet, remat=False)
-  autoencoder = dataclasses.replace(experiment.model.image.autoencoder, remat=False)
-  image = dataclasses.replace(experiment.model.image, unet=unet, autoencoder=autoencoder)
-  model = dataclasses.replace(experiment.model, image=image)
-  loss, *arguments = _loss(dataclasses.replace(experiment, model=model), encoded)
-  return experiment.optim.accumulate * flops.count(jax.value_and_grad(loss), *arguments)
+  loss, params, *others = _loss(experiment, encoded)
+  kept = core.jaxpr_as_fun(flops.without_recomputation(jax.make_jaxpr(loss)(params, *others)))
+
+  def scalar(params, others):
+    return kept(*params, *others)[0]
+
+  leaves = jax.tree.leaves(params), jax.tree.leaves(others)
+  return experiment.optim.accumulate * flops.count(jax.value_and_grad(scalar), *leaves)
 
 
 def _loss(experiment: Experiment, encoded: bool) -> tuple[Any, ...]:
