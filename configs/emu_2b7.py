@@ -82,7 +82,7 @@ IMAGE_512 = dataclasses.replace(
   text_encoders=(),  # of the stage before, as all from here on
   tokenizers=(),
   data=PICTURES,
-  optim=dataclasses.replace(IMAGE_256.optim, accumulate=4),  # 2 pictures a device, of 256
+  optim=dataclasses.replace(IMAGE_256.optim, accumulate=2),  # 4 pictures a device, of 256
   loop=loop(200_000),
 )
 STAGES = (
