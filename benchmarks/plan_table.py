@@ -70,14 +70,18 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def tables(plans: Sequence[Plan]) -> str:
+  """Both tables."""
+  head, rows = weak_scaling(plans)
+  parts = [markdown(HEAD, map(row, plans)), *([markdown(head, rows)] if rows else [])]
+  return "\n\n".join(parts)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("files", nargs="+", type=pathlib.Path, help="JSON of emu-train plan")
   plans = [plan for file in parser.parse_args().files for plan in json.loads(file.read_text())]
-  print(markdown(HEAD, map(row, plans)))
-  head, rows = weak_scaling(plans)
-  if rows:
-    print(f"\n{markdown(head, rows)}")
+  print(tables(plans))
 
 
 if __name__ == "__main__":

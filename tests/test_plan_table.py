@@ -1,6 +1,15 @@
 """Plans as tables."""
 
-from benchmarks import plan_table
+import pathlib
+
+import pytest
+
+from benchmarks import plan_all, plan_table
+from emu_jax.config import override
+from train.config import load_stages
+from train.planning import topologies
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 PLAN = {
   "stage": "video", "encoded": False, "topology": "v5e:4x4", "slices": 1, "batch": 32,
@@ -26,3 +35,15 @@ def test_growing_slices_are_compared_where_each_device_has_as_many_examples():
   assert head[3:] == ("16 devices", "64 devices")
   assert rows == [("video", "v5e", "2", "0.250 s, 50 %", "0.250 s, 50 %")]
   assert plan_table.weak_scaling([PLAN])[1] == []
+
+
+@pytest.mark.parametrize("config", [plan_all.VIDEO, plan_all.IMAGE])
+def test_every_stage_is_planned_for_every_chip_and_splits_over_it(config):
+  stages = {e.run_name: e for e in load_stages(str(ROOT / config))}
+  planned = set()
+  for _, stage, topology, options in (plan for plan in plan_all.PLANS if plan[0] == config):
+    experiment = override(stages[stage], options.split())
+    experiment.check_mesh(topologies.parse(topology).num_devices)
+    planned.add((stage, topology.split(":")[0]))
+  twice = {"image_offset"}  # the program of image_512
+  assert planned == {(s, chip) for s in stages.keys() - twice for chip in ("v5e", "v5p", "v6e")}
