@@ -18,8 +18,7 @@ of latents and T5-XXL. Not published: batches and steps of pretraining, which ar
 SDXL's here (arXiv:2307.01952, sec. 2.5), its rate and the number of steps at its end, the rate of
 quality-tuning and all of the autoencoder's values (ours).
 
-Not trained: no accelerator was at hand. Nor planned in full: meshes follow the
-bytes in docs/plans.md.
+Not trained: no accelerator was at hand. Meshes and micro-batches follow the plans in docs/plans.md.
 """
 
 import dataclasses

@@ -13,8 +13,7 @@ and zero terminal SNR, 8 and then 16 frames at 4 a second; 1600 lively clips at 
 rate; 8 -> 37 frames. Not published: the steps of the last two stages, whether the lively clips have
 8 or 16 frames, the weight of the average and how often conditions are dropped (DataConfig's).
 
-Not trained: no accelerator was at hand. Nor planned in full: meshes follow the
-bytes in docs/plans.md.
+Not trained: no accelerator was at hand. Meshes and micro-batches follow the plans in docs/plans.md.
 """
 
 import dataclasses
