@@ -29,7 +29,7 @@ import time
 
 import jax
 
-from benchmarks.measuring import commit, say
+from benchmarks.basics import commit, say
 from emu_jax.run import complete, load_numpy
 from train import command
 

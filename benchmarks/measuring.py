@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from collections.abc import Callable, Iterator
 
 import jax
 import torch
+
+from benchmarks.basics import commit, root, say
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "diffusers", "numpy")
 
@@ -104,24 +105,3 @@ def busy(seconds: float = 2.0) -> float:
   time.sleep(seconds)
   every_after, idle_after = read()
   return 1 - (idle_after - idle) / max(every_after - every, 1)
-
-
-def commit() -> str:
-  """The checkout's commit, with a mark where files differ from it."""
-  git = lambda *words: subprocess.run(
-    ["git", *words], capture_output=True, text=True, cwd=root()
-  ).stdout.strip()
-  changed = git("status", "--porcelain", "--untracked-files=no")
-  return (git("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if changed else "")
-
-
-def root() -> pathlib.Path:
-  return pathlib.Path(__file__).resolve().parents[1]
-
-
-def say(text: str) -> None:
-  print(f"{datetime.datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
-
-
-def spread(values: list[float]) -> str:
-  return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"

@@ -2,9 +2,10 @@
 
   python -m benchmarks.plan_all plans                # hours; what is in the folder stays
   python -m benchmarks.plan_all plans --memory-only  # what fits, without times
-  python -m benchmarks.plan_all plans --only "v6e:16x16 video_256"
+  python -m benchmarks.plan_all plans --only v6e:16x16 video_256
 
-Each plan is a process of its own. Options beside the config's own values stand in `PLANS`.
+Each plan is a process of its own. Options beside the config's own values stand in `PLANS`. A plan
+of memory alone is made again where times are wanted.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import subprocess
 import sys
 
 from benchmarks import plan_table
-from benchmarks.measuring import root, say
+from benchmarks.basics import root, say
 
 VIDEO, IMAGE = "configs/emu_video_4b3.py", "configs/emu_2b7.py"
 TWO = "--optim.accumulate 1"  # two clips a device at a time, where there is memory for them
@@ -64,18 +65,27 @@ def command(file: pathlib.Path, plan: tuple[str, ...], memory_only: bool) -> lis
   return [*run, *words, *options.split(), *["--memory_only"] * memory_only]
 
 
+def planned(file: pathlib.Path, memory_only: bool) -> bool:
+  """Whether the file holds as much as is wanted."""
+  if not file.is_file():
+    return False
+  (plan,) = json.loads(file.read_text())
+  return memory_only or "shortage" in plan or plan["seconds"] is not None
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("folder", type=pathlib.Path, help="of the plans, a JSON file each")
   parser.add_argument("--memory-only", action="store_true", help="a third of the time, no times")
-  parser.add_argument("--only", default="", help="topology and stage of one plan, or a part of it")
+  parser.add_argument("--only", nargs="+", default=(), help="a topology, a stage, or both")
   arguments = parser.parse_args()
   arguments.folder.mkdir(parents=True, exist_ok=True)
   done, failed = [], []
   for plan in PLANS:
     title = f"{plan[2]} {plan[1]}"
     file = arguments.folder.absolute() / f"{title.replace(':', '_').replace(' ', '_')}.json"
-    if not file.is_file() and arguments.only in title:
+    wanted = set(arguments.only) <= set(title.split())
+    if wanted and not planned(file, arguments.memory_only):
       say(title)
       if subprocess.run(command(file, plan, arguments.memory_only), cwd=root()).returncode:
         failed.append(title)

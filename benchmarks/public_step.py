@@ -24,7 +24,8 @@ import torch
 import tyro
 from flax.traverse_util import unflatten_dict
 
-from benchmarks.measuring import compilations_kept, machine, pin, say, spread, timed, warm
+from benchmarks.basics import say, spread
+from benchmarks.measuring import compilations_kept, machine, pin, timed, warm
 from emu_jax.typing import Conditions, Params
 from emu_jax.weights.model import described
 from emu_jax.weights.table import split

@@ -3,7 +3,7 @@
 import statistics
 
 from benchmarks.agreement import LOSSES, TOLERANCE
-from benchmarks.measuring import spread
+from benchmarks.basics import spread
 
 QUIET = 0.1  # of the machine, above which others' work shows in the times
 NOISY = " **That is too much: the times below are no measurement.**"

@@ -20,8 +20,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.basics import say, spread
 from benchmarks.data_wait import before, experiment
-from benchmarks.measuring import say, spread
 from emu_jax.config import to_dict
 from emu_jax.data.pipeline import batches, open_source
 from emu_jax.data.shapes import prepare_shapes

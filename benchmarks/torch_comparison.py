@@ -17,7 +17,8 @@ import tyro
 
 from benchmarks import with_jax, with_torch
 from benchmarks.agreement import agreement, disagreements
-from benchmarks.measuring import child, compilations_kept, machine, pin, say, timed, warm
+from benchmarks.basics import say
+from benchmarks.measuring import child, compilations_kept, machine, pin, timed, warm
 from benchmarks.problem import inputs
 from benchmarks.report import report
 

@@ -22,7 +22,8 @@ import torch
 from jax.profiler import ProfileData
 
 from benchmarks import with_jax
-from benchmarks.measuring import compilations_kept, machine, pin, spread, timed, warm
+from benchmarks.basics import spread
+from benchmarks.measuring import compilations_kept, machine, pin, timed, warm
 from benchmarks.problem import inputs
 from benchmarks.torch_comparison import Arguments, prepared
 from train.planning import flops

@@ -17,7 +17,7 @@ import tempfile
 import jax
 import numpy as np
 
-from benchmarks.measuring import spread
+from benchmarks.basics import spread
 from emu_jax import weights
 from emu_jax.models.text import t5_xl
 from emu_jax.models.unet import UNetConfig

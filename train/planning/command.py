@@ -1,6 +1,7 @@
 """`emu-train plan`: what a training step will need of TPUs that are not there."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -16,7 +17,8 @@ from emu_jax.config import override
 from emu_jax.errors import InputError
 from emu_jax.sharding import MeshConfig, make_mesh, with_shardings
 from train.config import Experiment, load_stages
-from train.planning import compiling, piecewise, programs, report, search, topologies
+from train.planning import compiling, piecewise, report, search, topologies
+from train.planning.programs import Program, Sampling, Training
 from train.planning.topologies import Topology
 
 
@@ -55,17 +57,16 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What is to be planned.
+  """How a stage is planned.
 
   Attributes:
+    program: of an experiment and a mesh: `programs.Training` or `programs.Sampling`.
     say: prints a line of progress.
   """
 
-  experiment: Experiment
-  mesh: Mesh
+  program: Callable[[Experiment, Mesh], Program]
   topology: Topology
-  sample: bool
-  encoded: bool
+  whole: bool
   memory_only: bool
   say: Callable[[str], None]
 
@@ -96,17 +97,15 @@ def main(arguments: Plan, words: list[str]) -> None:
     raise InputError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
   jax.config.update("jax_platforms", "cpu")  # what is not compiled ahead runs here
   devices = topologies.devices(topology)
-  meshes = [make_mesh(devices, experiment.mesh) for experiment in chosen]
-  for experiment, mesh in zip(chosen, meshes, strict=True):
-    if not arguments.search:
-      experiment.check_mesh(mesh.size)
+  program = Sampling if arguments.sample else functools.partial(Training, encoded=arguments.encoded)
+  # Of all stages before the first is compiled: a mesh that does not suit one is said at once.
+  ready = [] if arguments.search else [program(e, make_mesh(devices, e.mesh)) for e in chosen]
   plans = []
-  for experiment, mesh in zip(chosen, meshes, strict=True):
+  for i, experiment in enumerate(chosen):
     began = time.monotonic()
     say = lambda text, began=began, stage=experiment.run_name: tell(f"{stage}: {text}", began)
-    a = arguments
-    work = Work(experiment, mesh, topology, a.sample, a.encoded, a.memory_only, say)
-    found = searched(work, devices) if arguments.search else [plan(work, arguments.whole)]
+    work = Work(program, topology, arguments.whole, arguments.memory_only, say)
+    found = searched(work, experiment, devices) if arguments.search else [plan(work, ready[i])]
     plans += found
     for each in found:
       print("\n".join(shown(each)), flush=True)
@@ -116,36 +115,35 @@ def main(arguments: Plan, words: list[str]) -> None:
     partial.rename(arguments.json)
 
 
-def plan(work: Work, whole: bool) -> dict[str, Any]:
+def plan(work: Work, program: Program) -> dict[str, Any]:
   """The figures of one stage, and what they are of."""
-  measured, pieces = planned_whole(work) if whole else planned_by_blocks(work)
+  measured, pieces = (
+    planned_whole(work, program) if work.whole else planned_by_blocks(work, program)
+  )
   work.say("counting the model's arithmetic")
-  if work.sample:
-    flops = programs.sampling_flops(work.experiment, work.mesh)
-  else:
-    flops = programs.model_flops(work.experiment, work.encoded)
+  flops = program.flops()
   work.say("done")
   return {
-    "stage": work.experiment.run_name,
-    "program": "sampling" if work.sample else "training step",
+    "stage": program.experiment.run_name,
+    "program": program.name,
     "topology": work.topology.name,
     "slices": work.topology.slices,
-    "mesh": dict(work.mesh.shape),
-    "batch": work.experiment.data.batch_size,
-    "accumulate": work.experiment.optim.accumulate,
-    "encoded": work.encoded,
-    "whole": whole,
+    "mesh": dict(program.mesh.shape),
+    "batch": program.experiment.data.batch_size,
+    "accumulate": program.accumulate,
+    "encoded": program.encoded,
+    "whole": work.whole,
   } | report.figures(measured, work.topology, flops, pieces)
 
 
-def searched(work: Work, devices: Sequence[Any]) -> list[dict[str, Any]]:
+def searched(work: Work, experiment: Experiment, devices: Sequence[Any]) -> list[dict[str, Any]]:
   """Plans of a short list of meshes, each with its largest batch; the cheapest an example first."""
-  experiment, topology, num = work.experiment, work.topology, len(devices)
+  topology, num = work.topology, len(devices)
   one = search.with_mesh(experiment, MeshConfig(num), 1)
   work.say(f"tracing one example for each of {num} devices")
-  mesh = make_mesh(devices, one.mesh)
-  kept = search.kept_bytes(programs.step_calls(one, mesh, work.encoded)) / num
-  state, frozen, batch = programs.step_arguments(one, mesh, work.encoded)
+  program = work.program(one, make_mesh(devices, one.mesh))
+  kept = search.kept_bytes(program.calls()) / num
+  state, frozen, batch = program.arguments
   fitting = []
   for config in search.candidates(num, experiment.clips.num_frames):
     if fitting and config.frames > fitting[0].mesh.frames:
@@ -169,8 +167,7 @@ def searched(work: Work, devices: Sequence[Any]) -> list[dict[str, Any]]:
     examples, plans = candidate.examples, []
     while examples and not (plans and plans[-1]["fits"]):
       smaller = search.with_mesh(experiment, candidate.mesh, examples)
-      mesh = make_mesh(devices, candidate.mesh)
-      plans.append(plan(dataclasses.replace(work, experiment=smaller, mesh=mesh), whole=False))
+      plans.append(plan(work, work.program(smaller, make_mesh(devices, candidate.mesh))))
       examples //= 2
     found.append(plans[-1])
   return sorted(found, key=lambda each: (not each["fits"], cost(each)))
@@ -192,41 +189,33 @@ def shown(found: dict[str, Any]) -> list[str]:
   return [title, *(f"  {line}" for line in report.lines(found))]
 
 
-def planned_whole(work: Work) -> tuple[compiling.Measured, tuple]:
+def planned_whole(work: Work, program: Program) -> tuple[compiling.Measured, tuple]:
   """As one program."""
-  work.say(f"tracing for {work.mesh.size} devices")
-  if work.sample:
-    lowered = programs.lower_sampling(work.experiment, work.mesh)
-  else:
-    lowered = programs.lower(work.experiment, work.mesh, work.encoded)
+  work.say(f"tracing for {program.mesh.size} devices")
+  lowered = program.lower()
   work.say("compiling the whole (kept for the next time)")
   return compiling.compiled(lowered, work.topology, work.memory_only), ()
 
 
-def planned_by_blocks(work: Work) -> tuple[compiling.Measured, list[piecewise.Piece]]:
+def planned_by_blocks(
+  work: Work, program: Program
+) -> tuple[compiling.Measured, list[piecewise.Piece]]:
   """As the sum of its blocks."""
-  experiment, mesh = work.experiment, work.mesh
+  mesh, topology, accumulate = program.mesh, work.topology, program.accumulate
   work.say(f"tracing for {mesh.size} devices")
-  state, frozen, batch = programs.step_arguments(experiment, mesh, work.encoded)
-  if work.sample:
-    calls = programs.sample_calls(experiment, mesh)
-    needed, sums, update, accumulate = (state.ema, frozen, batch), 0, 0, 1
-  else:
-    calls = programs.step_calls(experiment, mesh, work.encoded)
-    needed, accumulate = (state, frozen, batch), experiment.optim.accumulate
-    # Gradients are read twice, the rest (4 arrays) is read and written; sums of several
-    # micro-batches are read and written for each.
-    several, trained = accumulate > 1, piecewise.tree_share(state.params)
-    sums, update = several * trained, (10 + several * 3 * accumulate) * trained
-  pieces = piecewise.measure(calls, mesh, work.topology, work.memory_only, work.say, accumulate)
+  calls = program.calls()
+  pieces = piecewise.measure(calls, mesh, topology, work.memory_only, work.say, accumulate)
+  # Gradients are read twice, the rest (4 arrays) is read and written; sums of several
+  # micro-batches are read and written for each.
+  several, trained = accumulate > 1, piecewise.tree_share(program.trained)
   measured = piecewise.total(
     calls,
     pieces,
     mesh,
-    work.topology,
-    arguments=sum(map(piecewise.tree_share, needed)),
-    update=update,
-    sums=sums,
+    topology,
+    arguments=piecewise.tree_share(program.arguments),
+    update=(10 + several * 3 * accumulate) * trained,
+    sums=several * trained,
     accumulate=accumulate,
   )
   return measured, pieces

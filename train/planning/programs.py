@@ -1,11 +1,11 @@
 """The real programs of a stage, its training step and its sampling, of shapes: no array is made.
 
-Frozen trees are taken to be in their network's dtype, as `emu-train run` loads public ones. With
-`encoded` the data is what `emu-train encode` leaves, and the step is without encoders.
+Frozen trees are taken to be in their network's dtype, as `emu-train run` loads public ones.
 """
 
 import dataclasses
-from functools import partial
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +29,151 @@ from train.state import abstract_state
 from train.step import jitted_step
 
 STORED = "float16"  # what `emu-train encode` stores unless told otherwise
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """A stage's training step on a mesh.
+
+  Attributes:
+    encoded: its data is what `emu-train encode` leaves.
+  """
+
+  experiment: Experiment
+  mesh: Mesh
+  encoded: bool = False
+
+  def __post_init__(self):
+    self.experiment.check_mesh(self.mesh.size)
+
+  name = "training step"
+
+  @functools.cached_property
+  def stage(self) -> Stage:
+    """The stage as it trains, its frozen trees as shapes."""
+    text = "" if self.experiment.trains_text else "by these encoders"
+    size = self.experiment.model.image.size
+    ahead = Encoding(size, {}, "by this one", text) if self.encoded else None
+    return build(self.experiment, inherited_shapes(self.experiment), {}, ((), ()), encoding=ahead)
+
+  @functools.cached_property
+  def batch(self) -> dict[str, Any]:
+    """Shapes of a step's batch, over all devices."""
+    return (encoded_shapes if self.encoded else batch_shapes)(self.experiment)
+
+  @functools.cached_property
+  def arguments(self) -> tuple[Any, Any, Any]:
+    """Shapes and placement of the state, the frozen trees and the batch."""
+    split = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch_sharding(self.mesh))
+    return (
+      abstract_state(self.stage, self.experiment.optim, jax.random.key(0), self.mesh),
+      with_shardings(self.stage.frozen, self.mesh),
+      jax.tree.map(split, self.batch),
+    )
+
+  @property
+  def trained(self) -> Params:
+    """Shapes and placement of what the update writes."""
+    return self.arguments[0].params
+
+  @property
+  def accumulate(self) -> int:
+    """Micro-batches of a step."""
+    return self.experiment.optim.accumulate
+
+  def calls(self) -> list[blocks.Call]:
+    """The blocks of one micro-batch, in their order."""
+    traced = self._loss()  # before the mesh is set: devices that are not here make no array
+    with jax.set_mesh(self.mesh):  # networks pin their activations to it
+      return blocks.trace(*traced)
+
+  def lower(self) -> jax.stages.Lowered:
+    """The step as one program, traced."""
+    state, frozen, batch = self.arguments
+    optim, steps = self.experiment.optim, self.experiment.loop.num_steps
+    step, key = jitted_step(self.stage.loss, optim, steps, state), _key(self.mesh)
+    with jax.set_mesh(self.mesh):
+      return step.func.lower(state, frozen, batch, key, **step.keywords)
+
+  def flops(self) -> int:
+    """Operations of loss and gradient for the whole batch, none of them a recomputation."""
+    loss, params, *others = self._loss()
+    kept = core.jaxpr_as_fun(flops.without_recomputation(jax.make_jaxpr(loss)(params, *others)))
+
+    def scalar(params, others):
+      return kept(*params, *others)[0]
+
+    leaves = jax.tree.leaves(params), jax.tree.leaves(others)
+    return self.accumulate * flops.count(jax.value_and_grad(scalar), *leaves)
+
+  def _loss(self) -> tuple[Any, ...]:
+    """The mean loss of a micro-batch and its arguments, of which the first trains."""
+    stage, key = self.stage, _key()
+    micro = self.experiment.data.batch_size // self.accumulate
+    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((micro, *a.shape[1:]), a.dtype), self.batch)
+
+    def loss(params, frozen, batch, key):
+      return stage.loss(params, frozen, batch, key, jnp.zeros((), jnp.int32))[0].mean()
+
+    return loss, jax.eval_shape(stage.init, key), stage.frozen, batch, key
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """What a stage samples with, for a batch of prompts: every step, and decoding."""
+
+  experiment: Experiment
+  mesh: Mesh
+
+  name = "sampling"
+  encoded = False
+  accumulate = 1
+  trained = ()
+
+  @functools.cached_property
+  def training(self) -> Training:
+    """The stage's step on as many examples."""
+    wanted = dataclasses.replace(self.experiment, num_samples=self.experiment.data.batch_size)
+    return Training(wanted, self.mesh)
+
+  @functools.cached_property
+  def arguments(self) -> tuple[Any, Any, Any]:
+    """Shapes and placement of the average, the frozen trees and the batch."""
+    state, frozen, batch = self.training.arguments
+    return state.ema, frozen, batch
+
+  @functools.cached_property
+  def sample(self) -> Callable:
+    """The jitted function of `arguments` and a key."""
+    wanted = self.training.experiment
+    tokens = tuple(np.zeros((1, t.max_length), np.int32) for t in wanted.model.image.text)
+    masks = tuple(np.ones(a.shape, bool) for a in tokens)
+    return build(wanted, inherited_shapes(wanted), {}, (tokens, masks)).sample
+
+  def calls(self) -> list[blocks.Call]:
+    """The blocks of all steps and of decoding, in their order."""
+    sample, arguments = self.sample, (*self.arguments, _key())
+    with jax.set_mesh(self.mesh):
+      return blocks.trace(lambda _, *others: sample(*others), None, *arguments)
+
+  def lower(self) -> jax.stages.Lowered:
+    """All of it as one program, traced."""
+    sample, arguments = self.sample, (*self.arguments, _key(self.mesh))
+    with jax.set_mesh(self.mesh):
+      return sample.lower(*arguments)
+
+  def flops(self) -> int:
+    """Operations of sampling the whole batch."""
+    return flops.count(self.sample, *self.arguments, _key())
+
+
+Program = Training | Sampling
+
+
+def _key(mesh: Mesh | None = None) -> jax.ShapeDtypeStruct:
+  """A key's shape; with a mesh, whole on every device."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=mesh and replicated(mesh))
 
 
 def inherited_shapes(experiment: Experiment) -> Params:
@@ -81,118 +226,15 @@ def encoded_shapes(experiment: Experiment) -> dict[str, Any]:
     batch_shapes(experiment),
   )
   frames = batch.pop("frames")
-  batch["moments"] = jax.eval_shape(partial(encoding.moments, image, STORED), trees, frames)
+  batch["moments"] = jax.eval_shape(
+    functools.partial(encoding.moments, image, STORED), trees, frames
+  )
   if not experiment.trains_text:
     words = batch.pop("tokens"), batch.pop("masks")
-    text = jax.eval_shape(partial(encoding.features, image), trees, words)
+    text = jax.eval_shape(functools.partial(encoding.features, image), trees, words)
     stored = tuple(jax.ShapeDtypeStruct(a.shape, jnp.dtype(STORED)) for a in text.texts)
     batch["text"] = {"texts": stored, "masks": text.masks, "vectors": text.vectors}
   return batch
-
-
-def stage_shapes(experiment: Experiment, encoded: bool = False) -> Stage:
-  """The stage as it trains, its frozen trees as shapes."""
-  text = "" if experiment.trains_text else "by these encoders"
-  ahead = Encoding(experiment.model.image.size, {}, "by this one", text) if encoded else None
-  return build(experiment, inherited_shapes(experiment), {}, ((), ()), encoding=ahead)
-
-
-def lower(experiment: Experiment, mesh: Mesh, encoded: bool = False) -> jax.stages.Lowered:
-  """The training step for a mesh, traced; state and frozen trees lie as `tree_shardings` says."""
-  experiment.check_mesh(mesh.size)
-  stage, key = stage_shapes(experiment, encoded), jax.random.key(0)
-  state, frozen, batch = step_arguments(experiment, mesh, encoded)
-  step = jitted_step(stage.loss, experiment.optim, experiment.loop.num_steps, state)
-  with jax.set_mesh(mesh):  # networks pin their activations to it
-    return step.func.lower(
-      state,
-      frozen,
-      batch,
-      jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh)),
-      **step.keywords,
-    )
-
-
-def step_arguments(
-  experiment: Experiment, mesh: Mesh, encoded: bool = False
-) -> tuple[Any, Any, Any]:
-  """Shapes and placement of the state, the frozen trees and the batch of a training step."""
-  stage, key = stage_shapes(experiment, encoded), jax.random.key(0)
-  batch = encoded_shapes(experiment) if encoded else batch_shapes(experiment)
-  split = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch_sharding(mesh))
-  return (
-    abstract_state(stage, experiment.optim, key, mesh),
-    with_shardings(stage.frozen, mesh),
-    jax.tree.map(split, batch),
-  )
-
-
-def step_calls(experiment: Experiment, mesh: Mesh, encoded: bool = False) -> list[blocks.Call]:
-  """The blocks of one micro-batch of a training step for a mesh, in their order."""
-  experiment.check_mesh(mesh.size)
-  traced = _loss(experiment, encoded)
-  with jax.set_mesh(mesh):
-    return blocks.trace(*traced)
-
-
-def model_flops(experiment: Experiment, encoded: bool = False) -> int:
-  """Operations of loss and gradient for the whole batch, none of them a recomputation."""
-  loss, params, *others = _loss(experiment, encoded)
-  kept = core.jaxpr_as_fun(flops.without_recomputation(jax.make_jaxpr(loss)(params, *others)))
-
-  def scalar(params, others):
-    return kept(*params, *others)[0]
-
-  leaves = jax.tree.leaves(params), jax.tree.leaves(others)
-  return experiment.optim.accumulate * flops.count(jax.value_and_grad(scalar), *leaves)
-
-
-def _loss(experiment: Experiment, encoded: bool) -> tuple[Any, ...]:
-  """The mean loss of a micro-batch and its arguments, of which the first trains."""
-  stage, key = stage_shapes(experiment, encoded), jax.eval_shape(lambda: jax.random.key(0))
-  micro = experiment.data.batch_size // experiment.optim.accumulate
-  batch = jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct((micro, *a.shape[1:]), a.dtype),
-    encoded_shapes(experiment) if encoded else batch_shapes(experiment),
-  )
-
-  def loss(params, frozen, batch, key):
-    return stage.loss(params, frozen, batch, key, jnp.zeros((), jnp.int32))[0].mean()
-
-  return loss, jax.eval_shape(stage.init, key), stage.frozen, batch, key
-
-
-def sampling(experiment: Experiment, mesh: Mesh) -> tuple[Any, ...]:
-  """What a stage samples with, for a batch of prompts: a function and its arguments, placed."""
-  wanted = dataclasses.replace(experiment, num_samples=experiment.data.batch_size)
-  tokens = tuple(np.zeros((1, t.max_length), np.int32) for t in experiment.model.image.text)
-  masks = tuple(np.ones(a.shape, bool) for a in tokens)
-  stage = build(wanted, inherited_shapes(wanted), {}, (tokens, masks))
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  state, frozen, batch = step_arguments(wanted, mesh)
-  return stage.sample, state.ema, frozen, batch, key
-
-
-def sample_calls(experiment: Experiment, mesh: Mesh) -> list[blocks.Call]:
-  """The blocks of sampling a batch on a mesh, of every step and of decoding, in their order."""
-  experiment.check_mesh(mesh.size)
-  sample, *arguments = sampling(experiment, mesh)
-  with jax.set_mesh(mesh):
-    return blocks.trace(lambda _, *others: sample(*others), None, *arguments)
-
-
-def lower_sampling(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
-  """Sampling a batch on a mesh, traced."""
-  experiment.check_mesh(mesh.size)
-  sample, *arguments, key = sampling(experiment, mesh)
-  key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-  with jax.set_mesh(mesh):
-    return sample.lower(*arguments, key)
-
-
-def sampling_flops(experiment: Experiment, mesh: Mesh) -> int:
-  """Operations of sampling the whole batch."""
-  return flops.count(*sampling(experiment, mesh))
 
 
 def _cast(tree: Params, dtype: str) -> Params:

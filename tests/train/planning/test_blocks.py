@@ -11,9 +11,10 @@ from flax import linen as nn
 from emu_jax.sharding import make_mesh
 from tests.tiny import MODEL
 from train.config import DataConfig, Experiment
-from train.planning import blocks, flops, piecewise, programs
+from train.planning import blocks, flops, piecewise
 from train.planning.blocks import Array, Call
 from train.planning.compiling import Measured
+from train.planning.programs import Training
 
 
 def experiment(stage):
@@ -23,8 +24,13 @@ def experiment(stage):
 
 
 @functools.cache
+def step(stage, encoded=False):
+  return Training(experiment(stage), make_mesh(jax.devices()[:1]), encoded)
+
+
+@functools.cache
 def of_step(stage, encoded=False):
-  return programs.step_calls(experiment(stage), make_mesh(jax.devices()[:1]), encoded)
+  return step(stage, encoded).calls()
 
 
 # Interpolation encodes its 37 frames 8 at a time, in a loop of four rounds and a rest.
@@ -41,13 +47,13 @@ def test_blocks_hold_all_the_arithmetic_of_the_step(stage, encoded):
       for arrays in (call.inputs, call.smooth_outputs)
     ]
     total += call.times * flops.count(piecewise.block_step(call, None), *shapes)
-  assert total == programs.model_flops(experiment(stage), encoded)
+  assert total == step(stage, encoded).flops()
 
 
 def test_a_step_on_encoded_records_has_no_encoders():
   calls = of_step("interpolation", encoded=True)
   assert not [call.kind for call in calls if call.kind in ("ClipLayer", "T5Layer")]
-  own = programs.step_arguments(experiment("interpolation"), make_mesh(jax.devices()[:1]), True)
+  own = step("interpolation", encoded=True).arguments
   assert {"autoencoder", "text"}.isdisjoint(own[1])
   assert set(own[2]) == {"moments", "text", "image_dropped"}
 
@@ -61,7 +67,7 @@ def test_only_what_trains_has_gradients():
     if array.trained
   }
   assert all("temporal" in f"{name}/{path}" or name == "concat_in" for name, path in trained)
-  own = jax.eval_shape(programs.stage_shapes(experiment("interpolation")).init, jax.random.key(0))
+  own = jax.eval_shape(step("interpolation").stage.init, jax.random.key(0))
   assert len(trained) == len(jax.tree.leaves(own))
   assert not any(call.differentiated for call in calls if call.kind in ("ClipLayer", "T5Layer"))
   attention = [call for call in calls if "SpatialTransformer" in call.kind]

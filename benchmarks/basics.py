@@ -1,0 +1,28 @@
+"""What every script here says and asks: progress, the checkout, a median. Needs no package."""
+
+import datetime
+import pathlib
+import statistics
+import subprocess
+import sys
+
+
+def commit() -> str:
+  """The checkout's commit, with a mark where files differ from it."""
+  git = lambda *words: subprocess.run(
+    ["git", *words], capture_output=True, text=True, cwd=root()
+  ).stdout.strip()
+  changed = git("status", "--porcelain", "--untracked-files=no")
+  return (git("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if changed else "")
+
+
+def root() -> pathlib.Path:
+  return pathlib.Path(__file__).resolve().parents[1]
+
+
+def say(text: str) -> None:
+  print(f"{datetime.datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
+
+
+def spread(values: list[float]) -> str:
+  return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
