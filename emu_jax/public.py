@@ -75,14 +75,16 @@ def load_image_model(
   dtype: Precision | None = None,
   widen: bool = False,
   mesh: Mesh | None = None,
+  host: bool = False,
 ) -> PublicModel:
   """The image model of a Stable Diffusion folder (1, 2, XL, InstructPix2Pix, inpainting, upscaler).
 
   Args:
-    dtype, widen, mesh: as `emu_jax.weights.load` takes them.
+    dtype, widen, mesh, host: as `emu_jax.weights.load` takes them.
   Raises: InputError where the folder is another pipeline, or a part of it cannot be read.
   """
-  return _assembled(pathlib.Path(folder), TEXTS, {"dtype": dtype, "widen": widen, "mesh": mesh})
+  how = {"dtype": dtype, "widen": widen, "mesh": mesh, "host": host}
+  return _assembled(pathlib.Path(folder), TEXTS, how)
 
 
 def load_animation(
@@ -185,13 +187,13 @@ def check_text(config: TextConfig, folder: str | pathlib.Path) -> None:
 
 
 def load_text(folder: str | pathlib.Path, config: TextConfig) -> Params:
-  """The weights of the text encoder that a config describes, in its dtype.
+  """The weights of the text encoder that a config describes, in its dtype, as numpy arrays.
 
   Raises: InputError for a folder that holds another one.
   """
   check_text(config, folder)
   half = None if config.dtype == "float32" else config.dtype  # frozen: as it is computed with
-  return load(folder, dtype=half).params
+  return load(folder, dtype=half, host=True).params
 
 
 def _check_equal(ours: Any, theirs: Any, free: tuple[str, ...], who: str, where: str) -> None:

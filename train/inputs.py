@@ -20,7 +20,10 @@ STATISTICS_EXAMPLES = 512  # from which the spread of latents is measured
 
 
 def inherit(experiment: Experiment) -> Params:
-  """The trees that a stage begins with: of the run before it, or of public models."""
+  """The trees that a stage begins with: of the run before it, or of public models.
+
+  They are in the host's memory: no device holds more than its share of what is placed later.
+  """
   folders, encoders = experiment.text_encoders, experiment.model.image.text
   public = {str(i): load_text(*pair) for i, pair in enumerate(zip(folders, encoders, strict=False))}
   return before(experiment) | ({"text": public} if public else {})
@@ -35,7 +38,7 @@ def before(experiment: Experiment) -> Params:
   image = experiment.model.image
   # What stays frozen needs no more digits than it is computed with.
   half = None if image.unet.dtype == "float32" else image.unet.dtype
-  model = load_image_model(experiment.init_from, dtype=half)
+  model = load_image_model(experiment.init_from, dtype=half, host=True)
   check_same(image, model, experiment.init_from)
   return model.trees
 

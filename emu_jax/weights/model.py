@@ -1,6 +1,7 @@
 """One public model in and out: config.json with safetensors, or with our Orbax copy of them."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -49,6 +50,7 @@ def load(
   dtype: Precision | None = None,
   widen: bool = False,
   mesh: Mesh | None = None,
+  host: bool = False,
 ) -> Loaded:
   """The network of a diffusers or transformers folder, or of a converted one, with its weights.
 
@@ -60,19 +62,21 @@ def load(
     widen: take float16 weights too, as float32. Without it they are refused: float16 has lost
       small numbers that no later precision brings back.
     mesh: where each array goes, by the rules of emu_jax.sharding; None: one device, JAX's first.
+    host: leave the arrays to numpy instead, for who places them later.
   Raises: InputError for anything but a whole checkpoint of a known class with known options.
   """
   path = pathlib.Path(path)
   architecture, config = described(path)
   if dtype is not None:
     config = dataclasses.replace(config, dtype=dtype)
+  put = (lambda _, array: array) if host else functools.partial(_put, mesh)
   if (path / PARAMS).is_dir():
     leaves = flatten_dict(load_numpy(path / PARAMS), sep="/")
     _fitting(architecture, config, leaves, f"{path / PARAMS} holds other parameters than those")
     cast = lambda a: a if dtype is None else a.astype(dtype)
-    params = unflatten_dict({p: _put(p, cast(leaves.pop(p)), mesh) for p in list(leaves)}, sep="/")
+    params = unflatten_dict({p: put(p, cast(leaves.pop(p))) for p in list(leaves)}, sep="/")
   else:
-    params = _read(architecture, config, path, dtype, widen, mesh)
+    params = _read(architecture, config, path, dtype, widen, put)
   return Loaded(architecture.module(config), params)
 
 
@@ -100,11 +104,11 @@ def described(path: str | pathlib.Path) -> tuple[Architecture, Any]:
   return architecture, config
 
 
-def _put(leaf: str, array: np.ndarray, mesh: Mesh | None) -> jax.Array:
+def _put(mesh: Mesh | None, leaf: str, array: np.ndarray) -> jax.Array:
   return jax.device_put(array, mesh and leaf_sharding(leaf, array.shape, mesh))
 
 
-def _read(architecture, config, path, dtype, widen, mesh) -> Params:
+def _read(architecture, config, path, dtype, widen, put) -> Params:
   tensors = files.Tensors(path)
   groups = architecture.groups(config)
   names = architecture.matching(groups, tensors, str(path))
@@ -127,7 +131,7 @@ def _read(architecture, config, path, dtype, widen, mesh) -> Params:
     if dtype is not None or array.dtype == np.float16:
       array = array.astype(dtype or np.float32)
     parts = split(groups[name], array)
-    return {leaf: _put(leaf, part, mesh) for leaf, part in parts.items()}
+    return {leaf: put(leaf, part) for leaf, part in parts.items()}
 
   leaves = {}
   with ThreadPoolExecutor(THREADS) as pool:

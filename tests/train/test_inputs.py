@@ -5,6 +5,7 @@ import json
 
 import chex
 import jax
+import numpy as np
 import pytest
 
 from emu_jax import weights
@@ -31,7 +32,10 @@ def encoders(tmp_path):
 def test_a_stage_begins_with_public_text_encoders_and_their_tokenizers(encoders, tmp_path):
   folders, trees = encoders
   experiment = Experiment("image", MODEL, text_encoders=folders)
-  chex.assert_trees_all_equal(inherit(experiment), {"text": trees})
+  found = inherit(experiment)
+  chex.assert_trees_all_equal(found, {"text": trees})
+  # No device holds them whole, before each is given its part.
+  assert {type(leaf) for leaf in jax.tree.leaves(found)} == {np.ndarray}
   (tmp_path / "run").mkdir()
   kept = stage_tokenizers(experiment, tmp_path / "run", [])
   for tokenizer, folder in zip(kept, folders, strict=True):
