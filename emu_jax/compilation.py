@@ -1,10 +1,12 @@
 """How programs are compiled: what is kept for a second process, and what TPUs' compiler is told."""
 
+import functools
 import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 # Without it the compiler gathers a kernel that lies in pieces by a ring: a product or convolution
 # with each neighbour's piece, 16 small ones that leave most of a matrix unit idle. The number is
@@ -22,6 +24,27 @@ def enable_cache() -> pathlib.Path:
   return folder
 
 
-def compiler_options(mesh: Mesh) -> dict[str, int]:
-  """Of `jax.jit`, for programs of the devices of a mesh."""
-  return TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else {}
+class Jit:
+  """`jax.jit`, with what TPUs' compiler is told where the mesh of `jax.set_mesh` is one of TPUs.
+
+  Ours: options are `jax.jit`'s once and for all, and which devices a function is for is only known
+  when it is called.
+  """
+
+  def __init__(self, function: Callable, **how: Any):
+    functools.update_wrapper(self, function)
+    self._plain = jax.jit(function, **how)
+    self._tpu = jax.jit(function, compiler_options=TPU_OPTIONS, **how)
+
+  @property
+  def here(self) -> Callable:
+    """The function of `jax.jit` for the mesh that is set."""
+    mesh = jax.sharding.get_mesh()
+    of_tpus = not mesh.empty and mesh.devices.flat[0].platform == "tpu"
+    return self._tpu if of_tpus else self._plain
+
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    return self.here(*args, **kwargs)
+
+  def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+    return self.here.lower(*args, **kwargs)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from emu_jax.compilation import Jit
 from emu_jax.conditioning import TextFeatures
 from emu_jax.data.encoded import fields_of_captions
 from emu_jax.data.tokenizer import Tokenizer
@@ -83,7 +84,7 @@ class Encoder:
 
   def _on_mesh(self, function: Callable) -> Callable:
     """A function of trees and a batch as one of the batch alone, a tree of host arrays."""
-    run, sharding = jax.jit(function), batch_sharding(self.mesh)
+    run, sharding = Jit(function), batch_sharding(self.mesh)
 
     def call(batch):
       with jax.set_mesh(self.mesh):  # networks pin their activations to it

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
+from emu_jax.compilation import Jit
 from emu_jax.conditioning import KnownFrames
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import InputError
@@ -42,14 +43,14 @@ MADE_BY = {
 }  # the stage that leaves each tree, in the order of training
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling"))
+@functools.partial(Jit, static_argnames=("config", "sampling"))
 def _image(trees, prompts, negative, blank, key, scale, *, config: EmuConfig, sampling: Sampling):
   text, none = (text_features(config, trees, *words) for words in (prompts, negative))
   none = without_text(config, none, blank)
   return sample_image(config, trees, text, none, key, scale, sampling=sampling)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling"))
+@functools.partial(Jit, static_argnames=("config", "sampling"))
 def _edit(
   trees, given, prompts, empty, key, image_scale, text_scale, *,
   config: EmuConfig, sampling: Sampling,
@@ -61,7 +62,7 @@ def _edit(
   )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "known", "name", "sampling"))
+@functools.partial(Jit, static_argnames=("config", "known", "name", "sampling"))
 def _video(
   trees, given, prompts, empty, key, image_scale, text_scale, *,
   config: EmuVideoConfig, known: KnownFrames, name: str, sampling: Sampling,
@@ -72,7 +73,7 @@ def _video(
   )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling"))
+@functools.partial(Jit, static_argnames=("config", "sampling"))
 def _clip(
   trees, prompts, negative, blank, key, scale, *, config: AnimateDiffConfig, sampling: Sampling
 ):
@@ -81,13 +82,13 @@ def _clip(
   return sample_clip(config, trees, text, none, key, scale, sampling=sampling)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(Jit, static_argnames="config")
 def _encode(trees, frames, *, config: EmuConfig):
   pixels = frames.astype(jnp.float32) / 127.5 - 1
   return encode_frames(config.autoencoder, trees, pixels)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(Jit, static_argnames="config")
 def _decode(trees, latents, *, config: EmuConfig):
   return to_bytes(decode_latents(config.autoencoder, trees, latents))
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from emu_jax import public
+from emu_jax.compilation import Jit
 from emu_jax.config import refused
 from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -112,7 +113,7 @@ class StableVideo:
       return np.asarray(_animate(*inputs, nets=self.nets, sampling=sampling, chunk=chunk))
 
 
-@functools.partial(jax.jit, static_argnames=("nets", "sampling", "chunk"))
+@functools.partial(Jit, static_argnames=("nets", "sampling", "chunk"))
 def _animate(trees, pictures, key, motion, *, nets: Nets, sampling: SvdSampling, chunk: int):
   key_picture, key_clip = jax.random.split(key)
   pixels = pictures.astype(jnp.float32) / 127.5 - 1

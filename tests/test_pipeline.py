@@ -168,10 +168,10 @@ jax.monitoring.register_event_duration_secs_listener(
 def test_another_seed_prompt_or_scale_compiles_nothing(model):
   ask(model, frames=37)
   COMPILED.clear()
-  traced = module._image._cache_size(), module._video._cache_size()
+  traced = module._image.here._cache_size(), module._video.here._cache_size()
   ask(model, frames=37, seed=12, prompt=OTHER, negative="blue")
   ask(model, frames=37, guidance=Guidance(picture=3.0, image=1.0, text=2.5))
-  assert (module._image._cache_size(), module._video._cache_size()) == traced
+  assert (module._image.here._cache_size(), module._video.here._cache_size()) == traced
   assert not COMPILED
   ask(model, frames=1, sampling=Sampling(num_steps=3))  # what would be seen, were it otherwise
   assert COMPILED

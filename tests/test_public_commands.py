@@ -63,11 +63,11 @@ def test_animate_diff_makes_clips_of_prompts(folders, tmp_path, way):
   assert len(frames) == 16
   assert fps == pytest.approx(8, rel=0.05)  # a GIF counts in hundredths of a second
   assert np.any(frames[0] != frames[-1])
-  compiled = programs._clip._cache_size()
+  compiled = programs._clip.here._cache_size()
   assert clip() == whole
   changed = [clip("--seed", 1), clip("--negative", "left"), clip("--text-guidance", 1)]
   assert len({whole, *changed}) == 4
-  assert programs._clip._cache_size() == compiled  # none of these is another program
+  assert programs._clip.here._cache_size() == compiled  # none of these is another program
   clip("--frames", 3)
   assert len(read(tmp_path / "a.gif")[0]) == 3
   emu("sample", PROMPT, *model, "--frames", 1, "--out", tmp_path / "a.png")  # the image model's
@@ -153,11 +153,11 @@ def test_a_picture_becomes_a_clip(folders, picture, tmp_path):
   scale = frames.shape[1] // 12
   assert frames.shape == (5, 12 * scale, 20 * scale, 3)
   assert fps == pytest.approx(7, rel=0.05)  # a GIF counts in hundredths of a second
-  compiled = stable_video._animate._cache_size()
+  compiled = stable_video._animate.here._cache_size()
   assert clip() == whole
   told = [("--seed", 1), ("--motion", 30), ("--noise", 0.5), ("--last-guidance", 1)]
   assert len({whole, *(clip(*words) for words in told)}) == 5
-  assert stable_video._animate._cache_size() == compiled
+  assert stable_video._animate.here._cache_size() == compiled
   clip("--frames", 3, "--solver", "heun")
   assert len(read(tmp_path / "a.gif")[0]) == 3
 

@@ -14,6 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
+from emu_jax.compilation import Jit
 from emu_jax.errors import InputError
 from emu_jax.sharding import global_batch, make_mesh, place, replicated, with_shardings
 from emu_jax.typing import Params
@@ -251,7 +252,7 @@ def _pause(
 
 def _validation_means(run: _Run, state: TrainState) -> dict[str, float]:
   """Means of the averaged weights' loss and metrics; the same batches and noise every time."""
-  evaluate = jax.jit(validation_step, static_argnames="loss", out_shardings=replicated(run.mesh))
+  evaluate = Jit(validation_step, static_argnames="loss", out_shardings=replicated(run.mesh))
   total, count = {}, 0
   for batch in itertools.islice(_validation_batches(run), run.loop.validate_batches):
     key = jax.random.fold_in(run.keys["validation"], count)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from emu_jax.compilation import Jit
 from emu_jax.conditioning import TextFeatures
 from emu_jax.data.encoded import Encoding
 from emu_jax.errors import InputError
@@ -115,7 +116,7 @@ def build(
   begin, loss, sample = _PARTS[experiment.stage]
   trained = jax.eval_shape(functools.partial(begin, experiment), jax.random.key(0))
   frozen = {n: tree for n, tree in inherited.items() if n not in trained and n not in spare}
-  draw = jax.jit(functools.partial(sample, experiment, empty))
+  draw = Jit(functools.partial(sample, experiment, empty))
   draw = _with(draw, aside) if aside else draw
   return Stage(
     init=_Init(experiment, begin),

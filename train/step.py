@@ -10,7 +10,7 @@ import optax
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
-from emu_jax.compilation import compiler_options
+from emu_jax.compilation import Jit
 from emu_jax.errors import InputError
 from emu_jax.sharding import replicated
 from emu_jax.typing import Params
@@ -74,12 +74,11 @@ def jitted_step(loss: Loss, config: OptimConfig, num_steps: int, like: TrainStat
   """
   shardings = jax.tree.map(lambda a: a.sharding, like)
   whole = replicated(shardings.step.mesh)
-  step = jax.jit(
+  step = Jit(
     train_step,
     static_argnames=("loss", "config", "num_steps"),
     donate_argnums=0,
     out_shardings=(shardings, whole, whole),
-    compiler_options=compiler_options(whole.mesh),
   )
   # Static arguments and not a closure: a second run in one process reuses the program.
   return functools.partial(step, loss=loss, config=config, num_steps=num_steps)

@@ -26,7 +26,7 @@ import jax
 from jax.extend import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from emu_jax.compilation import compiler_options
+from emu_jax.compilation import Jit
 from emu_jax.placement import video_spec
 from emu_jax.sharding import leaf_spec
 from train.planning import compiling, flops
@@ -96,9 +96,7 @@ def lower(call: Call, mesh: Mesh) -> jax.stages.Lowered:
   if call.differentiated:
     trained = zip(call.inputs, placed, strict=True)
     results = smooth, tuple(sharding for array, sharding in trained if array.trained)
-  program = jax.jit(
-    block_step(call, call.policy), out_shardings=results, compiler_options=compiler_options(mesh)
-  )
+  program = Jit(block_step(call, call.policy), out_shardings=results)
   with jax.set_mesh(mesh):  # blocks pin their activations to it
     return program.lower(inputs, cotangents)
 

@@ -1,0 +1,45 @@
+"""How programs are compiled."""
+
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from emu_jax.compilation import Jit
+from emu_jax.sharding import MeshConfig, make_mesh
+from train.planning import topologies
+
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (requirements-plan)"
+)
+
+
+def product(x, kernel):
+  return x @ kernel
+
+
+def permutes(jit):
+  """How often a product sends a piece of its kernel, 64 MiB in 4, to a neighbour."""
+  mesh = make_mesh(topologies.devices(topologies.parse("v5e:2x2")), MeshConfig(fsdp=4))
+  lies = lambda shape, *axes: jax.ShapeDtypeStruct(
+    shape, jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec(*axes))
+  )
+  with jax.set_mesh(mesh):
+    lowered = jit(product).lower(lies((8192, 4096), "fsdp"), lies((4096, 8192), "fsdp", None))
+  return len(re.findall(r"collective-permute(?:-start)?\(", lowered.compile().as_text()))
+
+
+@needs_libtpu
+def test_tpus_gather_a_kernel_whole():
+  assert permutes(jax.jit) > 0
+  assert permutes(Jit) == 0
+
+
+def test_other_devices_are_told_nothing():
+  """Their compilers refuse what they do not know."""
+  x = jnp.ones((2, 2))
+  with jax.set_mesh(make_mesh(config=MeshConfig(fsdp=4))):
+    assert (Jit(product)(x, x) == 2).all()
