@@ -23,12 +23,10 @@ from tests.weights.oracle import (
 )
 from tests.weights.test_autoencoders import as_it_is, moments_and_pixels
 from tests.weights.test_controlnet import control_inputs, flat, row
-from tests.weights.test_image_unets import inputs as image_inputs
-from tests.weights.test_modelscope import clip_inputs
-from tests.weights.test_motion import motion_inputs
 from tests.weights.test_plain_transformers import LATTE
 from tests.weights.test_svd import frames_last
 from tests.weights.test_svd import inputs as svd_inputs
+from tests.weights.unet_inputs import unet_inputs
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is the oracle")
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle")
@@ -52,7 +50,7 @@ def read_once(model, folder):
 def test_stable_diffusions_unet_of_860_million(tmp_path):
   model = drawn_anew(diffusers.UNet2DConditionModel(**SD_1))
   loaded = read_once(model, tmp_path / "theirs")
-  theirs, ours = image_inputs(model.config, size=SIZE)
+  theirs, ours = unet_inputs(model.config, SIZE, tokens=5)
   apply = lambda params: loaded.module.apply({"params": params}, *ours)
   assert_same_function(loaded, tmp_path / "theirs", model, apply, model(**theirs).sample)
 
@@ -64,7 +62,7 @@ def image_unet():
   model = diffusers.UNet2DConditionModel(
     cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
   )
-  return model, lambda model, net: called(model, net, image_inputs(model.config, size=SIZE))
+  return model, lambda model, net: called(model, net, unet_inputs(model.config, SIZE, tokens=5))
 
 
 def svd():
@@ -75,19 +73,19 @@ def svd():
 
 def animate_diff():
   model = diffusers.UNetMotionModel(**SD_1)
-  both = lambda model: motion_inputs(model.config, frames=3, size=SIZE)
+  both = lambda model: unet_inputs(model.config, SIZE, frames=3, text_of_frames=True)
   return model, lambda model, net: called(model, net, both(model))
 
 
 def modelscope():
   model = diffusers.UNet3DConditionModel()
-  both = lambda model: clip_inputs(model.config, frames=3, size=SIZE)
+  both = lambda model: unet_inputs(model.config, SIZE, frames=3)
   return model, lambda model, net: called(model, net, both(model))
 
 
 def i2vgen():
   def run(model, net):
-    theirs, (x_t, t, conditions) = clip_inputs(model.config, frames=3, size=SIZE)
+    theirs, (x_t, t, conditions) = unet_inputs(model.config, SIZE, frames=3)
     latents, picture = draw(2, 4, 3, *SIZE), draw(2, 1, model.config.cross_attention_dim)
     fps = np.array([8, 16])
     theirs |= {

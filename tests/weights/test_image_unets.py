@@ -1,18 +1,14 @@
 """Image U-Nets against diffusers' UNet2DConditionModel."""
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from emu_jax.typing import Conditions
 from tests.weights.oracle import (
   assert_round_trip,
   assert_same_function,
-  channels_last,
   drawn_anew,
   reopened,
-  torch,
 )
+from tests.weights.unet_inputs import unet_inputs
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is the oracle")
 
@@ -55,42 +51,11 @@ CONFIGS = {
 }
 
 
-def inputs(config, seed=0, batch=2, size=(16, 24), tokens=5):
-  """The same random inputs for both sides: PyTorch's keywords and our arguments."""
-  rng = np.random.default_rng(seed)
-  draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-  x, text = draw(batch, config.in_channels, *size), draw(batch, tokens, config.cross_attention_dim)
-  t = np.array([3, 871][:batch])
-  theirs = {
-    "sample": torch.tensor(x),
-    "timestep": torch.tensor(t),
-    "encoder_hidden_states": torch.tensor(text),
-  }
-  vectors = {}
-  if config.num_class_embeds:
-    vectors["class"] = rng.integers(0, config.num_class_embeds, batch)
-    theirs["class_labels"] = torch.tensor(vectors["class"])
-  if config.addition_embed_type:
-    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-    vectors["pooled"] = draw(batch, pooled)
-    vectors["micro"] = rng.integers(0, 1024, (batch, 6)).astype(np.float32)
-    theirs["added_cond_kwargs"] = {
-      "text_embeds": torch.tensor(vectors["pooled"]),
-      "time_ids": torch.tensor(vectors["micro"]),
-    }
-  video = channels_last(x)
-  n = config.out_channels
-  concat = video[..., n:] if config.in_channels > n else None
-  vectors = {name: jnp.asarray(value) for name, value in vectors.items()}
-  conditions = Conditions((jnp.asarray(text),), concat=concat, vectors=vectors)
-  return theirs, (video[..., :n], jnp.asarray(t, jnp.float32), conditions)
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_output_gradients_and_round_trip(name, tmp_path):
   model = drawn_anew(diffusers.UNet2DConditionModel(**CONFIGS[name]))
   loaded = reopened(model, tmp_path / "theirs")
-  theirs, ours = inputs(model.config)
+  theirs, ours = unet_inputs(model.config, (16, 24), tokens=5)
   apply = lambda params: loaded.module.apply({"params": params}, *ours)
   assert_same_function(loaded, tmp_path / "theirs", model, apply, model(**theirs).sample)
   assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", diffusers.UNet2DConditionModel)

@@ -22,6 +22,7 @@ from tests.weights.oracle import (
   reopened,
   torch,
 )
+from tests.weights.unet_inputs import unet_inputs
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is the oracle")
 
@@ -46,30 +47,14 @@ CONFIGS = {
   "two blocks": SMALL | {"layers_per_block": 2, "norm_num_groups": 4, "in_channels": 6},
   "last": SMALL | LAST,
 }
-
-
-def clip_inputs(config, batch=2, frames=5, size=(4, 6), tokens=3):
-  """The same random inputs for both sides: PyTorch's keywords and our arguments."""
-  rng = np.random.default_rng(0)
-  draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-  x = draw(batch, config.in_channels, frames, *size)
-  text, t = draw(batch, tokens, config.cross_attention_dim), np.array([3, 871][:batch])
-  theirs = {
-    "sample": torch.tensor(x),
-    "timestep": torch.tensor(t),
-    "encoder_hidden_states": torch.tensor(text),
-  }
-  video, n = channels_last(x), config.out_channels
-  concat = video[..., n:] if config.in_channels > n else None
-  conditions = Conditions((jnp.asarray(text),), concat=concat)
-  return theirs, (video[..., :n], jnp.asarray(t, jnp.float32), conditions)
+SIZE = (4, 6)  # of latents
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_modelscope_output_gradients_and_round_trip(name, tmp_path):
   model = drawn_anew(diffusers.UNet3DConditionModel(**CONFIGS[name]))
   loaded = reopened(model, tmp_path / "theirs")
-  theirs, ours = clip_inputs(model.config)
+  theirs, ours = unet_inputs(model.config, SIZE, frames=5)
   apply = lambda params: loaded.module.apply({"params": params}, *ours)
   assert_same_function(loaded, tmp_path / "theirs", model, apply, model(**theirs).sample)
   assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", diffusers.UNet3DConditionModel)
@@ -86,7 +71,7 @@ PICTURES = {
 def test_i2vgen_output_gradients_and_round_trip(name, tmp_path):
   model = drawn_anew(diffusers.I2VGenXLUNet(**PICTURES[name]))
   loaded = reopened(model, tmp_path / "theirs")
-  theirs, (x_t, t, conditions) = clip_inputs(model.config)
+  theirs, (x_t, t, conditions) = unet_inputs(model.config, SIZE, frames=5)
   rng = np.random.default_rng(2)
   draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
   latents, picture = draw(2, 4, 5, 4, 6), draw(2, 1, model.config.cross_attention_dim)

@@ -24,6 +24,7 @@ from tests.weights.oracle import (
   reopened,
   torch,
 )
+from tests.weights.unet_inputs import unet_inputs
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is the oracle")
 
@@ -63,41 +64,14 @@ CONFIGS = {
   "SD XL": SMALL | XL,
   "PIA": SMALL | {"in_channels": 9},
 }
-
-
-def motion_inputs(config, seed=0, batch=2, frames=5, size=(4, 6), tokens=3):
-  """The same random inputs for both sides: PyTorch's keywords and our arguments."""
-  rng = np.random.default_rng(seed)
-  draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-  x = draw(batch, config.in_channels, frames, *size)
-  text, t = draw(batch, tokens, config.cross_attention_dim), np.array([3, 871][:batch])
-  theirs = {
-    "sample": torch.tensor(x),
-    "timestep": torch.tensor(t),
-    "encoder_hidden_states": torch.tensor(text).repeat_interleave(frames, 0),
-  }
-  vectors = {}
-  if config.addition_embed_type:
-    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-    vectors["pooled"] = draw(batch, pooled)
-    vectors["micro"] = rng.integers(0, 1024, (batch, 6)).astype(np.float32)
-    theirs["added_cond_kwargs"] = {
-      "text_embeds": torch.tensor(vectors["pooled"]),
-      "time_ids": torch.tensor(vectors["micro"]),
-    }
-  video = channels_last(x)
-  n = config.out_channels
-  concat = video[..., n:] if config.in_channels > n else None
-  vectors = {name: jnp.asarray(value) for name, value in vectors.items()}
-  conditions = Conditions((jnp.asarray(text),), concat=concat, vectors=vectors)
-  return theirs, (video[..., :n], jnp.asarray(t, jnp.float32), conditions)
+SIZE = (4, 6)  # of latents
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_motion_unet_output_gradients_and_round_trip(name, tmp_path):
   model = drawn_anew(diffusers.UNetMotionModel(**CONFIGS[name]))
   loaded = reopened(model, tmp_path / "theirs")
-  theirs, ours = motion_inputs(model.config)
+  theirs, ours = unet_inputs(model.config, SIZE, frames=5, text_of_frames=True)
   apply = lambda params: loaded.module.apply({"params": params}, *ours)
   assert_same_function(loaded, tmp_path / "theirs", model, apply, model(**theirs).sample)
   assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", diffusers.UNetMotionModel)
@@ -136,7 +110,7 @@ def test_adapter_round_trip_and_the_video_unet_that_it_makes(name, tmp_path):
 
   video = animated(reopened(image, tmp_path / "image"), ours)
   model = diffusers.UNetMotionModel.from_unet2d(image, adapter).eval()
-  theirs, inputs = motion_inputs(model.config)
+  theirs, inputs = unet_inputs(model.config, SIZE, frames=5, text_of_frames=True)
   apply = lambda params: video.module.apply({"params": params}, *inputs)
   with torch.no_grad():
     expected = channels_last(model(**theirs).sample)
