@@ -1,8 +1,8 @@
-"""Plans every stage of the full-size configs on v5e, v5p and v6e, and prints the tables.
+"""Plans every stage of the large configs on v5e, v5p and v6e, and prints the tables.
 
   python -m benchmarks.plan_all plans                # hours; what is in the folder stays
   python -m benchmarks.plan_all plans --memory-only  # what fits, without times
-  python -m benchmarks.plan_all plans --only v6e:16x16 video_256
+  python -m benchmarks.plan_all plans --only emu_video_4b3 v6e:16x16
 
 Each plan is a process of its own. Options beside the config's own values stand in `PLANS`. A plan
 of memory alone is made again where times are wanted.
@@ -18,6 +18,7 @@ from benchmarks import plan_table
 from benchmarks.basics import root, say
 
 VIDEO, IMAGE = "configs/emu_video_4b3.py", "configs/emu_2b7.py"
+SD15, SD21 = "configs/emu_video_sd15_256.py", "configs/emu_video_sd21_512.py"
 TWO = "--optim.accumulate 1"  # two clips a device at a time, where there is memory for them
 ALL_KEPT = f"{TWO} --model.image.unet.remat False"
 PRODUCTS = f"{TWO} --model.image.unet.remat_keeps products"
@@ -54,6 +55,18 @@ PLANS = (
   (IMAGE, "quality", "v5e:8x8", ""),
   (IMAGE, "quality", "v5p:4x4x4", ""),
   (IMAGE, "quality", "v6e:8x8", ""),
+  (SD15, "video", "v5e:16x16", ""),
+  (SD15, "video", "v5p:8x8x4", ""),
+  (SD15, "video", "v6e:16x16", ""),
+  (SD15, "interpolation", "v5e:8x16", ""),
+  (SD15, "interpolation", "v5p:4x4x8", ""),
+  (SD15, "interpolation", "v6e:8x16", ""),
+  (SD21, "video", "v5e:16x16", ""),
+  (SD21, "video", "v5p:8x8x4", ""),
+  (SD21, "video", "v6e:16x16", ""),
+  (SD21, "interpolation", "v5e:8x16", ""),
+  (SD21, "interpolation", "v5p:4x4x8", ""),
+  (SD21, "interpolation", "v6e:8x16", ""),
 )
 
 
@@ -77,12 +90,12 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("folder", type=pathlib.Path, help="of the plans, a JSON file each")
   parser.add_argument("--memory-only", action="store_true", help="a third of the time, no times")
-  parser.add_argument("--only", nargs="+", default=(), help="a topology, a stage, or both")
+  parser.add_argument("--only", nargs="+", default=(), help="a config, stage, topology, or several")
   arguments = parser.parse_args()
   arguments.folder.mkdir(parents=True, exist_ok=True)
   done, failed = [], []
   for plan in PLANS:
-    title = f"{plan[2]} {plan[1]}"
+    title = f"{pathlib.Path(plan[0]).stem} {plan[1]} {plan[2]}"
     file = arguments.folder.absolute() / f"{title.replace(':', '_').replace(' ', '_')}.json"
     wanted = set(arguments.only) <= set(title.split())
     if wanted and not planned(file, arguments.memory_only):

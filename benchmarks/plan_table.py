@@ -28,7 +28,7 @@ def row(plan: Plan) -> tuple[str, ...]:
   mesh = " x ".join(str(plan["mesh"][axis]) for axis in ("data", "fsdp", "frames"))
   where = f"{plan['slices']} x {plan['topology']}" if plan["slices"] > 1 else plan["topology"]
   stage = plan["stage"] + ", encoded ahead" * plan["encoded"]
-  head = (stage, where, mesh, f"{plan['batch']} / {plan['accumulate']}")
+  head = (plan["config"], stage, where, mesh, f"{plan['batch']} / {plan['accumulate']}")
   if "shortage" in plan:
     return (*head, "no", "", "", "", "")
   memory = f"{plan['peak'] / GIB:.1f} of {plan['memory'] / GIB:.1f}"
@@ -40,8 +40,8 @@ def row(plan: Plan) -> tuple[str, ...]:
 
 
 HEAD = (
-  "stage", "topology", "data x fsdp x frames", "batch / accumulate", "fits", "GiB a device",
-  "s a step", "utilisation", "bound by",
+  "config", "stage", "topology", "data x fsdp x frames", "batch / accumulate", "fits",
+  "GiB a device", "s a step", "utilisation", "bound by",
 )  # fmt: skip
 
 
@@ -54,15 +54,21 @@ def weak_scaling(plans: Iterable[Plan]) -> tuple[tuple[str, ...], list[tuple[str
   for plan in plans:
     if plan.get("seconds") is not None:
       chip, each = plan["topology"].split(":")[0], plan["batch"] / devices(plan)
-      groups[row(plan)[0], chip, each][devices(plan)] = plan
+      groups[*row(plan)[:2], chip, each][devices(plan)] = plan
   groups = {key: group for key, group in groups.items() if len(group) > 1}
   sizes = sorted({size for group in groups.values() for size in group})
   cell = lambda plan: f"{plan['seconds']:.3f} s, {100 * plan['utilisation']:.0f} %" if plan else ""
   rows = [
-    (stage, chip, f"{each:g}", *(cell(group.get(size)) for size in sizes))
-    for (stage, chip, each), group in groups.items()
+    (config, stage, chip, f"{each:g}", *(cell(group.get(size)) for size in sizes))
+    for (config, stage, chip, each), group in groups.items()
   ]
-  return ("stage", "chip", "examples a device", *(f"{size} devices" for size in sizes)), rows
+  return (
+    "config",
+    "stage",
+    "chip",
+    "examples a device",
+    *(f"{size} devices" for size in sizes),
+  ), rows
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
