@@ -22,6 +22,7 @@ SD15, SD21 = "configs/emu_video_sd15_256.py", "configs/emu_video_sd21_512.py"
 TWO = "--optim.accumulate 1"  # two clips a device at a time, where there is memory for them
 ALL_KEPT = f"{TWO} --model.image.unet.remat False"
 PRODUCTS = f"{TWO} --model.image.unet.remat_keeps products"
+PIECES = "--mesh.fsdp 16"  # the configs on Stable Diffusion leave the mesh to the machine
 # Config, stage, topology, options.
 PLANS = (
   (VIDEO, "video_256", "v5e:4x4", "--data.batch_size 32"),
@@ -55,18 +56,18 @@ PLANS = (
   (IMAGE, "quality", "v5e:8x8", ""),
   (IMAGE, "quality", "v5p:4x4x4", ""),
   (IMAGE, "quality", "v6e:8x8", ""),
-  (SD15, "video", "v5e:16x16", ""),
-  (SD15, "video", "v5p:8x8x4", ""),
-  (SD15, "video", "v6e:16x16", ""),
-  (SD15, "interpolation", "v5e:8x16", ""),
-  (SD15, "interpolation", "v5p:4x4x8", ""),
-  (SD15, "interpolation", "v6e:8x16", ""),
-  (SD21, "video", "v5e:16x16", ""),
-  (SD21, "video", "v5p:8x8x4", ""),
-  (SD21, "video", "v6e:16x16", ""),
-  (SD21, "interpolation", "v5e:8x16", ""),
-  (SD21, "interpolation", "v5p:4x4x8", ""),
-  (SD21, "interpolation", "v6e:8x16", ""),
+  (SD15, "video", "v5e:16x16", PIECES),
+  (SD15, "video", "v5p:8x8x4", PIECES),
+  (SD15, "video", "v6e:16x16", PIECES),
+  (SD15, "interpolation", "v5e:8x16", PIECES),
+  (SD15, "interpolation", "v5p:4x4x8", PIECES),
+  (SD15, "interpolation", "v6e:8x16", PIECES),
+  (SD21, "video", "v5e:16x16", PIECES),
+  (SD21, "video", "v5p:8x8x4", PIECES),
+  (SD21, "video", "v6e:16x16", PIECES),
+  (SD21, "interpolation", "v5e:8x16", PIECES),
+  (SD21, "interpolation", "v5p:4x4x8", PIECES),
+  (SD21, "interpolation", "v6e:8x16", PIECES),
 )
 
 
