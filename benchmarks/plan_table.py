@@ -29,19 +29,20 @@ def row(plan: Plan) -> tuple[str, ...]:
   where = f"{plan['slices']} x {plan['topology']}" if plan["slices"] > 1 else plan["topology"]
   stage = plan["stage"] + ", encoded ahead" * plan["encoded"]
   head = (plan["config"], stage, where, mesh, f"{plan['batch']} / {plan['accumulate']}")
+  options = f"`{plan['options']}`" if plan["options"] else ""
   if "shortage" in plan:
-    return (*head, "no", "", "", "", "")
+    return (*head, "no", "", "", "", "", options)
   memory = f"{plan['peak'] / GIB:.1f} of {plan['memory'] / GIB:.1f}"
   fits = "yes" if plan["fits"] else "no"
   if plan["seconds"] is None:
-    return (*head, fits, memory, "", "", "")
+    return (*head, fits, memory, "", "", "", options)
   share = f"{100 * plan['utilisation']:.0f} %"
-  return (*head, fits, memory, f"{plan['seconds']:.3f}", share, plan["bound"])
+  return (*head, fits, memory, f"{plan['seconds']:.3f}", share, plan["bound"], options)
 
 
 HEAD = (
   "config", "stage", "topology", "data x fsdp x frames", "batch / accumulate", "fits",
-  "GiB a device", "s a step", "utilisation", "bound by",
+  "GiB a device", "s a step", "utilisation", "bound by", "options",
 )  # fmt: skip
 
 

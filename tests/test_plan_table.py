@@ -12,8 +12,8 @@ from train.planning import topologies
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 PLAN = {
-  "config": "small", "stage": "video", "encoded": False, "topology": "v5e:4x4", "slices": 1,
-  "batch": 32, "accumulate": 1,
+  "config": "small", "options": "", "stage": "video", "encoded": False, "topology": "v5e:4x4",
+  "slices": 1, "batch": 32, "accumulate": 1,
   "mesh": {"data": 1, "fsdp": 16, "frames": 1}, "fits": True, "memory": 16 * 2**30,
   "peak": 8 * 2**30, "seconds": 0.25, "utilisation": 0.5, "bound": "products",
 }  # fmt: skip
@@ -22,11 +22,12 @@ PLAN = {
 def test_a_plan_is_a_row():
   assert plan_table.row(PLAN) == (
     "small", "video", "v5e:4x4", "1 x 16 x 1", "32 / 1", "yes", "8.0 of 16.0", "0.250", "50 %",
-    "products",
+    "products", "",
   )  # fmt: skip
   short = {**PLAN, "fits": False, "shortage": "17 G of 15.75 G"}
-  assert plan_table.row(short)[5:] == ("no", "", "", "", "")
-  assert plan_table.row(PLAN | {"seconds": None})[5:] == ("yes", "8.0 of 16.0", "", "", "")
+  assert plan_table.row(short)[5:] == ("no", "", "", "", "", "")
+  assert plan_table.row(PLAN | {"seconds": None})[5:] == ("yes", "8.0 of 16.0", "", "", "", "")
+  assert plan_table.row(PLAN | {"options": "--mesh.fsdp 4"})[-1] == "`--mesh.fsdp 4`"
 
 
 def test_growing_slices_are_compared_where_each_device_has_as_many_examples():

@@ -106,7 +106,8 @@ def main(arguments: Plan, words: list[str]) -> None:
     say = lambda text, began=began, stage=experiment.run_name: tell(f"{stage}: {text}", began)
     work = Work(program, topology, arguments.whole, arguments.memory_only, say)
     found = searched(work, experiment, devices) if arguments.search else [plan(work, ready[i])]
-    found = [{"config": arguments.config.stem} | each for each in found]
+    given = {"config": arguments.config.stem, "options": " ".join(words)}
+    found = [given | each for each in found]
     plans += found
     for each in found:
       print("\n".join(shown(each)), flush=True)
