@@ -23,6 +23,7 @@ TWO = "--optim.accumulate 1"  # two clips a device at a time, where there is mem
 ALL_KEPT = f"{TWO} --model.image.unet.remat False"
 PRODUCTS = f"{TWO} --model.image.unet.remat_keeps products"
 PIECES = "--mesh.fsdp 16"  # the configs on Stable Diffusion leave the mesh to the machine
+ONE_CLIP = f"{PIECES} --optim.accumulate 3"  # of 37 frames at a time
 # Config, stage, topology, options.
 PLANS = (
   (VIDEO, "video_256", "v5e:4x4", "--data.batch_size 32"),
@@ -59,15 +60,15 @@ PLANS = (
   (SD15, "video", "v5e:16x16", PIECES),
   (SD15, "video", "v5p:8x8x4", PIECES),
   (SD15, "video", "v6e:16x16", PIECES),
-  (SD15, "interpolation", "v5e:8x16", PIECES),
+  (SD15, "interpolation", "v5e:8x16", ONE_CLIP),
   (SD15, "interpolation", "v5p:4x4x8", PIECES),
   (SD15, "interpolation", "v6e:8x16", PIECES),
   (SD21, "video", "v5e:16x16", PIECES),
   (SD21, "video", "v5p:8x8x4", PIECES),
   (SD21, "video", "v6e:16x16", PIECES),
-  (SD21, "interpolation", "v5e:8x16", PIECES),
+  (SD21, "interpolation", "v5e:8x16", ONE_CLIP),
   (SD21, "interpolation", "v5p:4x4x8", PIECES),
-  (SD21, "interpolation", "v6e:8x16", PIECES),
+  (SD21, "interpolation", "v6e:8x16", ONE_CLIP),
 )
 
 
