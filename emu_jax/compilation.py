@@ -39,7 +39,10 @@ class Jit:
   @property
   def here(self) -> Callable:
     """The function of `jax.jit` for the mesh that is set."""
-    mesh = jax.sharding.get_mesh()
+    try:
+      mesh = jax.sharding.get_mesh()
+    except ValueError:  # inside another trace, whose program has the options
+      return self._plain
     of_tpus = not mesh.empty and mesh.devices.flat[0].platform == "tpu"
     return self._tpu if of_tpus else self._plain
 

@@ -43,3 +43,10 @@ def test_other_devices_are_told_nothing():
   x = jnp.ones((2, 2))
   with jax.set_mesh(make_mesh(config=MeshConfig(fsdp=4))):
     assert (Jit(product)(x, x) == 2).all()
+
+
+def test_it_may_stand_inside_another_program():
+  x = jnp.ones((2, 2))
+  with jax.set_mesh(make_mesh(config=MeshConfig(fsdp=4))):
+    assert (jax.jit(Jit(product))(x, x) == 2).all()
+    assert jax.eval_shape(Jit(product), x, x).shape == (2, 2)
