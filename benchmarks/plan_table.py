@@ -63,13 +63,8 @@ def weak_scaling(plans: Iterable[Plan]) -> tuple[tuple[str, ...], list[tuple[str
     (config, stage, chip, f"{each:g}", *(cell(group.get(size)) for size in sizes))
     for (config, stage, chip, each), group in groups.items()
   ]
-  return (
-    "config",
-    "stage",
-    "chip",
-    "examples a device",
-    *(f"{size} devices" for size in sizes),
-  ), rows
+  head = ("config", "stage", "chip", "examples a device", *(f"{size} devices" for size in sizes))
+  return head, rows
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
