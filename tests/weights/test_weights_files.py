@@ -411,8 +411,8 @@ def test_reading_holds_no_second_copy(folder, tmp_path):
     text=True,
     check=True,
   )
-  # One copy, and each of two threads with a tensor four times over: the file's pages, what is copied
-  # out of them, what that is laid out as, and JAX's own. One more tensor for JAX's tables.
+  # One copy, and each of two threads with a tensor four times over: the file's pages, what is
+  # copied out of them, what that is laid out as, and JAX's own. One more tensor for JAX's tables.
   largest = max(a.nbytes for a in tensors.values())
   assert (2 * 4 + 1) * largest < 0.7 * size
   assert size < int(grown.stdout) < size + (2 * 4 + 1) * largest
