@@ -194,7 +194,8 @@ def convert_model(
   Args:
     source: folder of a model, of a pipeline, or of a run of emu-train.
     target: new folder; it appears whole or not at all.
-    to: orbax: our copy, which loads fastest; diffusers: safetensors that PyTorch's libraries read.
+    to: orbax: our copy, which loads fastest; diffusers: safetensors that PyTorch's libraries read;
+      safetensors: all stages of a run as one small folder, to be handed on and sampled from.
     precision: of the weights; stored: as they are.
     widen: take float16 weights, as float32.
   """

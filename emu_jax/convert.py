@@ -7,15 +7,17 @@ from collections.abc import Callable
 from typing import Literal
 
 from emu_jax import public
+from emu_jax.config import to_dict
 from emu_jax.errors import InputError
 from emu_jax.loading import load_pipeline
-from emu_jax.pipeline import Pipeline
+from emu_jax.pipeline import MADE_BY, Pipeline
+from emu_jax.release import write_weights
 from emu_jax.run import read_config
 from emu_jax.weights import files
 from emu_jax.weights.architectures import ARCHITECTURES
 from emu_jax.weights.model import Precision, architecture_of, load, save, save_orbax
 
-Form = Literal["orbax", "diffusers"]
+Form = Literal["orbax", "diffusers", "safetensors"]
 Say = Callable[[str], None]
 WRITERS = {"orbax": save_orbax, "diffusers": save}
 # What a tokenizer, a scheduler and an image processor consist of; nothing that could run.
@@ -43,13 +45,21 @@ def convert(
   """
   if not source.is_dir():
     raise InputError(f"convert: there is no folder {source}; give one that holds a model")
+  ours = "model" in (read_config(source) or {}) or not (source / "config.json").is_file()
+  if form == "safetensors" and (public.is_public(source) or not ours):
+    raise InputError(f"convert: {source} is no run of emu-train; --to orbax, or --to diffusers")
   with files.staged(target) as partial:
     if public.is_public(source):
       _pipeline(source, partial, form, say, {"dtype": dtype, "widen": widen})
-    elif "model" in (read_config(source) or {}) or not (source / "config.json").is_file():
-      if form != "diffusers":
-        raise InputError(f"convert: {source} is a run of emu-train, Orbax already; --to diffusers")
-      _run(load_pipeline(source), partial, say)
+    elif ours:
+      if form == "orbax":
+        raise InputError(
+          f"convert: {source} is a run of emu-train, Orbax already; --to diffusers, or safetensors"
+        )
+      pipeline = load_pipeline(source)
+      _run(pipeline, partial, say) if form == "diffusers" else _release(
+        pipeline, partial, say, dtype
+      )
     else:
       _model(source, partial, form, say, {"dtype": dtype, "widen": widen})
 
@@ -106,6 +116,16 @@ def _run(pipeline: Pipeline, target: pathlib.Path, say: Say) -> None:
   _write_json(target / public.INDEX, index)
   if "temporal" in trees:
     say("leaving out the temporal layers: Emu Video's have no public form")
+
+
+def _release(pipeline: Pipeline, target: pathlib.Path, say: Say, dtype: Precision | None) -> None:
+  """All that a trained model samples with, in one folder."""
+  trees = {name: tree for name, tree in pipeline.trees.items() if name in MADE_BY}
+  say(f"writing {', '.join(trees)}")
+  _write_json(target / "config.json", {"model": to_dict(pipeline.config)})
+  write_weights(target, trees, dtype)
+  for i, folder in enumerate(pipeline.tokenizer_folders):
+    _copy(folder, target / "tokenizers" / str(i))
 
 
 def _copy(source: pathlib.Path, target: pathlib.Path) -> None:

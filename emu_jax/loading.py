@@ -14,6 +14,7 @@ from emu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import Autoencoder
 from emu_jax.pipeline import MADE_BY, Animation, Pipeline
+from emu_jax.release import is_release, load_release
 from emu_jax.run import latest_step, load_ema, read_config
 from emu_jax.sharding import place
 from emu_jax.systems.emu import init_spatial, init_text
@@ -24,12 +25,12 @@ from emu_jax.weights.model import Precision
 
 
 def furthest_stage(folder: str | pathlib.Path) -> pathlib.Path:
-  """The folder itself if it is a run; of a folder of runs, that of the last trained stage.
+  """The folder itself if it is a run or a release; of several runs, that of the last stage.
 
   Of several runs of one stage it is the one that no other of them began with.
   """
   folder = pathlib.Path(folder)
-  if latest_step(folder) is not None or not folder.is_dir():
+  if latest_step(folder) is not None or is_release(folder) or not folder.is_dir():
     return folder
   runs = [run for run in sorted(folder.iterdir()) if run.is_dir() and latest_step(run) is not None]
   configs = {run: read_config(run) or {} for run in runs}
@@ -50,11 +51,12 @@ def load_pipeline(
   widen: bool = False,
   mesh: Mesh | None = None,
 ) -> Pipeline | Animation:
-  """A model that samples: of a run of emu-train, or of a public folder.
+  """A model that samples: of a run of emu-train, of a release, or of a public folder.
 
   Args:
-    folder: a run, a folder of the runs of a recipe's stages, of which the last is taken, or a
-      text-to-image or AnimateDiff pipeline of diffusers. Of runs the averaged weights are taken.
+    folder: a run, a folder of the runs of a recipe's stages, of which the last is taken, what
+      `emu-jax convert --to safetensors` made of one, or a text-to-image or AnimateDiff pipeline of
+      diffusers. Of runs the averaged weights are taken.
     motion_adapter: AnimateDiff's motion modules for a public text-to-image model.
     dtype: of matmuls, and of the weights of all networks; None: as the model is.
     widen: take float16 weights of a public folder as float32.
@@ -80,7 +82,7 @@ def load_pipeline(
       "temporal layers of its own"
     )
   folder = furthest_stage(folder)
-  values, trees = load_ema(folder)
+  values, trees = load_release(folder) if is_release(folder) else load_ema(folder)
   if "model" not in values:
     raise InputError(f"{folder}: config.json has no 'model'; give the folder of a run of emu-train")
   config = from_dict(values["model"], EmuVideoConfig, str(folder / "config.json"))

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -117,12 +118,44 @@ def test_a_trained_run_goes_back_out(source, trained, tmp_path):
   assert load_pipeline(tmp_path / "out").config.image == load_pipeline(source).config.image
 
 
+def test_a_run_is_handed_on_as_one_folder_of_safetensors(trained, tmp_path):
+  run, _ = trained
+  for name, precision in (("whole", "stored"), ("half", "bfloat16")):
+    words = ["--to", "safetensors", "--precision", precision]
+    cli.main(["convert", str(run), str(tmp_path / name), *words])
+  of_run, whole = load_pipeline(run), load_pipeline(tmp_path / "whole")
+  assert whole.config == of_run.config
+  jax.tree.map(np.testing.assert_array_equal, whole.trees, of_run.trees)
+  half = load_pipeline(tmp_path / "half")
+  rounded = jax.tree.map(
+    lambda a: np.asarray(a).astype(jnp.bfloat16).astype(np.float32), whole.trees
+  )
+  rounded["latents"] = whole.trees["latents"]
+  jax.tree.map(np.testing.assert_array_equal, half.trees, rounded)
+  drawn = []
+  for folder in (run, tmp_path / "whole"):
+    out = tmp_path / f"{folder.name}.gif"
+    words = ["sample", "circle", "--steps", "2", "--checkpoint", str(folder), "--out", str(out)]
+    cli.main(words)
+    drawn.append(out.read_bytes())
+  assert drawn[0] == drawn[1]
+
+
+def test_a_cut_release_is_refused(trained, tmp_path, capsys):
+  cli.main(["convert", str(trained[0]), str(tmp_path / "cut"), "--to", "safetensors"])
+  file = tmp_path / "cut" / "model.safetensors"
+  file.write_bytes(file.read_bytes()[:-10])
+  words = ["sample", "circle", "--checkpoint", tmp_path / "cut", "--out", tmp_path / "a.gif"]
+  assert "no whole safetensors file" in tiny_recipe.refusal(cli.main, words, capsys)
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(source, trained, tmp_path, capsys):
   target = tmp_path / "out"
   refused = lambda *words: tiny_recipe.refusal(cli.main, ["convert", *words], capsys)
   assert "there is no folder" in refused(tmp_path / "absent", target)
   assert "is not empty" in refused(source, source)
   assert "--to diffusers" in refused(trained[0], target)
+  assert "no run of emu-train" in refused(source, target, "--to", "safetensors")
   assert not target.exists()
   assert [p.name for p in tmp_path.iterdir()] == []
 

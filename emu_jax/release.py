@@ -1,0 +1,61 @@
+"""A trained model in one small folder, to be handed on: any number of stages, no trainer's state.
+
+config.json            {"model": …}, as of a run
+model.safetensors      every tree; a tensor's name is the tree's and the path in it
+tokenizers/<i>/        one a text encoder
+
+Weights are stored in float32 or, half as large, in bfloat16, and read as the model's config has
+them. Where several stages are held, one folder is what `emu-jax sample` needs of them all.
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from emu_jax.errors import InputError
+from emu_jax.run import read_config
+from emu_jax.typing import Params
+from emu_jax.weights import files
+
+STEM = "model"
+
+
+def is_release(folder: str | pathlib.Path) -> bool:
+  """Whether a folder holds such a model."""
+  folder = pathlib.Path(folder)
+  if not (folder / f"{STEM}.safetensors").is_file():
+    return False
+  return "model" in (read_config(folder) or {})
+
+
+def load_release(folder: str | pathlib.Path) -> tuple[dict, Params]:
+  """config.json as a dict, and the trees by name as float32 numpy arrays on this host.
+
+  Raises: InputError for a file that is cut off.
+  """
+  folder = pathlib.Path(folder)
+  tensors = files.Tensors(folder)
+  flat = {name: tensors.read(name).astype(np.float32) for name in tensors}
+  return read_config(folder) or {}, unflatten_dict(flat, sep="/")
+
+
+def write_weights(folder: pathlib.Path, trees: Params, dtype: str | None) -> None:
+  """Writes `model.safetensors` of trees by name.
+
+  Args:
+    dtype: stored precision; None: float32. The latents' statistics stay float32, being few.
+  """
+  flat = flatten_dict(jax.tree.map(np.asarray, dict(trees)), sep="/")
+  bad = next(
+    (name for name, a in flat.items() if not np.isfinite(a.astype(np.float32)).all()), None
+  )
+  if bad is not None:
+    raise InputError(f"release: {bad} holds numbers that are not finite; take another checkpoint")
+
+  def tensor(name):
+    own = np.float32 if dtype is None or name.startswith("latents/") else dtype
+    return flat[name].astype(own)
+
+  files.write(folder, STEM, sorted(flat), tensor, lambda name: flat[name].nbytes)
