@@ -57,5 +57,7 @@ def test_output_gradients_and_round_trip(name, tmp_path):
   loaded = reopened(model, tmp_path / "theirs")
   theirs, ours = unet_inputs(model.config, (16, 24), tokens=5)
   apply = lambda params: loaded.module.apply({"params": params}, *ours)
-  assert_same_function(loaded, tmp_path / "theirs", model, apply, model(**theirs).sample)
+  compared = {"gradients": name in ("SD 1", "SD XL")}
+  expected = model(**theirs).sample
+  assert_same_function(loaded, tmp_path / "theirs", model, apply, expected, **compared)
   assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", diffusers.UNet2DConditionModel)

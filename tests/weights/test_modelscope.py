@@ -56,7 +56,9 @@ def test_modelscope_output_gradients_and_round_trip(name, tmp_path):
   loaded = reopened(model, tmp_path / "theirs")
   theirs, ours = unet_inputs(model.config, SIZE, frames=5)
   apply = lambda params: loaded.module.apply({"params": params}, *ours)
-  assert_same_function(loaded, tmp_path / "theirs", model, apply, model(**theirs).sample)
+  first = name == next(iter(CONFIGS))
+  expected = model(**theirs).sample
+  assert_same_function(loaded, tmp_path / "theirs", model, apply, expected, gradients=first)
   assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", diffusers.UNet3DConditionModel)
 
 
@@ -88,7 +90,8 @@ def test_i2vgen_output_gradients_and_round_trip(name, tmp_path):
     vectors={"micro": jnp.asarray(fps, jnp.float32)[:, None]},
   )
   apply = lambda params: loaded.module.apply({"params": params}, x_t, t, told)
-  assert_same_function(loaded, tmp_path / "theirs", model, apply, expected)
+  first = name == next(iter(PICTURES))
+  assert_same_function(loaded, tmp_path / "theirs", model, apply, expected, gradients=first)
   assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", diffusers.I2VGenXLUNet)
 
 
