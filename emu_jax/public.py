@@ -273,15 +273,7 @@ def load_schedule(folder: pathlib.Path) -> Schedule:
 
 
 def scheduler(schedule: Schedule) -> dict:
-  """scheduler_config.json of a noise schedule; the inverse of `load_schedule`.
-
-  Raises: InputError for a shifted table, which diffusers' scheduler has no name for.
-  """
-  if schedule.shift != 1:
-    raise InputError(
-      f"convert: the schedule has shift={schedule.shift:g}, for which diffusers' DDIMScheduler has "
-      "no option; keep the model as a run of emu-train, or --to safetensors"
-    )
+  """scheduler_config.json of a noise schedule; the inverse of `load_schedule`."""
   kinds = {ours: theirs for theirs, ours in BETAS.items()}
   predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()}
   return {

@@ -25,15 +25,12 @@ The whole of it, in the order in which the other files of this package cite it:
       sigma_t; x_0 taken linear through the last two steps gives DPM-Solver++(2M).
  (11) A table whose last alpha is not 0 leaks x_0 into what should be pure noise. Shifting alpha so
       that the last is 0 and scaling so that the first stays closes the leak.
- (12) Noise that hides a small picture leaves a large one readable, for averaging d x d pixels
-      divides sigma by d. A table made for one side and used at 1/d of it asks for d times its
-      alpha / sigma at every step: SNR d^2, the ends of (11) where they were.
 
 Time is the 0-based index of a step, 0 (nearly clean) .. N - 1 (noisiest). Tables are made in
 float64 on the host and leave as float32.
 
 Sources: (1) arXiv:2006.11239; (3) (4) arXiv:2202.00512 app. D; (7) (8) arXiv:2010.02502 eq. 12, 16;
-(10) arXiv:2211.01095; (11) arXiv:2305.08891 alg. 1; (12) simple diffusion, arXiv:2301.11093 eq. 4.
+(10) arXiv:2211.01095; (11) arXiv:2305.08891 alg. 1.
 """
 
 import dataclasses
@@ -71,7 +68,6 @@ class Schedule:
   beta_end: float = 1.2e-2  # Stable Diffusion's; 0.02 in DDPM's "linear"
   zero_terminal_snr: bool = False  # (11)
   prediction: Prediction = "epsilon"
-  shift: float = 1.0  # factor of alpha / sigma at every step (12); above 1 is less noise
 
   def __post_init__(self):
     for name, choices in (("kind", get_args(Kind)), ("prediction", get_args(Prediction))):
@@ -84,8 +80,6 @@ class Schedule:
         f"Schedule: beta_start={self.beta_start}, beta_end={self.beta_end} break"
         " 0 < beta_start <= beta_end < 1"
       )
-    if not self.shift > 0:
-      raise ValueError(f"Schedule: shift={self.shift} is not positive; 1 = none")
     if self.zero_terminal_snr and self.prediction == "epsilon":
       raise ValueError(
         "Schedule: prediction='epsilon' with zero_terminal_snr=True cannot give x_0 where alpha=0;"
@@ -109,9 +103,6 @@ class Schedule:
       root = np.sqrt(abar)
       # The quotient is exactly 1 at the first step and 0 at the last, so both ends are exact.
       abar = abar[0] * ((root - root[-1]) / (root[0] - root[-1])) ** 2
-    if self.shift != 1:
-      snr = self.shift**2 * abar
-      abar = snr / (1 - abar + snr)
     abar.setflags(write=False)
     return abar
 

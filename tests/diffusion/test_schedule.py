@@ -52,17 +52,6 @@ def test_terminal_value_of_stable_diffusion():
   np.testing.assert_allclose(sigma, 0.997667, atol=5e-7)
 
 
-@pytest.mark.parametrize("schedule", [*ALL, Schedule(zero_terminal_snr=True, prediction="v")])
-def test_a_shift_is_that_of_alpha_over_sigma_and_leaves_the_terminal_zero(schedule):
-  shifted = dataclasses.replace(schedule, shift=4.0)
-  finite = np.isfinite(schedule.log_snr)
-  moved = shifted.log_snr[finite] - schedule.log_snr[finite]
-  np.testing.assert_allclose(moved, 2 * np.log(4), rtol=1e-6)
-  assert (shifted.alphas_cumprod[~finite] == 0).all()
-  with pytest.raises(ValueError, match="shift=0"):
-    dataclasses.replace(schedule, shift=0.0)
-
-
 @pytest.mark.parametrize("schedule", ALL)
 def test_rescale_zeroes_the_last_and_keeps_the_first(schedule):
   before, after = schedule.alphas_cumprod, zero_snr(schedule).alphas_cumprod
