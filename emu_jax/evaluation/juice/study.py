@@ -44,7 +44,9 @@ QUESTIONS = (
       Reason("sharpness", "Pixel sharpness", "Details are crisp, not blurred or noisy."),
       Reason("smoothness", "Motion smoothness", "Things move evenly, without jumps or flicker."),
       Reason("recognisable", "Recognisable objects or scenes", "You can tell what is shown."),
-      Reason("consistency", "Consistent objects or scenes", "They stay the same from start to end."),
+      Reason(
+        "consistency", "Consistent objects or scenes", "They stay the same from start to end."
+      ),
       Reason("motion", "Amount of motion", "Enough happens, and not too much."),
     ),
     shows_prompt=False,
@@ -115,12 +117,11 @@ def read_key(path: pathlib.Path) -> Key:
     )
   try:
     items = tuple(Item(**item) for item in fields.pop("items"))
-    key = Key(items=items, **fields)
+    if len({item.id for item in items}) != len(items) or any(i.a_side not in SIDES for i in items):
+      raise TypeError("a pair twice, or on no side")
+    return Key(items=items, **fields)
   except (KeyError, TypeError) as error:
     raise InputError(f"juice: {path} is a damaged key ({error}); copy it again") from error
-  if len({item.id for item in items}) != len(items) or {i.a_side for i in items} - set(SIDES):
-    raise InputError(f"juice: {path} is a damaged key (its items); copy it again")
-  return key
 
 
 def read_object(path: pathlib.Path) -> dict:

@@ -30,7 +30,7 @@ function keep() {
   try {
     localStorage.setItem(SHELF, JSON.stringify(all));
   } catch {
-    warn("This browser keeps nothing: do not close the page before you have saved your answers.");
+    $("unkept").hidden = false;
   }
 }
 
