@@ -25,6 +25,7 @@ ANIMATIONS = (".gif", ".webp")
 ENDINGS = VIDEOS + ANIMATIONS  # what browsers play, and what emu-jax writes of clips
 LEAST_DURATION = 20  # ms: browsers show animations' shorter frames, which mean "unset", for 100 ms
 UNSET_DURATION = 100
+GIF_UNIT = 0.01  # s, in which gifs tell durations
 ROUNDING = 0.05  # frames: containers keep times in whole milliseconds, or coarser
 
 
@@ -149,9 +150,7 @@ def measured(path: pathlib.Path) -> Clip:
   """A clip's size, rate and length; InputError for a file that is none."""
   if path.suffix.lower() in ANIMATIONS:
     durations, height, width = _durations(path)
-    num_frames, seconds = len(durations), np.sum(durations)
-    # Equal neighbours are stored as one frame that is shown longer, which says nothing of the rate.
-    fps = 1 / np.mean(durations[durations < 1.5 * durations.min()])
+    num_frames, fps, seconds = len(durations), _rate(durations), np.sum(durations)
   else:
     line = decode.timeline(path)
     height, width = decode.shown_size(path)
@@ -232,6 +231,16 @@ def _durations(path: pathlib.Path) -> tuple[Float[np.ndarray, "N"], int, int]:
     raise InputError(
       f"juice: {path} is no picture that Pillow can read ({error}); make it again"
     ) from error
+
+
+def _rate(durations: Float[np.ndarray, "N"]) -> float:
+  """Frames a second of an animation, from the frames that are shown for one frame's time.
+
+  Equal neighbours are stored as one frame that is shown longer, which says nothing of the rate.
+  """
+  single = np.mean(durations[durations < 1.5 * durations.min()])
+  whole = max(1, round(1 / single))
+  return float(whole if abs(1 / whole - single) < GIF_UNIT / 2 else 1 / single)
 
 
 def comparable(a: Clip, b: Clip) -> tuple[bytes, bytes]:

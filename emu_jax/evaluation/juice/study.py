@@ -55,8 +55,14 @@ QUESTIONS = (
     "faithfulness",
     "Which video follows the prompt better?",
     (
-      Reason("spatial", "Spatial text alignment", "The things and places that the text names."),
-      Reason("temporal", "Temporal text alignment", "The actions and changes that the text names."),
+      Reason(
+        "spatial", "Spatial text alignment", "It shows what the text names, where and as it says."
+      ),
+      Reason(
+        "temporal",
+        "Temporal text alignment",
+        "What happens is what the text says, when it says so.",
+      ),
     ),
     shows_prompt=True,
   ),

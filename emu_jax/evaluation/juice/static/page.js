@@ -96,7 +96,7 @@ function show(step) {
   else for (const side of ["left", "right"]) $(side + "-frame").replaceChildren();
   showProgress();
   window.scrollTo(0, 0);
-  if (shown === "start") $("rater").focus();
+  if (shown === "start") $("rater").select(); // another rater types over the name
   else if (shown === "end") $("save").focus();
   else $("question").focus();
 }
@@ -208,7 +208,7 @@ function tick(reason, on) {
   $("reason-" + reason.name).checked = on;
   keep();
   showProgress();
-  say(`${reason.title}: ${on ? "a reason" : "no reason"}.`);
+  say(`Reason ${on ? "given" : "taken back"}: ${reason.title.toLowerCase()}.`);
 }
 
 function next() {
