@@ -56,12 +56,12 @@ QUESTIONS = (
     "Which video follows the prompt better?",
     (
       Reason(
-        "spatial", "Spatial text alignment", "It shows what the text names, where and as it says."
+        "spatial", "Spatial text alignment", "It shows what the text names, as it says."
       ),
       Reason(
         "temporal",
         "Temporal text alignment",
-        "What happens is what the text says, when it says so.",
+        "What the text says happens, in its order.",
       ),
     ),
     shows_prompt=True,
