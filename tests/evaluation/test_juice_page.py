@@ -2,7 +2,9 @@
 
 import html.parser
 import json
+import pathlib
 import re
+import tomllib
 from collections import Counter
 
 import numpy as np
@@ -133,6 +135,22 @@ def test_the_page_names_no_address_outside_its_folder(made):
   assert {p.name for p in made.iterdir()} == {*text, "videos"}
   shown = {item[side] for item in study_of(made)["items"] for side in ("left", "right")}
   assert shown == {f"videos/{path.name}" for path in (made / "videos").iterdir()}
+
+
+def test_what_is_installed_has_the_page():
+  """Every file of the package that is no Python is named as its data."""
+  root = pathlib.Path(__file__).parents[2]
+  named = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+  data = {
+    file
+    for package, patterns in named.items()
+    for pattern in patterns
+    for file in (root / package.replace(".", "/")).glob(pattern)
+  }
+  others = (
+    f for f in (root / "emu_jax").rglob("*") if f.is_file() and "__pycache__" not in f.parts
+  )
+  assert data == {file for file in others if file.suffix != ".py"} != set()
 
 
 def test_the_page_and_its_reader_agree_on_the_format(made):
