@@ -55,9 +55,7 @@ QUESTIONS = (
     "faithfulness",
     "Which video follows the prompt better?",
     (
-      Reason(
-        "spatial", "Spatial text alignment", "It shows what the text names, as it says."
-      ),
+      Reason("spatial", "Spatial text alignment", "It shows what the text names, as it says."),
       Reason(
         "temporal",
         "Temporal text alignment",
