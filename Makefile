@@ -4,12 +4,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 REFERENCE ?= 1  # 0: without PyTorch; the tests that compare with it are then skipped
+CHROMIUM ?= 1  # 0: is not installed; without it the tests of the raters' page are skipped
 PROMPT ?= a large red circle moving left quickly on a black background
 
 BIN := $(VENV)/bin
 export PYTHONPATH := .
 
-.PHONY: demo test clean
+.PHONY: demo test browser clean
 
 demo: $(VENV)/run
 	$(BIN)/emu-train prepare shapes --out data/shapes --size 32
@@ -17,7 +18,7 @@ demo: $(VENV)/run
 	$(BIN)/emu-jax sample "$(PROMPT)" --checkpoint runs/shapes_32 --frames 37 --out demo.mp4
 	$(BIN)/emu-jax evaluate --checkpoint runs/shapes_32 --num-prompts 64 --steps 25 --sheet demo.png
 
-test: $(VENV)/test $(VENV)/reference-$(strip $(REFERENCE))
+test: $(VENV)/test $(VENV)/reference-$(strip $(REFERENCE)) browser
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n 2 --durations 15
@@ -37,6 +38,15 @@ $(VENV)/reference-1: $(VENV)/test requirements-reference.txt
 
 $(VENV)/reference-0: $(VENV)/test
 	touch $@
+
+# Debian's, which has its driver. Where it cannot be had, the tests of the page say so and are skipped.
+APT := apt-get -qq -o Acquire::http::Timeout=30 -o Acquire::Retries=1
+browser:
+	@command -v chromedriver >/dev/null || [ "$(strip $(CHROMIUM))" = 0 ] || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  ($(APT) update && DEBIAN_FRONTEND=noninteractive $(APT) install -y --no-install-recommends \
+	    chromium chromium-driver) >/dev/null || echo "browser: apt-get could not install chromium"; \
+	else echo "browser: install chromium and chromium-driver to test the raters' page"; fi
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -10,6 +10,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from emu_jax import command_line, media
+from emu_jax.cli_juice import juice
 from emu_jax.cli_pictures import animate_picture, edit_picture
 from emu_jax.cli_shared import Asked, Options, Shared, opened, precision_of, working, write
 from emu_jax.compilation import enable_cache
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     "animate": animate_picture,
     "evaluate": evaluate,
     "convert": convert_model,
+    "juice": juice,
   }
   with command_line.errors("emu-jax"):
     tyro.extras.subcommand_cli_from_dict(commands, prog="emu-jax", args=arguments)

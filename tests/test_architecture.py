@@ -37,6 +37,7 @@ FLOORS = {
   "emu_jax.command_line": 6,
   "emu_jax.cli_shared": 7,
   "emu_jax.cli_pictures": 7,
+  "emu_jax.cli_juice": 7,
   "emu_jax.cli": 7,
   "train": 7,
   "configs": 8,

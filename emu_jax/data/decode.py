@@ -16,10 +16,12 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from jaxtyping import Float, UInt8
+from PIL.Image import Resampling
 
 from emu_jax.errors import InputError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+Matrix = tuple[int, int, int, int]  # a turn or mirroring of what is stored
 SAME_RATE = 1.002  # ours: rates this close count as equal, so that 23.976 passes for 24
 
 
@@ -115,8 +117,10 @@ def frames_at(
   size: int,
   line: Timeline,
   *,
+  width: int | None = None,
+  how: Resampling = Resampling.BICUBIC,
   threads: int = 0,
-) -> UInt8[np.ndarray, "T {size} {size} 3"]:
+) -> UInt8[np.ndarray, "T {size} W 3"]:
   """Frames nearest to ascending times (the earlier one on a tie), cropped and resized.
 
   Starts at the keyframe before the first time and stops after the last; only the frames asked for
@@ -124,9 +128,12 @@ def frames_at(
 
   Args:
     line: what `timeline(path)` returned.
+    width: in pixels; None: as many as `size`, the height.
+    how: to resize, after a box reduction.
     threads: of the decoder; 0 lets FFmpeg choose.
   """
-  out = np.empty((len(times), size, size, 3), np.uint8)
+  width = width or size
+  out = np.empty((len(times), size, width, 3), np.uint8)
   done, before = 0, None  # times answered; the frame before, with its time
   slack = 0.75 / line.fps if line.fps else 0.0  # past the last frame: half a frame, and rounding
   with contextlib.closing(_decoded(path, times[0] + line.origin, threads)) as frames:
@@ -134,7 +141,7 @@ def frames_at(
       now = frame.time - line.origin
       while done < len(times) and now >= times[done]:
         earlier = before is not None and times[done] - before[0] <= now - times[done] + 1e-6
-        out[done] = _square(before[1] if earlier else frame, aspect, size)
+        out[done] = _fitted(before[1] if earlier else frame, aspect, size, width, how)
         done += 1
       if done == len(times):
         return out
@@ -145,8 +152,17 @@ def frames_at(
         f"decode: {path} decodes to {got}, {times[-1]:g} s was asked for; "
         "it is damaged: copy it again or remove it"
       )
-    out[done:] = _square(before[1], aspect, size)
+    out[done:] = _fitted(before[1], aspect, size, width, how)
   return out
+
+
+def shown_size(path: str | pathlib.Path) -> tuple[int, int]:
+  """Height and width of a video as it is displayed: upright, with square pixels."""
+  with contextlib.closing(_decoded(path, 0.0, 1)) as frames:
+    for frame, aspect in frames:
+      size = (frame.height, round(frame.width * aspect))
+      return size[::-1] if _lies(_matrix(frame)) else size
+  raise InputError(f"decode: {path} decodes to nothing; it is damaged: copy it again or remove it")
 
 
 def picture(
@@ -165,7 +181,7 @@ def picture(
         image = image.convert("RGBA")
         white = PIL.Image.new("RGBA", image.size, "white")
         image = PIL.Image.alpha_composite(white, image)
-      return _resized(image.convert("RGB"), 1.0, height, width or height)[None]
+      return resized(image.convert("RGB"), 1.0, height, width or height)[None]
   except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:  # Pillow's own kinds
     raise InputError(
       f"decode: {path} is no picture that Pillow can read ({error}); use a PNG or JPEG file"
@@ -244,21 +260,28 @@ def _seek(container, stream, since: float) -> bool:
   return True
 
 
-def _square(frame: av.VideoFrame, aspect: float, size: int) -> UInt8[np.ndarray, "H H 3"]:
-  """Central square of one frame, resized, then turned upright (the two commute)."""
+def _fitted(
+  frame: av.VideoFrame, aspect: float, height: int, width: int, how: Resampling
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+  """Central part of one frame, resized, then turned upright (the two commute)."""
   image = PIL.Image.fromarray(frame.to_ndarray(format="rgb24"))
-  small = _resized(image, aspect, size, size)
-  matrix = frame.side_data.get("DISPLAYMATRIX")
-  return small if matrix is None else _upright(small, bytes(matrix))
+  matrix = _matrix(frame)
+  stored = (width, height) if _lies(matrix) else (height, width)
+  return _upright(resized(image, aspect, *stored, how), matrix)
 
 
-def _resized(
-  image: PIL.Image.Image, aspect: float, height: int, width: int
+def resized(
+  image: PIL.Image.Image,
+  aspect: float,
+  height: int,
+  width: int,
+  how: Resampling = Resampling.BICUBIC,
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
   """Box reduction, then an antialiased bicubic, of the largest central part of a shape.
 
   Args:
     aspect: width of a stored pixel over its height; the shape is that of what is displayed.
+    how: another filter than the bicubic.
   Source: "box + bicubic resize, centre crop", Emu Video, arXiv:2311.10709, table 3.
   """
   # Of the part, in stored pixels, which need not be square.
@@ -266,13 +289,27 @@ def _resized(
   wide = min(tall * width / height / aspect, image.width)  # rounding must not leave the picture
   left, top = (image.width - wide) / 2, (image.height - tall) / 2
   box = (left, top, left + wide, top + tall)
-  bicubic = PIL.Image.Resampling.BICUBIC
-  return np.asarray(image.resize((width, height), bicubic, box=box, reducing_gap=3.0))
+  return np.asarray(image.resize((width, height), how, box=box, reducing_gap=3.0))
 
 
-def _upright(pixels: UInt8[np.ndarray, "H H 3"], matrix: bytes) -> UInt8[np.ndarray, "H H 3"]:
-  """Applies a display matrix of quarter turns and mirrorings: x' = a x + c y, y' = b x + d y."""
-  a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32)
-  if abs(int(a)) + abs(int(d)) < abs(int(b)) + abs(int(c)):
+def _matrix(frame: av.VideoFrame) -> Matrix:
+  """How a stored frame is to be displayed: x' = a x + c y, y' = b x + d y, as (a, b, c, d)."""
+  stored = frame.side_data.get("DISPLAYMATRIX")
+  if stored is None:
+    return 1, 0, 0, 1
+  a, b, _, c, d, *_ = np.frombuffer(bytes(stored), np.int32).tolist()
+  return a, b, c, d
+
+
+def _lies(matrix: Matrix) -> bool:
+  """Whether a frame is stored on its side: a quarter turn displays it."""
+  a, b, c, d = matrix
+  return abs(a) + abs(d) < abs(b) + abs(c)
+
+
+def _upright(pixels: UInt8[np.ndarray, "h w 3"], matrix: Matrix) -> UInt8[np.ndarray, "H W 3"]:
+  """Applies a display matrix of quarter turns and mirrorings."""
+  a, b, c, d = matrix
+  if _lies(matrix):
     pixels, a, d = pixels.swapaxes(0, 1), c, b
   return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])

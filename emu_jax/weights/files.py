@@ -140,19 +140,19 @@ def read_json(path: pathlib.Path) -> dict:
 
 
 @contextlib.contextmanager
-def staged(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
+def staged(folder: str | pathlib.Path, who: str = "weights") -> Iterator[pathlib.Path]:
   """A temporary folder beside `folder` that takes its name once the block has ended well.
 
   Raises: InputError where `folder` exists with something in it, or cannot be made.
   """
   folder = pathlib.Path(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise InputError(f"weights: {folder} exists and is not empty; remove it or choose another name")
+    raise InputError(f"{who}: {folder} exists and is not empty; remove it or choose another name")
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.")
   except OSError as error:
-    raise InputError(f"weights: {folder} cannot be written ({error}); choose another") from error
+    raise InputError(f"{who}: {folder} cannot be written ({error}); choose another") from error
   try:
     with partial as name:
       inner = pathlib.Path(name) / folder.name
@@ -163,7 +163,7 @@ def staged(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
       os.replace(inner, folder)
   except (OSError, safetensors.SafetensorError) as error:
     raise InputError(
-      f"weights: {folder} cannot be written ({error}); make room or choose another place"
+      f"{who}: {folder} cannot be written ({error}); make room or choose another place"
     ) from error
 
 
