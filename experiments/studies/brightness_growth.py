@@ -68,17 +68,17 @@ STUDY = Study(
   name="brightness_growth",
   title="Terminal SNR and brightness, by resolution and system",
   claim=(
-    "Zero terminal SNR matters more with resolution, and more for factorized models than for direct "
-    "ones (Emu Video, arXiv:2311.10709, sec. 4.1)."
+    "Zero terminal SNR matters more with resolution, and more for factorized models than for "
+    "direct ones (Emu Video, arXiv:2311.10709, sec. 4.1)."
   ),
   method=(
     "The data are RGB pictures, or clips of 8 frames, of one brightness drawn from (-1, 1). "
     + METHOD
-    + " The gap is the ratio of the zero-SNR schedule less that of SD's, both with v. A direct clip "
-    "model is told nothing, a factorized one its first frame, which a picture model of the same "
-    "schedule draws and whose expectation stands for its own. Drift is the largest distance of a "
-    "frame's brightness from the first one's. The data hold no objects: what the paper says of "
-    "their consistency is not measured here."
+    + " The gap is the ratio of the zero-SNR schedule less that of SD's, both with v. A direct "
+    "clip model is told nothing, a factorized one its first frame, which a picture model of the "
+    "same schedule draws and whose expectation stands for its own. Drift is the largest distance "
+    "of a frame's brightness from the first one's. The data hold no objects: what the paper says "
+    "of their consistency is not measured here."
   ),
   cells=cells,
   statistics={
