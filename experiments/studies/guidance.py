@@ -1,5 +1,7 @@
 """Study 6: the two guidance scales as knobs of motion."""
 
+import math
+
 import numpy as np
 from scipy import stats
 
@@ -36,27 +38,20 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
 
 
 def correlation(results: Results, along: str) -> list[float]:
-  """Spearman's, of motion and a scale, one a seed: its mean over the values of the other scale."""
-  motion = np.array(
-    [
-      [[values["motion"].mean() for values in results.arms[arm(text, image)]] for image in IMAGE]
-      for text in TEXT
-    ]
-  )  # text, image, seed
-  if along == "image":
-    motion, scales = motion.swapaxes(0, 1), IMAGE
-  else:
-    scales = TEXT
-  found = np.array(
-    [
-      [
-        stats.spearmanr(scales, motion[:, other, seed]).statistic
-        for other in range(motion.shape[1])
-      ]
-      for seed in range(motion.shape[2])
-    ]
-  )
-  return found.mean(axis=1).tolist()
+  """Spearman's, of motion and a scale, one a seed: its mean over the values of the other scale.
+
+  NaN where motion is everywhere the same.
+  """
+  seeds = range(len(results.arms[arm(TEXT[0], IMAGE[0])]))
+  motion = lambda text, image, seed: results.arms[arm(text, image)][seed]["motion"].mean()
+  found = []
+  for seed in seeds:
+    rows = np.array([[motion(text, image, seed) for text in TEXT] for image in IMAGE])
+    scales, rows = (TEXT, rows) if along == "text" else (IMAGE, rows.T)
+    varies = [row for row in rows if np.ptp(row)]
+    each = [stats.spearmanr(scales, row).statistic for row in varies]
+    found.append(float(np.mean(each)) if len(varies) == len(rows) else math.nan)
+  return found
 
 
 def judge(results: Results) -> list[Criterion]:

@@ -1,21 +1,25 @@
 """Every study: its cells, what it says of figures that are as claimed or are not, and its page."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
-from experiments import report
+from experiments import pixel_model, recipe, report, run, sampling
+from experiments.artefact import Artefact
 from experiments.studies import (
   STUDIES,
   brightness,
   brightness_growth,
   convergence,
+  factorized,
   guidance,
   identity,
   interpolation,
 )
 from experiments.study import Results, verdict
+from tests import tiny_recipe
 
 SEEDS = 3
 
@@ -182,3 +186,76 @@ def test_arms_of_a_study_differ_in_what_is_compared_and_nothing_else():
   assert [part.name for part in frozen.parts] == [part.name for part in tuned.parts]
   one, other = (artefact.spec["experiment"] for artefact in (frozen, tuned))
   assert {k for k in one if one[k] != other[k]} == {"train_spatial"}
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+  """Training that leaves a folder, and models that draw noise of the right shape."""
+  rng = np.random.default_rng(0)
+  noise = lambda *shape: rng.integers(0, 255, (*shape, 16, 16, 3), np.uint8)
+
+  def train_stage(experiment, folder):
+    folder.mkdir(exist_ok=True)
+    lines = [{"step": step, "validation/loss": 1 / step} for step in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return True
+
+  def train(stage, data, *, run_dir, loop, **options):
+    run_dir.mkdir(exist_ok=True)
+    return types.SimpleNamespace(step=loop.num_steps)
+
+  def generate(pipeline, texts, request, given=None):
+    return noise(len(texts), request.frames), 4.0
+
+  def interpolate(pipeline, keys, texts, request):
+    assert len(keys) == len(texts)
+    return noise(len(texts), {8: 37, 16: 65}[keys.shape[1]]), 16.0
+
+  def with_layers(image, seed):
+    build = lambda folder, parts: folder.mkdir(exist_ok=True) or True
+    return Artefact("random-layers", {"seed": seed}, (image,), build)
+
+  def sample(net, key, first, *, model, sampling, num):
+    assert (first is None) == (not model.told)
+    return rng.normal(size=(num, *model.shape))
+
+  direct = lambda pipeline, texts, request, given: noise(len(texts), 8)
+  exact = lambda image, seed, num: {"output difference": np.zeros(num)}
+  same = lambda *given: {"changed weights": np.zeros(1), "picture difference": np.zeros(2)}
+  for module, fakes in {
+    recipe.command: {"train_stage": train_stage},
+    pixel_model: {"train": train},
+    sampling: {"load_pipeline": lambda folder: folder, "generate": generate},
+    interpolation: {"interpolate": interpolate},
+    factorized: {"direct": direct},
+    convergence: {"image_with_random_layers": with_layers},
+    brightness: {"sample": sample, "network": lambda folder: None},
+    identity: {"at_start": exact, "after_training": same},
+  }.items():
+    for name, fake in fakes.items():
+      monkeypatch.setattr(module, name, fake)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  return tmp_path_factory.mktemp("runs")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_runs_from_data_to_page(pretended, runs, name, tmp_path, capsys):
+  """All but the networks is real: records, prompts, the oracle, statistics, the page."""
+  with tiny_recipe.one_device():
+    words = ["--size", "tiny", "--seeds", "2", "--out", str(tmp_path), "--runs", str(runs)]
+    run.main([name, *words])
+  assert f"{name}: the claim " in capsys.readouterr().out
+  page = (tmp_path / f"{name}.md").read_text()
+  assert f"`python -m experiments.run {name} --size tiny --seeds 2`" in page
+  found = json.loads((tmp_path / f"{name}.json").read_text())
+  assert found["setting"]["seeds"] == 2
+  assert found["criteria"]
+  assert (tmp_path / f"{name}.png").is_file()
+
+
+def test_a_study_that_there_is_not_is_named(capsys, tmp_path):
+  line = tiny_recipe.refusal(run.main, ["frozne", "--runs", tmp_path], capsys)
+  assert "frozne: there is no such study; choose of identity" in line
