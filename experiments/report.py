@@ -133,14 +133,13 @@ def comparisons(study: Study, results: Results) -> list[tuple]:
 
 
 def shown(e: Estimate) -> str:
-  """A figure and its interval, in four digits."""
+  """A figure and its interval, in four digits; one without width is left out."""
   if math.isnan(e.value):
     return "-"
-  if e.low == e.high:
-    return f"{e.value:.4g}"
-  if math.isinf(e.low):
-    return f"{e.value:.4g} [one seed]" if e.n == 1 else f"{e.value:.4g}"
-  return f"{e.value:.4g} [{e.low:.4g}, {e.high:.4g}]"
+  value, low, high = (f"{number:.4g}" for number in (e.value, e.low, e.high))
+  if low == high:
+    return value
+  return f"{value} [one seed]" if math.isinf(e.low) else f"{value} [{low}, {high}]"
 
 
 def document(

@@ -10,7 +10,7 @@ from experiments.study import Cell, Criterion, Results, Size, Study, average
 
 SD, ZERO, EPS = "SD, v", "zero SNR, v", "SD, eps"
 FRAMES = 8  # of a clip
-STEPS = {"tiny": 2, "default": 1000}  # of training
+STEPS = {"tiny": 2, "default": 3000}  # of training; after 1000 half of a sample is still noise
 DRAWN = {"tiny": 2, "default": 128}  # clips a cell
 SAMPLING = {"tiny": Sampling(num_steps=2), "default": Sampling(num_steps=250)}
 CHUNK = 64  # clips drawn at once
@@ -87,7 +87,7 @@ def draw(axes, results: Results) -> None:
 
 
 METHOD = (
-  "A small U-Net without attention is trained in pixel space (2 x 2 patches as channels) for 1000 "
+  "A small U-Net without attention is trained in pixel space (2 x 2 patches as channels) for 3000 "
   "steps of 16, and 128 samples are drawn by DDIM on 250 trailing steps, with the same noise in "
   "all arms of a size. The ratio is that of the standard deviations of brightness, samples over "
   "data; 'expected' is what an exact denoiser of this data gives (`experiments/brightness.py`). "
