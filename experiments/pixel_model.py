@@ -35,7 +35,7 @@ PATCH = 2  # pixels on a side
 
 @dataclasses.dataclass(frozen=True)
 class PixelModel:
-  """What is trained: hashable, so that seeds share one compiled step."""
+  """What is trained."""
 
   schedule: Schedule
   size: int  # pixels on a side
