@@ -64,7 +64,7 @@ GENERATION = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class ClipModel:
   """CLIP in memory."""
 
   tokenizer: Tokenizer
@@ -73,7 +73,7 @@ class Clip:
   frames: Features  # unit vectors of frames
 
 
-def load(folder: str | pathlib.Path) -> Clip:
+def load(folder: str | pathlib.Path) -> ClipModel:
   """CLIP of a folder: a CLIPModel of transformers with its tokenizer, or `PARTS` as diffusers has.
 
   Raises: InputError for any other folder, and where the encoders embed in different spaces.
@@ -103,7 +103,7 @@ def load(folder: str | pathlib.Path) -> Clip:
     )
   apply = functools.partial(_embedded, image_config)
   frames = Features("CLIP", "frames", dims[1], image_params, apply)
-  return Clip(load_tokenizer(tokens, text_config.max_length), text_config, text_params, frames)
+  return ClipModel(load_tokenizer(tokens, text_config.max_length), text_config, text_params, frames)
 
 
 def _configs(folder: pathlib.Path) -> tuple[ClipTextConfig, ClipVisionConfig]:
@@ -141,7 +141,7 @@ def _unit(x: Float[Array, "B P"]) -> Float[Array, "B P"]:
   return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def text_embeddings(clip: Clip, captions: Sequence[str]) -> Float[np.ndarray, "B P"]:
+def text_embeddings(clip: ClipModel, captions: Sequence[str]) -> Float[np.ndarray, "B P"]:
   """Unit vectors of captions; what is longer than CLIP reads is cut, as usual for this score."""
   tokens, mask = clip.tokenizer(captions, overflow="truncate")
   filling = np.resize(np.arange(len(captions)), -(-len(captions) // TEXTS_AT_ONCE) * TEXTS_AT_ONCE)

@@ -62,6 +62,8 @@ def open_set(
       "put them in folders of their own"
     )
   if pictures:
+    for file in progress(files, f"checking {folder}"):
+      _shorter_side(file)
     spec = ClipSpec(1, 1.0)
   else:
     rates = {}

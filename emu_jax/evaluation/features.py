@@ -91,7 +91,7 @@ class Stream:
     pixels, members = (np.stack(part) for part in zip(*batch, strict=True))
     filled = np.concatenate([pixels, pixels[-1:].repeat(self._size - len(pixels), axis=0)])
     with on(self._mesh):
-      placed = filled if self._mesh is None else global_batch(filled, self._mesh)
+      placed = jnp.asarray(filled) if self._mesh is None else global_batch(filled, self._mesh)
       result = _features(self._features.apply, self._params, placed)
     self._hand_on()  # of the batch before: the device computes while the host reads
     self._running = result, members

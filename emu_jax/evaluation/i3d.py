@@ -5,6 +5,7 @@ Source: Carreira and Zisserman, arXiv:1705.07750 (the network, RGB, ImageNet and
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 
@@ -54,7 +55,7 @@ class Unit(nn.Module):
   stride: int = 1
 
   @nn.compact
-  def __call__(self, x: Video) -> Video:
+  def __call__(self, x: Video) -> Float[Array, "B t h w D"]:
     kernel, stride = (self.kernel,) * 3, (self.stride,) * 3
     x = nn.Conv(self.features, kernel, stride, "SAME", use_bias=False, name="conv")(x)
     return nn.relu(published.StoredBatchNorm(name="bn")(x))
@@ -66,7 +67,7 @@ class Block(nn.Module):
   channels: tuple[int, ...]
 
   @nn.compact
-  def __call__(self, x: Video) -> Video:
+  def __call__(self, x: Video) -> Float[Array, "B T H W D"]:
     n = self.channels
     parts = [
       Unit(n[0], name="b0")(x),
@@ -83,7 +84,7 @@ class Logits(nn.Module):
   classes: int
 
   @nn.compact
-  def __call__(self, x: Video) -> Video:
+  def __call__(self, x: Video) -> Float[Array, "B T H W K"]:
     return nn.Conv(self.classes, (1, 1, 1), name="conv")(x)
 
 
@@ -120,6 +121,7 @@ class I3D(nn.Module):
     return Logits(self.config.classes, name="logits")(x).mean(axis=(1, 2, 3))
 
 
+@functools.cache
 def table(config: I3dConfig = I3dConfig()) -> Mapping[str, tuple[Row, ...]]:
   """The parameters by public tensor."""
   shapes = published.shapes_of(I3D(config), (1, LEAST_FRAMES, SIDE, SIDE, 3))
@@ -128,9 +130,7 @@ def table(config: I3dConfig = I3dConfig()) -> Mapping[str, tuple[Row, ...]]:
 
 def load(path: str | pathlib.Path, config: I3dConfig = I3dConfig()) -> Params:
   """Weights under the names of pytorch-i3d's state dict; InputError where they are others."""
-  return published.load(
-    path, "the I3D of FVD (RGB, Kinetics-400)", shapes(config), (("conv", "conv3d"),)
-  )
+  return published.load(path, "the I3D of FVD (RGB, Kinetics-400)", table(config))
 
 
 def features(params: Params, clips: Video) -> Float[Array, "B D"]:

@@ -6,6 +6,7 @@ Source: Szegedy et al., arXiv:1512.00567 (the network); Heusel et al., arXiv:170
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 
@@ -159,6 +160,7 @@ class InceptionV3(nn.Module):
     return x.mean(axis=(1, 2))
 
 
+@functools.cache
 def table(config: InceptionConfig = InceptionConfig()) -> Mapping[str, tuple[Row, ...]]:
   """The parameters by public tensor; every name is ours too but those of statistics."""
   return published.table(published.shapes_of(InceptionV3(config), (1, 75, 75, 3)))

@@ -24,7 +24,7 @@ class Measured:
 def measure(
   clips: ClipSet,
   features: Sequence[Features],
-  clip: clip_score.Clip | None,
+  clip: clip_score.ClipModel | None,
   *,
   batch_size: int,
   mesh: Mesh | None = None,
