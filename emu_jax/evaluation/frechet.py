@@ -31,7 +31,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, Num
-from scipy import stats
+from scipy import special
 
 from emu_jax.errors import InputError
 
@@ -116,7 +116,7 @@ class Distance:
   value: float
   low: float
   high: float
-  n: int  # members of the generated set, and of the reference
+  n: int  # rows of features, of clips or of their frames: the generated set's, the reference's
   n_reference: int
   dims: int
   bias: float | None = None
@@ -252,7 +252,7 @@ def _kernel_sums(x: tuple, y: tuple, tile: int = 1000) -> tuple[np.ndarray, np.n
 def _half_width(left_out: Sequence[Sequence[float]]) -> float:
   """Half of the 95 % interval from what each set gives without each of its groups."""
   variance = sum((GROUPS - 1) / GROUPS * np.square(v - np.mean(v)).sum() for v in left_out)
-  return float(stats.t.ppf(0.975, GROUPS - 1) * math.sqrt(variance))
+  return float(special.stdtrit(GROUPS - 1, 0.975) * math.sqrt(variance))
 
 
 def _check(generated: Accumulated, reference: Accumulated) -> None:

@@ -6,10 +6,12 @@ were trained, and how well they read: experiments/shape_features.py.
 """
 
 import functools
+import itertools
 import pathlib
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import safetensors.numpy
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float
@@ -29,9 +31,9 @@ LOOK = {
   "background": tuple(shapes.BACKGROUNDS),
 }
 MOTION = {"direction": tuple(shapes.DIRECTIONS), "speed": tuple(shapes.SPEEDS)}
-# Channels, kernel over (time, rows, columns), stride over rows and columns.
-PICTURE = ((16, (1, 3, 3), 2), (32, (1, 3, 3), 1), (48, (1, 3, 3), 2), (DIMS, (1, 3, 3), 1))
-CLIP = ((16, (3, 3, 3), 2), (24, (3, 3, 3), 2), (32, (3, 3, 3), 1), (DIMS, (1, 3, 3), 1))
+# Channels, kernel over (time, rows, columns), strides.
+PICTURE = ((24, (1, 3, 3), (1, 2, 2)), (48, (1, 3, 3), (1, 2, 2)), (DIMS, (1, 3, 3), (1, 1, 1)))
+CLIP = ((24, (3, 3, 3), (1, 2, 2)), (32, (3, 3, 3), (2, 2, 2)), (DIMS, (1, 3, 3), (1, 1, 1)))
 
 
 class ShapeReader(nn.Module):
@@ -47,10 +49,28 @@ class ShapeReader(nn.Module):
     """Features, and the logits of each attribute's words; pixels in [-1, 1]."""
     B, T, H, W, C = x.shape
     x = jax.image.resize(x, (B, T, SIDE, SIDE, C), "linear")
-    for i, (channels, kernel, stride) in enumerate(self.layers):
-      x = nn.relu(nn.Conv(channels, kernel, (1, stride, stride), name=f"conv_{i}")(x))
+    for i, (channels, kernel, strides) in enumerate(self.layers):
+      x = nn.relu(nn.Dense(channels, name=f"layer_{i}")(neighbourhoods(x, kernel, strides)))
     features = x.mean(axis=(1, 2, 3))
     return features, {name: nn.Dense(n, name=name)(features) for name, n in self.words}
+
+
+def neighbourhoods(
+  x: Float[Array, "B T H W C"], kernel: tuple[int, int, int], strides: tuple[int, int, int]
+) -> Float[Array, "B t h w D"]:
+  """What a convolution's kernel lies over, as channels, zeros beyond the edges.
+
+  Products of these are convolutions, and several times as fast on a CPU in training.
+  """
+  edges = [(0, 0), *((k // 2, k // 2) for k in kernel), (0, 0)]
+  padded, sizes = jnp.pad(x, edges), x.shape[1:4]
+  parts = [
+    padded[
+      :, t : t + sizes[0] : strides[0], i : i + sizes[1] : strides[1], j : j + sizes[2] : strides[2]
+    ]
+    for t, i, j in itertools.product(*(range(k) for k in kernel))
+  ]
+  return jnp.concatenate(parts, axis=-1)
 
 
 def reader(moving: bool) -> ShapeReader:
