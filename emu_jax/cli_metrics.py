@@ -2,7 +2,7 @@
 
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from tqdm import tqdm
@@ -88,7 +88,7 @@ def measure_folders(
     report.save(out, found)
 
 
-def _bar(items: Sequence, what: str) -> Iterator:
+def _bar(items: Sequence, what: str) -> Iterable:
   return tqdm(items, desc=what, unit="file", disable=None)  # on a terminal only
 
 

@@ -1,16 +1,13 @@
 """The command emu-jax metrics: what it prints and writes, and what it says to bad input."""
 
-import dataclasses
 import json
 
-import numpy as np
 import pytest
-import safetensors.numpy
 from PIL import Image
 
 from emu_jax import cli, media
 from emu_jax.data import shapes
-from emu_jax.evaluation import features, inception
+from emu_jax.evaluation import features
 from tests.data.video_files import write_numbered
 from tests.tiny_recipe import refusal
 
@@ -90,30 +87,23 @@ def test_the_report_does_not_depend_on_batch_or_devices(folders, tmp_path):
 
 
 def test_pictures_are_measured_with_a_users_own_weights(folders, tmp_path, monkeypatch):
-  """The published network, narrow and with weights drawn at random, from its file to the table."""
-  config = inception.InceptionConfig(divide=32)
-  rng = np.random.default_rng(0)
-  tensors = {
-    name: (1 + 0.1 * rng.random(row.public_shape) if name.endswith("var")
-           else rng.normal(0, 0.3, row.public_shape)).astype(np.float32)
-    for name, (row,) in inception.table(config).items()
-  }  # fmt: skip
-  safetensors.numpy.save_file(tensors, tmp_path / "fid.safetensors")
-  net = inception.InceptionV3(config)
-  narrow = features.Features(
-    "FID",
-    "frames",
-    config.dims,
-    inception.load(tmp_path / "fid.safetensors", config),
-    lambda params, x: net.apply({"params": params}, inception.published.bilinear(x, 75)),
-  )
-  monkeypatch.setattr(features, "fid", lambda path: dataclasses.replace(narrow))
-  run(*pictures_of(folders), "--fid-weights", tmp_path / "fid.safetensors",
-      "--out", tmp_path / "a.md")  # fmt: skip
+  """The networks themselves: tests/evaluation/test_published_networks.py."""
+  asked = []
+
+  def fid(path):
+    asked.append(path)
+    rows = lambda params, x: x.reshape(x.shape[0], -1)[:, ::200]
+    return features.Features("FID", "frames", 16, {}, rows)
+
+  monkeypatch.setattr(features, "fid", fid)
+  file = tmp_path / "fid.safetensors"
+  run(*pictures_of(folders), "--fid-weights", file, "--out", tmp_path / "a.md")
+  assert asked == [file]
   lines = (tmp_path / "a.md").read_text().splitlines()
   assert any(line.startswith("| FID | ") and "(12 to 12" in line for line in lines)
   assert "12 x 1 x 32 x 32" in lines[2]
-  assert any(line.startswith("- FID: 12 samples of 64 features") for line in lines)
+  assert any(line.startswith("- FID: 12 samples of 16 features") for line in lines)
+  assert not any("motion" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import av
 import numpy as np
@@ -16,7 +16,7 @@ from emu_jax.data.pipeline import ClipSpec
 from emu_jax.errors import InputError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
-Progress = Callable[[Sequence, str], Iterator]
+Progress = Callable[[Sequence, str], Iterable]  # goes over the first, saying the second
 
 
 @dataclasses.dataclass(frozen=True)

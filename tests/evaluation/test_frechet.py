@@ -103,6 +103,17 @@ def test_of_singular_covariances_the_distance_is_that_in_the_space_they_span():
   assert distance(x @ frame, y @ frame) == pytest.approx(distance(x, y), rel=1e-12)
 
 
+def test_rounding_of_what_a_small_set_does_not_span_does_not_add_up():
+  """20 samples against 200 of 50 features. Oracle: the singular values of the product of centred
+  samples, which needs no root. Roots of eigenvalues of 1e-17, kept, would be 30 of some 3e-9."""
+  x, y = samples(20, 50, 0), samples(200, 50, 1, 0.5)
+  a, b = x - x.mean(axis=0), y - y.mean(axis=0)
+  common = linalg.svdvals(a @ b.T).sum() / math.sqrt(19 * 199)
+  apart = np.square(x.mean(axis=0) - y.mean(axis=0)).sum()
+  expected = apart + np.square(a).sum() / 19 + np.square(b).sum() / 199 - 2 * common
+  assert distance(x, y) == pytest.approx(expected, rel=1e-11)
+
+
 def test_distances_do_not_depend_on_batches():
   x, y = samples(103, 5, 0), samples(90, 5, 1, 0.5)
   found = [
