@@ -70,20 +70,15 @@ def test_clips_are_measured_and_the_report_has_every_count(folders, tmp_path, ca
 
 
 def test_the_report_does_not_depend_on_batch_or_devices(folders, tmp_path):
-  for name, how in (
-    ("a", ("--batch-size", 5)),
-    ("b", ("--batch-size", 64)),
-    ("c", ("--mesh.data", 8)),
-  ):
+  for name, how in (("a", ("--batch-size", 5)), ("b", ("--mesh.data", 8))):
     run(
       *clips_of(folders), "--shapes", "--frames", FRAMES, *how, "--out", tmp_path / f"{name}.json"
     )
-  a, b, c = (json.loads((tmp_path / f"{n}.json").read_text())["generated"] for n in "abc")
-  for other in (b, c):
-    assert other["estimates"] == a["estimates"]
-    for name, distance in a["distances"].items():
-      for key in ("value", "low", "high"):
-        assert other["distances"][name][key] == pytest.approx(distance[key], rel=1e-3, abs=1e-4)
+  a, b = (json.loads((tmp_path / f"{n}.json").read_text())["generated"] for n in "ab")
+  assert a["estimates"] == b["estimates"]
+  for name, distance in a["distances"].items():
+    for key in ("value", "low", "high"):
+      assert b["distances"][name][key] == pytest.approx(distance[key], rel=1e-3, abs=1e-4)
 
 
 def test_pictures_are_measured_with_a_users_own_weights(folders, tmp_path, monkeypatch):

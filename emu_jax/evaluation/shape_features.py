@@ -98,8 +98,14 @@ def _params(kind: str) -> Params:
 
 
 def _of_frames(params: Params, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
-  return reader(False).apply({"params": params}, pixels[:, None])[0]
+  return _whitened(params, reader(False).apply({"params": params}, pixels[:, None])[0])
 
 
 def _of_clips(params: Params, pixels: Float[Array, "B T H W 3"]) -> Float[Array, "B D"]:
-  return reader(True).apply({"params": params}, pixels)[0]
+  return _whitened(params, reader(True).apply({"params": params}, pixels)[0])
+
+
+def _whitened(params: Params, x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+  """Of covariance 1 on real shapes: what their looks vary most would else be all of a distance."""
+  white = params["white"]
+  return (x - white["mean"][None]) @ white["kernel"]

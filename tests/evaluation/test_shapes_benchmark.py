@@ -78,7 +78,7 @@ def test_distances_are_to_other_prompts_and_say_that_a_still_model_stands_still(
   for column in ("generated", "real"):
     assert (found[column, "FID-o"].n, found[column, "FVD-o"].n) == (24 * FRAMES, 24)
     assert found[column, "FID-o"].value > 0.01  # other prompts, not the same clips
-  assert found["generated", "FVD-o"].value > 2 * found["real", "FVD-o"].value
+  assert found["generated", "FVD-o"].value > found["real", "FVD-o"].value
 
 
 def test_one_prompt_has_no_distance(monkeypatch):
