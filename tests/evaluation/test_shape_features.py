@@ -13,8 +13,8 @@ from emu_jax.evaluation.shape_features import LOOK, MOTION, reader
 
 LEAST_OF_PICTURES = dict.fromkeys(LOOK, 0.9)
 LEAST_OF_CLIPS = {
-  **{"colour": 0.95, "shape": 0.3, "size": 0.85, "texture": 0.7, "background": 0.95},
-  **{"direction": 0.65, "speed": 0.6},
+  **{"colour": 0.95, "shape": 0.5, "size": 0.9, "texture": 0.85, "background": 0.95},
+  **{"direction": 0.95, "speed": 0.95},
 }
 SEED = 77  # of scenes that the weights have not seen
 
