@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from emu_jax import command_line, media
 from emu_jax.cli_juice import juice
+from emu_jax.cli_metrics import measure_folders
 from emu_jax.cli_pictures import animate_picture, edit_picture
 from emu_jax.cli_shared import Asked, Options, Shared, opened, precision_of, working, write
 from emu_jax.compilation import enable_cache
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     "edit": edit_picture,
     "animate": animate_picture,
     "evaluate": evaluate,
+    "metrics": measure_folders,
     "convert": convert_model,
     "juice": juice,
   }

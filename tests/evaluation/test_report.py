@@ -1,7 +1,9 @@
 """A report holds what the metrics say, and its tables show every number with interval and count."""
 
+import dataclasses
 import io
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from drawing import drawn
 
 from emu_jax.data.shapes import BACKGROUNDS, COLOURS
 from emu_jax.errors import InputError
-from emu_jax.evaluation import metrics, report
+from emu_jax.evaluation import clip_score, metrics, report
+from emu_jax.evaluation.frechet import Distance
 
 TRUTH = {
   "colour": "green",
@@ -45,7 +48,7 @@ def reports():
 
 def test_a_report_counts_what_is_right(reports):
   real, generated = reports["real"].estimates, reports["generated"].estimates
-  assert set(real) == set(report.TITLES)
+  assert set(real) == set(report.TITLES) - set(clip_score.TITLES)
   for key in ("appearance", "direction", "speed", "joint", "readable", "object_consistency"):
     assert (real[key].value, real[key].n) == (1, 4)
   assert generated["colour"] == generated["joint"] == metrics.proportion(np.arange(4) < 3)
@@ -95,6 +98,8 @@ def test_tables_show_every_estimate_of_every_report(reports):
   for text in texts:
     lines = text.splitlines()
     for key, (title, share) in report.TITLES.items():
+      if key in clip_score.TITLES:
+        continue
       (line,) = (line for line in lines if line.strip("│| ").startswith(f"{title} "))
       assert line.index("(4)") < line.rindex("(4)")  # two cells, each with its count
       for made in reports.values():
@@ -108,6 +113,24 @@ def test_markdown_is_a_table(reports):
   assert len({line.count("|") for line in lines}) == 1
   assert lines[0].split("|")[2:4] == [" generated ", " real "]
   assert "| colour | 75.0 % [30.1, 95.4] (4) | 100.0 % [51.0, 100.0] (4) |" in lines
+
+
+def test_distances_stand_with_both_counts_their_bias_and_what_must_be_known(reports):
+  near = Distance(1.25, 1.0, 1.5, 8, 4, 64, 0.5, "8 samples of 64 features")
+  far = Distance(math.inf, math.nan, math.nan, 8, 4, 64)
+  found = {"FID-o": near, "kernel": far}
+  both = dict(reports)
+  both["generated"] = dataclasses.replace(reports["generated"], distances=found)
+  text = report.markdown(both)
+  assert "| FID-o | 1.25 [1, 1.5] (8 to 4, bias 0.5) | - |" in text
+  assert "| kernel | ? [?, ?] (8 to 4) | - |" in text
+  assert text.endswith("|\n\n- FID-o: 8 samples of 64 features\n")
+  console = rich.console.Console(file=io.StringIO(), width=200)
+  console.print(report.table(both))
+  assert "FID-o: 8 samples of 64 features" in console.file.getvalue()
+  read = json.loads(report.to_json(both))["generated"]["distances"]
+  assert Distance(**read["FID-o"]) == near
+  assert (read["kernel"]["value"], read["kernel"]["low"], read["kernel"]["n"]) == (None, None, 8)
 
 
 def test_saved_reports_are_what_they_print(reports, tmp_path):

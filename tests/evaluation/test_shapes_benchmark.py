@@ -58,6 +58,34 @@ def test_a_model_that_stands_still_fails_on_direction_alone(monkeypatch):
   assert estimates["direction"].value == 0.0
 
 
+def test_distances_are_to_other_prompts_and_say_that_a_still_model_stands_still(monkeypatch):
+  pipeline, _ = pretend(monkeypatch, 24, "test")
+  moving = shapes_benchmark.generate
+
+  def still(*arguments):
+    frames, fps = moving(*arguments)
+    return np.repeat(frames[:, :1], FRAMES, axis=1), fps
+
+  monkeypatch.setattr(shapes_benchmark, "generate", still)
+  columns = {name: made.distances for name, made in run(pipeline, 24, 24).reports.items()}
+  found = {
+    (column, name.split()[0]): distance
+    for column, distances in columns.items()
+    for name, distance in distances.items()
+    if "kernel" not in name
+  }
+  assert set(found) == {(c, n) for c in ("generated", "real") for n in ("FID-o", "FVD-o")}
+  for column in ("generated", "real"):
+    assert (found[column, "FID-o"].n, found[column, "FVD-o"].n) == (24 * FRAMES, 24)
+    assert found[column, "FID-o"].value > 0.01  # other prompts, not the same clips
+  assert found["generated", "FVD-o"].value > found["real", "FVD-o"].value
+
+
+def test_one_prompt_has_no_distance(monkeypatch):
+  pipeline, _ = pretend(monkeypatch, 1, "test")
+  assert not run(pipeline, 1, 1).reports["generated"].distances
+
+
 def test_the_last_batch_is_filled_up_and_its_filling_is_not_counted(monkeypatch):
   pipeline, asked = pretend(monkeypatch, 5, "validation")
   found = run(pipeline, 5, 3, "validation")
