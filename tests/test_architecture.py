@@ -25,6 +25,7 @@ FLOORS = {
   "emu_jax.weights": 3,
   "emu_jax.media": 3,
   "emu_jax.run": 3,
+  "emu_jax.release": 3,
   "emu_jax.systems": 4,
   "emu_jax.public": 5,
   "emu_jax.pipeline": 5,
