@@ -61,6 +61,15 @@ def gradients(case):
   }
 
 
+@jax.jit
+def coded(trees, frames):
+  """Mean, log-variance and decoded sample, with the noise of the losses' key."""
+  net, params = Autoencoder(CONFIG), {"params": trees["autoencoder"]}
+  mean, log_var = net.apply(params, frames, method="encode")
+  z = sample_posterior(mean, log_var, jax.random.key(2))
+  return mean, log_var, net.apply(params, z, method="decode")
+
+
 def assert_close(a, b):
   # Sums of some 10^4 float32 terms in another order.
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-6), a, b)
@@ -92,14 +101,7 @@ def assert_apart(one, other):
 def test_the_discriminator_learns_from_its_own_loss_alone(case, gradients):
   """Its gradient in the sum of all losses is that of the hinge loss: the generator adds nothing."""
   trees, frames = case
-
-  def decode(trees):
-    net = Autoencoder(CONFIG)
-    mean, log_var = net.apply({"params": trees["autoencoder"]}, frames, method="encode")
-    z = sample_posterior(mean, log_var, jax.random.key(2))
-    return net.apply({"params": trees["autoencoder"]}, z, method="decode")
-
-  decoded = jax.jit(decode)(trees)
+  _, _, decoded = coded(trees, frames)
   critic = PatchDiscriminator(OBJECTIVE.discriminator)
 
   def hinge(params):
@@ -130,15 +132,13 @@ def test_the_reconstruction_error_is_the_sum_of_its_two_parts():
 
 def test_each_weight_adds_its_own_loss_and_nothing_else(case):
   trees, frames = case
-  key, step = jax.random.key(2), jnp.array(0)
 
   @partial(jax.jit, static_argnums=0)
   def losses(objective):
+    key, step = jax.random.key(2), jnp.array(0)
     return autoencoder_loss(CONFIG, objective, trees, frames, key, step)[0]
 
-  net, params = Autoencoder(CONFIG), {"params": trees["autoencoder"]}
-  mean, log_var = net.apply(params, frames, method="encode")
-  decoded = net.apply(params, sample_posterior(mean, log_var, key), method="decode")
+  mean, log_var, decoded = coded(trees, frames)
   critic = PatchDiscriminator(OBJECTIVE.discriminator)
   layers = lambda x: critic.apply({"params": trees["discriminator"]}, x, method="layers")
   parts = {
