@@ -272,6 +272,7 @@ def train_stage(experiment: Experiment, folder: pathlib.Path) -> bool:
     shuffle=True,
     drop_text=experiment.data.drop_text,
     drop_both=experiment.data.drop_both,
+    drop_image=experiment.data.drop_image,
     weights=experiment.data.weights or None,
     workers=experiment.data.workers,
   )

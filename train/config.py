@@ -30,6 +30,7 @@ class DataConfig:
   first_frames: bool = False
   drop_text: float = 0.1  # share of examples with an empty caption
   drop_both: float = 0.1  # share with an empty caption and no known frames besides
+  drop_image: float = 0.0  # share with a caption and no known frames: all of a direct model's
   workers: int = 0  # decoding processes; 0 = threads of this one
 
   def __post_init__(self):
@@ -37,10 +38,11 @@ class DataConfig:
       raise InputError(
         f"DataConfig: {len(self.weights)} weights for {len(self.sources)} sources; give one each"
       )
-    if self.drop_text < 0 or self.drop_both < 0 or self.drop_text + self.drop_both > 1:
+    shares = {name: getattr(self, name) for name in ("drop_text", "drop_both", "drop_image")}
+    if min(shares.values()) < 0 or sum(shares.values()) > 1:
+      given = ", ".join(f"{name}={share}" for name, share in shares.items())
       raise InputError(
-        f"DataConfig: drop_text={self.drop_text} and drop_both={self.drop_both} are shares that "
-        "must not be negative or exceed 1 together"
+        f"DataConfig: {given} are shares that must not be negative or exceed 1 together"
       )
 
 
@@ -59,6 +61,8 @@ class Experiment:
   num_samples: int = 4  # of them, at most
   offset_noise: float = 0.0  # Emu: 0.02 late in pretraining, 0.1 in quality-tuning
   train_text: bool = False  # "image": the text encoders begin at random and train along
+  # "video": the image model's layers train along, which Emu Video freezes (to compare with it).
+  train_spatial: bool = False
   # Folders of public text encoders, one an encoder, in place of those of `init_from`.
   text_encoders: tuple[str, ...] = ()
   # One an encoder; empty = of `text_encoders`, of `init_from`, or learned from the captions.
@@ -71,6 +75,10 @@ class Experiment:
   def __post_init__(self):
     self.sampling.check(self.model.image.schedule)
     self.sampling.check(self.model.schedule)
+    if self.train_spatial and self.stage != "video":
+      raise InputError(
+        f"Experiment: train_spatial=True with stage={self.stage!r}; only stage 'video' has it"
+      )
     if self.data.batch_size % self.optim.accumulate:
       raise InputError(
         f"Experiment: data.batch_size={self.data.batch_size} must be a multiple of "

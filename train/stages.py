@@ -159,7 +159,7 @@ def initial_trees(experiment: Experiment, inherited: Params) -> Params:
   names = {
     "autoencoder": ("autoencoder", *judged),
     "image": ("spatial", "text") if experiment.train_text else ("spatial",),
-    "video": ("temporal",),
+    "video": ("temporal", "spatial") if experiment.train_spatial else ("temporal",),
   }[experiment.stage]
   return {name: inherited[name] for name in names if name in inherited}
 
@@ -237,7 +237,10 @@ def _sample_image(experiment, empty, trained, frozen, batch, key):
 
 
 def _begin_video(experiment, key):
-  return {TREE[experiment.stage]: init_temporal(experiment.model, key)}
+  trees = {TREE[experiment.stage]: init_temporal(experiment.model, key)}
+  if experiment.train_spatial:  # the loop goes on with the image model's own
+    trees["spatial"] = init_spatial(experiment.model.image, jax.random.fold_in(key, 0))
+  return trees
 
 
 def _video_loss(experiment, trained, frozen, batch, key, step):

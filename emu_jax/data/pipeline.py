@@ -172,6 +172,7 @@ def batches(
   weights: Sequence[float] | None = None,
   drop_text: float = 0.0,
   drop_both: float = 0.0,
+  drop_image: float = 0.0,
   process_index: int = 0,
   process_count: int = 1,
   workers: int = 0,
@@ -195,12 +196,14 @@ def batches(
     weights: shares of several sources, by default equal; without repeat they are read in turn.
     drop_text: probability that the caption alone becomes "".
     drop_both: probability that the caption becomes "" and "image_dropped" is set.
+    drop_image: probability that "image_dropped" alone is set.
     workers: processes that read; 0 reads with threads only. They are spawned, so a script needs
       its `__main__` guard, and the tokenizers must pickle.
     threads: reading at once, in each process.
   """
   sources = [sources] if isinstance(sources, Source) else list(sources)
-  _check_arguments(sources, batch_size, drop_text, drop_both, process_index, process_count)
+  drops = {"drop_text": drop_text, "drop_both": drop_both, "drop_image": drop_image}
+  _check_arguments(sources, batch_size, drops, process_index, process_count)
   seed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # any integer becomes 32 bits
   parts = []
   for source in sources:
@@ -220,9 +223,7 @@ def batches(
     )
   held = sources[0].encoded  # the same of all
   told = held if held and held.encoding.text and not tokenizers else None
-  draw = functools.partial(
-    example, spec=spec, drop_text=drop_text, drop_both=drop_both, empty=told and told.empty
-  )
+  draw = functools.partial(example, spec=spec, **drops, empty=told and told.empty)
   data = data.random_map(draw, seed=seed + 1)
   collate = functools.partial(
     _collate, tokenizers=tuple(tokenizers), encoding=told and told.encoding
@@ -233,7 +234,7 @@ def batches(
   return iter(_reader(data, workers, threads))
 
 
-def _check_arguments(sources, batch_size, drop_text, drop_both, process_index, process_count):
+def _check_arguments(sources, batch_size, drops, process_index, process_count):
   if not sources:
     raise InputError("batches: 0 sources were given; open at least one")
   sizes = {source.name: source.size for source in sources}
@@ -242,10 +243,11 @@ def _check_arguments(sources, batch_size, drop_text, drop_both, process_index, p
   check_alike(sources)
   if batch_size < 1:
     raise InputError(f"batches: batch_size={batch_size} is below 1; raise it")
-  if min(drop_text, drop_both) < 0 or drop_text + drop_both > 1:
+  if min(drops.values()) < 0 or sum(drops.values()) > 1:
+    given = ", ".join(f"{name}={share}" for name, share in drops.items())
     raise InputError(
-      f"batches: drop_text={drop_text} and drop_both={drop_both} are probabilities of events that "
-      "exclude each other; they must not be negative, nor exceed 1 together"
+      f"batches: {given} are probabilities of events that exclude each other; they must not be "
+      "negative, nor exceed 1 together"
     )
   if not 0 <= process_index < process_count:
     raise ValueError(
@@ -295,6 +297,7 @@ def example(
   spec: ClipSpec,
   drop_text: float,
   drop_both: float,
+  drop_image: float = 0.0,
   empty: dict | None = None,
 ) -> dict:
   """One training example of a record: a random clip, its caption, and what was dropped of it.
@@ -313,7 +316,7 @@ def example(
     shown: frames[chosen],
     "caption": "" if dropped else text,
     "fps": np.float32(spec.fps),
-    "image_dropped": bool(drop_text <= u < drop_text + drop_both),
+    "image_dropped": bool(drop_text <= u < drop_text + drop_both + drop_image),
     "fields": empty if dropped or empty is None else caption_fields(record),
   }
 

@@ -273,6 +273,13 @@ def test_dropout_rates():
   assert all(b["masks"][0].any(1).all() and not b["image_dropped"].any() for b in kept)
 
 
+def test_a_direct_model_is_never_shown_an_image_but_reads_captions():
+  taken = take(stream(source(), 50, drop_both=0.1, drop_image=0.9), 20)
+  assert all(b["image_dropped"].all() for b in taken)
+  text = np.concatenate([~b["masks"][0].any(1) for b in taken])
+  assert abs(text.mean() - 0.1) < 5 * (0.1 * 0.9 / len(text)) ** 0.5  # five standard deviations
+
+
 def test_sources_mix_by_weight():
   a, b = source(30, fps=8.0), source(30, frames=20, fps=8.0)
   for record in b.records:
@@ -293,7 +300,7 @@ def test_sources_mix_by_weight():
       {"batch_size": 41, "repeat": False},
       "batch_size=41 for each of 1 .* the 40 records",
     ),
-    ({"drop_text": 0.7, "drop_both": 0.4}, r"drop_text=0.7 and drop_both=0.4"),
+    ({"drop_text": 0.7, "drop_both": 0.4}, r"drop_text=0.7, drop_both=0.4"),
     ({"process_index": 2, "process_count": 2}, r"process_index=2 is not in \[0, process_count=2"),
     ({"process_index": 2, "process_count": 64, "repeat": False}, "4 for each of 64 process"),
   ],

@@ -230,6 +230,21 @@ def test_no_stage_has_a_tree_that_both_trains_and_rests(saved, experiments):
     assert not set(stage.frozen) & TRAINED[name]
 
 
+def test_spatial_layers_that_train_begin_as_the_image_models_own(saved, experiments):
+  experiment = dataclasses.replace(experiments["video"], train_spatial=True)
+  inherited = saved("image")
+  stage = build(experiment, inherited, some_frames(), empty_prompt(experiment))
+  mesh = make_mesh(jax.devices()[:1])
+  assert set(abstract_state(stage, experiment.optim, jax.random.key(0), mesh).params) == {
+    "temporal", "spatial"
+  }  # fmt: skip
+  assert "spatial" not in stage.frozen
+  given = initial_trees(experiment, inherited)
+  assert_identical(given["spatial"], inherited["spatial"])
+  with pytest.raises(InputError, match="train_spatial=True with stage='image'"):
+    dataclasses.replace(experiments["image"], train_spatial=True)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_samples_are_left_to_look_at(runs, stage):
   what = "reconstruction" if stage == "autoencoder" else stage

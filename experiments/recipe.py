@@ -1,0 +1,168 @@
+"""The model that the studies compare variants of, its stages and its data: here and nowhere else.
+
+Another model is another `recipe`: a study asks only for what is in it.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+
+from configs import shapes_32
+from emu_jax.config import to_dict
+from emu_jax.data import records
+from emu_jax.data.shapes import MovingShapes
+from emu_jax.run import latest_step
+from emu_jax.systems.emu_video import EmuVideoConfig
+from emu_jax.systems.latent import Sampling
+from experiments.artefact import Artefact
+from experiments.study import Size
+from train import command
+from train.config import Experiment
+from train.loop import LoopConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """A small Emu Video of the moving shapes.
+
+  Attributes:
+    stages: by name, without data, parents or seeds; what a study asks of a stage is a change of
+      its fields.
+    num_records: training clips, and as many pictures.
+    num_prompts: clips that are sampled a cell, `batch_size` at a time.
+  """
+
+  model: EmuVideoConfig
+  stages: Mapping[str, Experiment]
+  num_records: int
+  num_prompts: int
+  batch_size: int
+  sampling: Sampling
+
+  def clips(self, size: int | None = None) -> Artefact:
+    return shapes_records("videos", size or self.model.image.size, self.num_records)
+
+  def pictures(self) -> Artefact:
+    return shapes_records("images", self.model.image.size, self.num_records)
+
+  def autoencoder(self) -> Artefact:
+    sources = self.pictures(), self.clips()
+    return stage(self.stages["autoencoder"], sources)
+
+  def image(self) -> Artefact:
+    """The image model, one for all seeds: they share what they do not compare."""
+    sources = self.pictures(), self.clips()
+    return stage(self.stages["image"], sources, self.autoencoder())
+
+  def video(
+    self,
+    seed: int,
+    *,
+    change: Experiment | None = None,
+    after: Artefact | None = None,
+    clips: Artefact | None = None,
+  ) -> Artefact:
+    """The video model of a seed; by default that of the stage as it is, after the image model."""
+    experiment = seeded(change or self.stages["video"], seed)
+    return stage(experiment, (clips or self.clips(),), after or self.image())
+
+  def interpolation(self, seed: int, change: Experiment | None = None) -> Artefact:
+    experiment = seeded(change or self.stages["interpolation"], seed)
+    return stage(experiment, (self.clips(),), self.video(seed))
+
+
+def recipe(size: Size) -> Recipe:
+  """The recipe that studies of a size use."""
+  by_name = {experiment.stage: experiment for experiment in shapes_32.STAGES}
+  if size == "default":
+    steps = {"autoencoder": 2000, "image": 4000, "video": 400, "interpolation": 150}
+    stages = {name: short(e, steps[name]) for name, e in by_name.items()}
+    sampling = Sampling(solver="dpm++", num_steps=16)
+    return Recipe(shapes_32.MODEL, stages, 2000, 64, 16, sampling)
+  model = tiny(shapes_32.MODEL)
+  stages = {
+    name: dataclasses.replace(
+      short(e, 2), model=model, data=dataclasses.replace(e.data, batch_size=2)
+    )
+    for name, e in by_name.items()
+  }
+  return Recipe(model, stages, 20, 2, 2, Sampling(num_steps=2))
+
+
+def short(experiment: Experiment, num_steps: int, **loop) -> Experiment:
+  """A stage of so many steps that neither validates nor samples unless asked."""
+  new = {"num_steps": num_steps, "save_every": 500, "keep": 1, "log_every": 20, **loop}
+  optim = dataclasses.replace(
+    experiment.optim, warmup_steps=min(experiment.optim.warmup_steps, num_steps // 4)
+  )
+  return dataclasses.replace(experiment, optim=optim, loop=LoopConfig(**new))
+
+
+def seeded(experiment: Experiment, seed: int) -> Experiment:
+  return dataclasses.replace(experiment, loop=dataclasses.replace(experiment.loop, seed=seed))
+
+
+def tiny(model: EmuVideoConfig) -> EmuVideoConfig:
+  """The same parts at 16 pixels and a few channels."""
+  image = model.image
+  autoencoder = dataclasses.replace(image.autoencoder, channels=(8,), norm_groups=4)
+  text = tuple(
+    dataclasses.replace(t, width=8, num_layers=1, num_heads=2, mlp_width=16) for t in image.text
+  )
+  unet = dataclasses.replace(
+    image.unet,
+    channels=(8, 8),
+    num_res_blocks=(1, 1),
+    transformer_depth=(0, 1),
+    head_dim=8,
+    norm_groups=4,
+    context_dims=tuple(t.width for t in text),
+  )
+  small = dataclasses.replace(image, size=16, autoencoder=autoencoder, text=text, unet=unet)
+  return dataclasses.replace(model, image=small)
+
+
+def shapes_records(kind: str, size: int, num: int) -> Artefact:
+  """Records of moving shapes, or of pictures of them; a tenth as many to validate with."""
+  spec = {"kind": kind, "size": size, "num": num}
+  options = {"config": kind, "size": size, "num_records": num, "seed": 0}
+  return packed(kind, spec, (), lambda parts: functools.partial(MovingShapes, **options))
+
+
+def packed(kind: str, spec, parts: tuple[Artefact, ...], builder) -> Artefact:
+  """Records that a builder writes; `builder` makes it of the parts' folders."""
+
+  def build(folder: pathlib.Path, folders: tuple[pathlib.Path, ...]) -> bool:
+    if not folder.is_dir():
+      with records.staged(folder) as partial:
+        records.write(builder(folders), partial)
+    return True
+
+  return Artefact(kind, spec, parts, build)
+
+
+def stage(
+  experiment: Experiment, sources: tuple[Artefact, ...], after: Artefact | None = None
+) -> Artefact:
+  """A run of the trainer: what `emu-train run` leaves of one stage."""
+  bare = dataclasses.replace(
+    experiment,
+    init_from="",
+    data=dataclasses.replace(experiment.data, sources=(), weights=()),
+  )
+  weights = experiment.data.weights if len(experiment.data.weights) == len(sources) else ()
+
+  def build(folder: pathlib.Path, parts: tuple[pathlib.Path, ...]) -> bool:
+    if (latest_step(folder) or 0) >= experiment.loop.num_steps:
+      return True
+    data = dataclasses.replace(
+      experiment.data, sources=tuple(map(str, parts[: len(sources)])), weights=weights
+    )
+    init_from = str(parts[-1]) if after else ""
+    whole = dataclasses.replace(experiment, data=data, init_from=init_from)
+    command.check_data(whole)
+    return command.train_stage(whole, folder)
+
+  spec = {"experiment": to_dict(bare), "weights": weights}
+  return Artefact(experiment.run_name, spec, sources + ((after,) if after else ()), build)

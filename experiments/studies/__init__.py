@@ -1,0 +1,30 @@
+"""The studies, a file each, in the order of the claims."""
+
+from experiments.studies import (
+  brightness,
+  brightness_exact,
+  convergence,
+  factorized,
+  frozen,
+  guidance,
+  high_motion,
+  identity,
+  interpolation,
+  multistage,
+)
+
+STUDIES = {
+  module.STUDY.name: module.STUDY
+  for module in (
+    identity,
+    convergence,
+    brightness_exact,
+    brightness,
+    factorized,
+    guidance,
+    high_motion,
+    multistage,
+    interpolation,
+    frozen,
+  )
+}

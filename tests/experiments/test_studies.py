@@ -1,0 +1,167 @@
+"""Every study: its cells, what it says of figures that are as claimed or are not, and its page."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import report
+from experiments.studies import (
+  STUDIES,
+  brightness,
+  convergence,
+  guidance,
+  identity,
+  interpolation,
+)
+from experiments.study import Results, verdict
+
+SEEDS = 3
+
+
+def values(rng, metrics):
+  """Twenty samples a metric, around the given means."""
+  return {name: mean + rng.normal(0, 0.01, 20) for name, mean in metrics.items()}
+
+
+def results(arms):
+  """Three seeds of each arm's means."""
+  rng = np.random.default_rng(0)
+  return Results({arm: [values(rng, m) for _ in range(SEEDS)] for arm, m in arms.items()})
+
+
+CLIPS = ("joint", "appearance", "direction", "consistency", "motion", "colour", "shape")
+
+
+def better(name, claimed, metrics=CLIPS):
+  """The first arm of every pair above the second, or below it."""
+  first = {a for a, _ in STUDIES[name].pairs}
+  arms = dict.fromkeys(arm for pair in STUDIES[name].pairs for arm in pair)
+  level = lambda arm: 0.8 if (arm in first) == claimed else 0.4
+  return results({arm: dict.fromkeys(metrics, level(arm)) for arm in arms})
+
+
+def of_identity(claimed):
+  exact = lambda **metrics: [{k: np.full(4, v) for k, v in metrics.items()}] * SEEDS
+  named = lambda changed, apart: exact(**{"changed weights": changed, "picture difference": apart})
+  off = 0.0 if claimed else 1.0
+  return Results(
+    {
+      identity.START: exact(**{"output difference": 1e-7 + off}),
+      identity.FROZEN: named(off, off),
+      identity.TUNED: named(500.0, 0.3),
+    }
+  )
+
+
+def of_convergence(claimed):
+  steps = np.arange(20.0, 420, 20)
+  curve = lambda scale: {"step": steps, "loss": 0.3 + np.exp(-steps / scale)}
+  fast, slow = ([curve(s + i) for i in range(SEEDS)] for s in (50, 100))
+  return Results({convergence.IDENTITY: fast, convergence.RANDOM: slow if claimed else fast})
+
+
+def of_brightness(claimed):
+  """Spreads of a claimed or a reversed order, by arm."""
+  rng = np.random.default_rng(0)
+  kept = {"picture": {16: 0.7, 32: 0.45, 64: 0.25}, "direct": {16: 0.3}, "factorized": {16: 0.7}}
+
+  def seed(arm):
+    system, side, name = arm
+    share = 0.95 if (name == brightness.ZERO) == claimed else kept[system][side]
+    b = rng.permutation(np.linspace(-1, 1, 101)) * share
+    return {"brightness": b, "drift": 0 * b, "noise": 0 * b, "expected": 0 * b + share}
+
+  return Results({brightness.arm(*a): [seed(a) for _ in range(SEEDS)] for a in brightness.ARMS})
+
+
+def of_brightness_exact(claimed):
+  study = STUDIES["brightness_exact"]
+  cells = study.cells("tiny", 0)
+  measured = {name: cell.measure(()) for name, cell in cells.items()}
+  if not claimed:
+    for found in measured.values():
+      found["SD, closed form"] = [2.0]
+  return Results({n: [{k: np.array(v) for k, v in m.items()}] for n, m in measured.items()})
+
+
+def of_guidance(claimed):
+  sign = 1 if claimed else -1
+  motion = lambda text, image: 10 + sign * (text - 3 * image)
+  arms = {(t, i): motion(t, i) for t in guidance.TEXT for i in guidance.IMAGE}
+  return results(
+    {
+      guidance.arm(*which): {"motion": m, "direction": 1, "consistency": 1, "off the picture": 0}
+      for which, m in arms.items()
+    }
+  )
+
+
+def of_interpolation(claimed):
+  good, bad = (30.0, 20.0) if claimed else (20.0, 30.0)
+  errors = lambda psnr: dict.fromkeys(interpolation.ERRORS, 40.0 - psnr) | {
+    "PSNR between": psnr, "PSNR outside": psnr
+  }  # fmt: skip
+  ways = {interpolation.MODEL: good, interpolation.WITHOUT: bad} | dict.fromkeys(
+    interpolation.PLAIN, bad
+  )
+  arms = {
+    interpolation.arm(way, keys): errors(p)
+    for way, p in ways.items()
+    for keys in interpolation.KEYS
+  }
+  spike = {"published": 5.0, "gapless": 1.2 if claimed else 9.0}
+  arms |= {f"16 frames, {s} seam": {"seam": v, "seam, drawn": 1.1} for s, v in spike.items()}
+  return results(arms)
+
+
+FIGURES = {
+  "identity": of_identity,
+  "convergence": of_convergence,
+  "brightness_exact": of_brightness_exact,
+  "brightness": of_brightness,
+  "factorized": lambda claimed: better("factorized", claimed),
+  "guidance": of_guidance,
+  "high_motion": lambda claimed: better("high_motion", claimed),
+  "multistage": lambda claimed: better("multistage", claimed),
+  "interpolation": of_interpolation,
+  "frozen": lambda claimed: better("frozen", claimed, (*CLIPS, "picture appearance")),
+}
+
+
+def test_every_study_is_judged_here():
+  assert set(FIGURES) == set(STUDIES)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_says_what_its_figures_say(name, tmp_path):
+  study = STUDIES[name]
+  asked = {"command": "…", "size": "tiny", "seeds": SEEDS}
+  criteria = report.write(study, FIGURES[name](True), tmp_path, asked)
+  assert verdict(criteria) == "holds", [(c.text, c.found) for c in criteria]
+  assert "**The claim holds**" in (tmp_path / f"{name}.md").read_text()
+  assert json.loads((tmp_path / f"{name}.json").read_text())["verdict"] == "holds"
+  assert verdict(study.judge(FIGURES[name](False))) == "does not hold"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("size", ["tiny", "default"])
+def test_cells_say_all_that_they_depend_on(name, size):
+  asked = lambda seed: {
+    arm: ([a.name for a in cell.of], json.loads(json.dumps(cell.options)))
+    for arm, cell in STUDIES[name].cells(size, seed).items()
+  }
+  assert asked(0) == asked(0)
+  if name != "brightness_exact":
+    assert all(
+      one != other for one, other in zip(asked(0).values(), asked(1).values(), strict=True)
+    )
+
+
+def test_arms_of_a_study_differ_in_what_is_compared_and_nothing_else():
+  """The frozen and the tuned arm have the same image model, data and prompts."""
+  cells = STUDIES["frozen"].cells("default", 0)
+  frozen, tuned = (cells[arm].of[0] for arm in ("frozen", "tuned"))
+  assert [part.name for part in frozen.parts] == [part.name for part in tuned.parts]
+  one, other = (artefact.spec["experiment"] for artefact in (frozen, tuned))
+  assert {k for k in one if one[k] != other[k]} == {"train_spatial"}
