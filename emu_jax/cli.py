@@ -10,6 +10,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from emu_jax import command_line, media
+from emu_jax.cli_metrics import measure_folders
 from emu_jax.cli_pictures import animate_picture, edit_picture
 from emu_jax.cli_shared import Asked, Options, Shared, opened, precision_of, working, write
 from emu_jax.compilation import enable_cache
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     "edit": edit_picture,
     "animate": animate_picture,
     "evaluate": evaluate,
+    "metrics": measure_folders,
     "convert": convert_model,
   }
   with command_line.errors("emu-jax"):

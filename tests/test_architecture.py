@@ -36,6 +36,7 @@ FLOORS = {
   "emu_jax.convert": 6,
   "emu_jax.command_line": 6,
   "emu_jax.cli_shared": 7,
+  "emu_jax.cli_metrics": 7,
   "emu_jax.cli_pictures": 7,
   "emu_jax.cli": 7,
   "train": 7,

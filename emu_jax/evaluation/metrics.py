@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+from scipy import ndimage
 
 from emu_jax.evaluation.oracle import Readings
 
@@ -31,6 +32,7 @@ REACH = 7  # longest motion that is searched along each axis, pixels a frame
 # ours: grey levels that a vector must win, for being one and for each pixel of its length. On flat
 # ground with noise every vector matches about as well as none, and the score would measure noise.
 PRICE, PRICE_OF_PIXEL = 1.5, 0.5
+SSIM_WINDOW = 11  # side, pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,3 +239,49 @@ def psnr(clip: UInt8[np.ndarray, "..."], reference: UInt8[np.ndarray, "..."]) ->
     )
   error = np.mean(np.square(clip.astype(np.float64) - reference.astype(np.float64)))
   return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def ssim(clip: UInt8[np.ndarray, "..."], reference: UInt8[np.ndarray, "..."]) -> float:
+  """Structural similarity: the mean of its map over positions, channels and frames; 1 if equal.
+
+  Local statistics are those of a Gaussian window of 11 x 11 pixels and sigma 1.5 that lies wholly
+  in the picture: nothing is padded.
+
+  Args:
+    clip: H W C, with any axes before them.
+  Source: Wang et al. 2004, "Image quality assessment", eqs. 13 to 16, with K1 = 0.01, K2 = 0.03.
+  Differs: of each colour channel by itself, then their mean; the paper has grey pictures only.
+  Raises: ValueError where shapes differ or a side is shorter than the window.
+  """
+  if clip.shape != reference.shape:
+    raise ValueError(
+      f"ssim: shapes {clip.shape} and {reference.shape} differ; compare like with like"
+    )
+  if min(clip.shape[-3:-1]) < SSIM_WINDOW:
+    raise ValueError(
+      f"ssim: frames of {clip.shape[-3]} x {clip.shape[-2]} are smaller than the window "
+      f"of {SSIM_WINDOW} pixels"
+    )
+  frames = zip(_frames(clip), _frames(reference), strict=True)  # one at a time: maps are float64
+  return float(np.mean([_ssim_map(x, y).mean() for x, y in frames]))
+
+
+def _frames(clip: np.ndarray) -> np.ndarray:
+  return clip.reshape(-1, *clip.shape[-3:])
+
+
+def _ssim_map(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  x, y = x.astype(np.float64), y.astype(np.float64)
+  mean_x, mean_y = _windowed(x), _windowed(y)
+  var_x, var_y = _windowed(x * x) - mean_x**2, _windowed(y * y) - mean_y**2
+  covariance = _windowed(x * y) - mean_x * mean_y
+  c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+  luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+  return luminance * (2 * covariance + c2) / (var_x + var_y + c2)
+
+
+def _windowed(x: np.ndarray) -> np.ndarray:
+  """Gaussian means of [H W C] where the window fits."""
+  edge = SSIM_WINDOW // 2
+  blurred = ndimage.gaussian_filter(x, 1.5, radius=edge, axes=(0, 1))
+  return blurred[edge:-edge, edge:-edge]

@@ -11,7 +11,8 @@ import rich.table
 
 from emu_jax import media
 from emu_jax.errors import InputError
-from emu_jax.evaluation import metrics, oracle
+from emu_jax.evaluation import clip_score, metrics, oracle
+from emu_jax.evaluation.frechet import Distance
 from emu_jax.evaluation.metrics import Clips, Estimate, Truths
 
 ENDINGS = (".json", ".md")
@@ -27,6 +28,7 @@ TITLES = {
   "readable": ("clips with a readable object", True),
   "object_consistency": ("frames like the first in colour and shape", True),
   "pixel_consistency": ("pixel consistency, motion-compensated", True),
+  **{name: (title, False) for name, title in clip_score.TITLES.items()},
   "motion_score": ("motion score, block matching (px²/frame)", False),
   "h264_motion_score": ("motion score, H.264 (px²/frame)", False),
 }
@@ -34,7 +36,10 @@ TITLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What the metrics said of one set of clips; `estimates` is keyed as `TITLES`."""
+  """What the metrics said of one set of clips; `estimates` is keyed as `TITLES`.
+
+  `distances` are from a set of reference, keyed by their titles.
+  """
 
   estimates: Mapping[str, Estimate]
   num_clips: int
@@ -42,6 +47,7 @@ class Report:
   height: int
   width: int
   fps: float
+  distances: Mapping[str, Distance] = dataclasses.field(default_factory=dict)
 
 
 def evaluate_clips(clips: Clips, truths: Truths, fps: float | int, seed: int = 0) -> Report:
@@ -99,7 +105,11 @@ def _means(
 
 def table(reports: Mapping[str, Report]) -> rich.table.Table:
   """The reports as columns of a table for the terminal, by their names."""
-  shown = rich.table.Table(title="value [95 % interval] (clips)", title_justify="left")
+  notes = "\n".join(_notes(reports)) or None
+  shown = rich.table.Table(
+    title="value [95 % interval] (clips)", title_justify="left", caption=notes,
+    caption_justify="left",
+  )  # fmt: skip
   shown.add_column("")
   for name, report in reports.items():
     shown.add_column(f"{name}\n{_setting(report)}", justify="right", no_wrap=True)
@@ -118,7 +128,8 @@ def markdown(reports: Mapping[str, Report]) -> str:
     + " |",
     *("| " + " | ".join(row) + " |" for row in _rows(reports)),
   ]
-  return "\n".join(lines) + "\n"
+  notes = [f"- {note}" for note in _notes(reports)]
+  return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 
 
 def to_json(reports: Mapping[str, Report]) -> str:
@@ -147,11 +158,37 @@ def _setting(report: Report) -> str:
 
 
 def _rows(reports: Mapping[str, Report]) -> list[list[str]]:
-  return [
+  rows = [
     [title, *(_cell(report.estimates.get(key), share) for report in reports.values())]
     for key, (title, share) in TITLES.items()
     if any(key in report.estimates for report in reports.values())
   ]
+  names = dict.fromkeys(name for report in reports.values() for name in report.distances)
+  return rows + [
+    [name, *(_distance(report.distances.get(name)) for report in reports.values())]
+    for name in names
+  ]
+
+
+def _distance(distance: Distance | None) -> str:
+  """Value, interval, both counts, and what of it is bias."""
+  if distance is None:
+    return "-"
+  d = distance
+  value, low, high = (f"{x:.4g}" if math.isfinite(x) else "?" for x in (d.value, d.low, d.high))
+  bias = "" if d.bias is None else f", bias {d.bias:.2g}"
+  return f"{value} [{low}, {high}] ({d.n} to {d.n_reference}{bias})"
+
+
+def _notes(reports: Mapping[str, Report]) -> list[str]:
+  """What must be known of the distances, each once."""
+  found = (
+    f"{name}: {distance.notice}"
+    for report in reports.values()
+    for name, distance in report.distances.items()
+    if distance.notice
+  )
+  return list(dict.fromkeys(found))
 
 
 def _cell(estimate: Estimate | None, share: bool) -> str:

@@ -7,11 +7,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from emu_jax.data import shapes
+from emu_jax.evaluation import shape_features
+from emu_jax.evaluation.features import accumulated, distances
+from emu_jax.evaluation.frechet import Distance
 from emu_jax.evaluation.report import Report, evaluate_clips
 from emu_jax.generation import Request, generate
 from emu_jax.pipeline import Pipeline
 
 Clips = UInt8[np.ndarray, "B T H W 3"]
+BATCH = 64  # frames, or clips, whose features are computed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,7 @@ def measure(
 ) -> Measured:
   """Samples one clip a prompt and reads it, and the drawn clip of the same prompt, by the oracle.
 
+  Of features that tell shapes apart, distances to real clips of as many other prompts stand beside.
   Every prompt is sampled once, in order, with noise that follows from `request.seed`; nothing is
   chosen among several. The last batch is filled up with its own last prompt, so that every batch
   has one shape.
@@ -54,17 +59,40 @@ def measure(
     )
     parts.append(frames[: len(texts)])
   generated = np.concatenate(parts)
-  real = real_clips(split, num_prompts, request.seed, pipeline.config.image.size, generated, fps)
+  size = pipeline.config.image.size
+  real = real_clips(split, num_prompts, request.seed, size, generated, fps)
+  others = real_clips(split, num_prompts, request.seed, size, generated, fps, first=num_prompts)
+  columns = {"generated": generated, "real": real}
+  found = shape_distances(columns, others)
   reports = {
-    "generated": evaluate_clips(generated, truths, fps),
-    "real": evaluate_clips(real, truths, fps),
+    name: dataclasses.replace(evaluate_clips(clips, truths, fps), distances=found[name])
+    for name, clips in columns.items()
   }
   return Measured(reports, captions, generated, real)
 
 
-def real_clips(split: str, num: int, seed: int, size: int, generated: Clips, fps: float) -> Clips:
-  """The drawn clips of the same prompts, as many frames at the same rate as the generated ones."""
+def shape_distances(columns: dict[str, Clips], others: Clips) -> dict[str, dict[str, Distance]]:
+  """How far each set is from real clips of other prompts, frame by frame and as clips.
+
+  Other prompts, since a set and the real clips of its own prompts are not independent. What real
+  clips are away from them is what chance alone makes of a distance at this number.
+  """
+  found = {name: {} for name in columns}
+  if len(others) < 2:  # one alone has no covariance
+    return found
+  moving = others.shape[1] > 1
+  for features in (shape_features.frames(), *([shape_features.clips()] if moving else [])):
+    reference = accumulated(features, others, BATCH)
+    for name, clips in columns.items():
+      found[name] |= distances(features.name, accumulated(features, clips, BATCH), reference)
+  return found
+
+
+def real_clips(
+  split: str, num: int, seed: int, size: int, generated: Clips, fps: float, first: int = 0
+) -> Clips:
+  """The drawn clips of prompts from `first` on, frames and rate as the generated ones'."""
   every = round(shapes.FPS / fps)
   chosen = np.arange(generated.shape[1]) * every
-  scenes = (shapes.scene("videos", split, index, seed) for index in range(num))
+  scenes = (shapes.scene("videos", split, index, seed) for index in range(first, first + num))
   return np.stack([shapes.draw(scene, size)[chosen] for scene in scenes])

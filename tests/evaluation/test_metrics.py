@@ -219,6 +219,40 @@ def test_psnr_is_its_definition():
     metrics.psnr(black, white[:1])
 
 
+@pytest.mark.parametrize("shape", [(11, 11, 3), (2, 19, 14, 3), (2, 3, 12, 17, 1)])
+def test_ssim_is_its_definition(shape):
+  """Every window by itself, as the paper's equations 14 to 16 have it, with its own weights."""
+  rng = np.random.default_rng(0)
+  reference = rng.integers(0, 256, shape, np.uint8)
+  clip = np.clip(reference + rng.normal(0, 40, shape), 0, 255).astype(np.uint8)
+  taps = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+  weights = np.outer(taps, taps) / taps.sum() ** 2
+  c1, c2, values = (0.01 * 255) ** 2, (0.03 * 255) ** 2, []
+  planes = [np.moveaxis(a, -1, -3).reshape(-1, *shape[-3:-1]).astype(float) for a in
+            (clip, reference)]  # fmt: skip
+  for a, b in zip(*planes, strict=True):
+    windows = (np.lib.stride_tricks.sliding_window_view(p, (11, 11)).reshape(-1, 11, 11)
+               for p in (a, b))  # fmt: skip
+    for x, y in zip(*windows, strict=True):
+      mx, my = (weights * x).sum(), (weights * y).sum()
+      vx, vy = (weights * (x - mx) ** 2).sum(), (weights * (y - my) ** 2).sum()
+      vxy = (weights * (x - mx) * (y - my)).sum()
+      values.append((2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+  assert metrics.ssim(clip, reference) == pytest.approx(np.mean(values), abs=1e-12)
+  assert metrics.ssim(clip, clip) == 1
+
+
+def test_ssim_of_flat_pictures_compares_their_brightness():
+  low, high = np.full((12, 12, 3), 50, np.uint8), np.full((12, 12, 3), 200, np.uint8)
+  c1 = (0.01 * 255) ** 2
+  expected = (2 * 50 * 200 + c1) / (50**2 + 200**2 + c1)
+  assert metrics.ssim(low, high) == pytest.approx(expected, abs=1e-9)
+  with pytest.raises(ValueError, match=r"shapes \(12, 12, 3\) and \(11, 12, 3\) differ"):
+    metrics.ssim(low, high[:11])
+  with pytest.raises(ValueError, match="frames of 10 x 12 are smaller than the window of 11"):
+    metrics.ssim(low[:10], high[:10])
+
+
 def test_frames_smaller_than_a_block_are_refused():
   with pytest.raises(ValueError, match="frames of 4 x 4 are smaller than a block of 8"):
     metrics.block_motion(np.zeros((2, 4, 4, 3), np.uint8))
