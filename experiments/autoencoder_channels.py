@@ -36,9 +36,9 @@ from emu_jax.run import load_ema
 from emu_jax.systems.emu import AutoencoderObjective
 from emu_jax.systems.emu_video import EmuVideoConfig
 from experiments import report
-from experiments.artefact import Artefact, Stopped
+from experiments.artefact import Artefact, StoppedError
 from experiments.recipe import shapes_records, stage
-from experiments.study import Cell, Criterion, Results, Size, Study, averages, verdict
+from experiments.study import Cell, Criterion, Results, Size, Study, averages
 from experiments.values import measured
 from train.config import DataConfig, Experiment
 from train.loop import LoopConfig
@@ -52,7 +52,7 @@ ARMS = {  # channels, octaves of Fourier features
   "16 channels, Fourier features": (16, 3),
 }
 EMU = "PSNR 28.64, 30.95, 34.00 and 34.19 dB, SSIM 0.80, 0.86, 0.92 and 0.93"
-STEPS = {"tiny": 2, "default": 2000}
+STEPS = {"tiny": 2, "default": 1500}
 WIDTHS = {"tiny": (8, 8), "default": (32, 64)}
 HELD_OUT = {"tiny": 8, "default": 512}  # pictures
 SHAPES = {"tiny": 16, "default": 2000}  # training pictures, where they are drawn
@@ -88,12 +88,12 @@ def main(words: list[str] | None = None) -> None:
     asked = study(a.name, records)
     try:
       results = measured(asked, a.size, a.seeds, a.runs)
-    except Stopped as stopped:
+    except StoppedError as stopped:
       say(f"{stopped}: stopped; the same command continues")
       raise SystemExit(1) from None
     setting = {"command": command(a), "size": a.size, "seeds": a.seeds}
     criteria = report.write(asked, results, a.out, setting)
-    print(f"{a.name}: the claim {verdict(criteria)}; see {a.out / a.name}.md")
+    print(f"{a.name}: the claim {report.said(criteria)}; see {a.out / a.name}.md")
 
 
 def command(a: Arguments) -> str:
@@ -233,7 +233,7 @@ def distance(rebuilt: Pictures, real: Pictures) -> float:
 def features(pictures: Pictures, batch: int = 128) -> np.ndarray:
   """Of every layer before the last, the mean over rows and columns: [N, D]."""
   eye = PatchDiscriminator(EYE)
-  params = eye.init(jax.random.key(0), media.to_float(pictures[:1]))
+  params = eye.init(jax.random.key(0), jnp.zeros((1, *pictures.shape[1:])))
 
   @jax.jit
   def seen(x):

@@ -12,6 +12,7 @@ from emu_jax.data.pipeline import open_source
 from emu_jax.errors import InputError
 from experiments import autoencoder_channels as channels
 from experiments.artefact import made
+from tests.tiny_recipe import one_device
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,8 @@ def test_one_command_gives_the_table_and_a_second_one_trains_nothing(
   monkeypatch.setattr(channels, "ARMS", arms)
   words = ["--data", str(records), "--size", "tiny", "--seeds", "2", "--name", "table"]
   words += ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
-  channels.main(words)
+  with one_device():
+    channels.main(words)
   found = json.loads((tmp_path / "out" / "table.json").read_text())
   assert list(found["arms"]) == list(arms)
   for figures in found["arms"].values():
