@@ -52,7 +52,7 @@ ARMS = {  # channels, octaves of Fourier features
   "16 channels, Fourier features": (16, 3),
 }
 EMU = "PSNR 28.64, 30.95, 34.00 and 34.19 dB, SSIM 0.80, 0.86, 0.92 and 0.93"
-STEPS = {"tiny": 2, "default": 1000}
+STEPS = {"tiny": 2, "default": 600}
 WIDTHS = {"tiny": (8, 8), "default": (24, 48)}
 HELD_OUT = {"tiny": 8, "default": 512}  # pictures
 SHAPES = {"tiny": 16, "default": 2000}  # training pictures, where they are drawn
