@@ -253,7 +253,8 @@ def init_autoencoder(
 ) -> Params:
   """{"autoencoder": …, "discriminator": …}; the second only where a loss needs it.
 
-  Its 2.8 million parameters, never used, would cost a small autoencoder's step a third of its time.
+  Merely carried along, its 2.8 million parameters made a step of configs/shapes_32.py take 50 ms of
+  a core in place of 22.
   """
   key_autoencoder, key_discriminator = jax.random.split(key)
   x = jnp.zeros((1, 1, size, size, 3))

@@ -39,9 +39,7 @@ def test_a_blend_of_still_keys_is_still():
 def test_centroids_are_those_of_the_scene():
   share = between.shares(clip().astype(float), SCENE)
   wanted = shapes.centroids(SCENE, SIDE)[:37]
-  np.testing.assert_allclose(
-    between.centroids(share), wanted, atol=0.13
-  )  # drawn in quarters of pixels
+  np.testing.assert_allclose(between.centroids(share), wanted, atol=0.13)  # drawn in quarters of pixels
 
 
 def test_repetition_lags_and_blending_leaves_ghosts():
