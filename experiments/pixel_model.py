@@ -41,7 +41,7 @@ class PixelModel:
   size: int  # pixels on a side
   num_frames: int = 1
   told: bool = False  # the first frame, as a factorized model is
-  channels: tuple[int, ...] = (16, 32, 32, 32)
+  channels: tuple[int, ...] = (16, 32, 32)
 
   @property
   def numbers(self) -> int:

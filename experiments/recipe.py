@@ -12,6 +12,7 @@ from configs import shapes_32
 from emu_jax.config import to_dict
 from emu_jax.data import records
 from emu_jax.data.shapes import MovingShapes
+from emu_jax.models.discriminator import PatchDiscriminatorConfig
 from emu_jax.run import latest_step
 from emu_jax.systems.emu_video import EmuVideoConfig
 from emu_jax.systems.latent import Sampling
@@ -81,9 +82,14 @@ def recipe(size: Size) -> Recipe:
     sampling = Sampling(solver="dpm++", num_steps=16)
     return Recipe(shapes_32.MODEL, stages, 2000, 64, 16, sampling)
   model = tiny(shapes_32.MODEL)
+  critic = PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4)
+  changes = {
+    "model": model,
+    "objective": dataclasses.replace(shapes_32.OBJECTIVE, discriminator=critic),
+  }
   stages = {
     name: dataclasses.replace(
-      short(e, 2), model=model, data=dataclasses.replace(e.data, batch_size=2)
+      short(e, 2), data=dataclasses.replace(e.data, batch_size=2), **changes
     )
     for name, e in by_name.items()
   }
@@ -106,15 +112,18 @@ def seeded(experiment: Experiment, seed: int) -> Experiment:
 def tiny(model: EmuVideoConfig) -> EmuVideoConfig:
   """The same parts at 16 pixels and a few channels."""
   image = model.image
-  autoencoder = dataclasses.replace(image.autoencoder, channels=(8,), norm_groups=4)
+  autoencoder = dataclasses.replace(
+    image.autoencoder, channels=(8,), norm_groups=4, num_res_blocks=1
+  )
   text = tuple(
     dataclasses.replace(t, width=8, num_layers=1, num_heads=2, mlp_width=16) for t in image.text
   )
   unet = dataclasses.replace(
     image.unet,
-    channels=(8, 8),
-    num_res_blocks=(1, 1),
-    transformer_depth=(0, 1),
+    channels=(8,),
+    num_res_blocks=(1,),
+    transformer_depth=(1,),
+    mid_depth=0,
     head_dim=8,
     norm_groups=4,
     context_dims=tuple(t.width for t in text),

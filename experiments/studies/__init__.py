@@ -3,6 +3,7 @@
 from experiments.studies import (
   brightness,
   brightness_exact,
+  brightness_growth,
   convergence,
   factorized,
   frozen,
@@ -20,6 +21,7 @@ STUDIES = {
     convergence,
     brightness_exact,
     brightness,
+    brightness_growth,
     factorized,
     guidance,
     high_motion,

@@ -1,6 +1,7 @@
 """Study 8: low resolution first against high resolution alone, at equal arithmetic."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ def resized(model: EmuVideoConfig, side: int) -> EmuVideoConfig:
   return dataclasses.replace(model, image=dataclasses.replace(model.image, size=side))
 
 
+@functools.cache
 def step_flops(model: EmuVideoConfig) -> int:
   """Operations of products and convolutions in a video stage's step, of one clip."""
   image, known = model.image, first_frame(model.num_frames)

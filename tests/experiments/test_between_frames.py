@@ -39,7 +39,9 @@ def test_a_blend_of_still_keys_is_still():
 def test_centroids_are_those_of_the_scene():
   share = between.shares(clip().astype(float), SCENE)
   wanted = shapes.centroids(SCENE, SIDE)[:37]
-  np.testing.assert_allclose(between.centroids(share), wanted, atol=0.13)  # drawn in quarters of pixels
+  # Edges are drawn in quarters of pixels: 1/8 off. Of 8 pixels of an edge up to a fifth each does
+  # not count, 1.6 of 49 pixels 3.5 from the middle: 0.11 off.
+  np.testing.assert_allclose(between.centroids(share), wanted, atol=0.24)
 
 
 def test_repetition_lags_and_blending_leaves_ghosts():

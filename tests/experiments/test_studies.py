@@ -9,6 +9,7 @@ from experiments import report
 from experiments.studies import (
   STUDIES,
   brightness,
+  brightness_growth,
   convergence,
   guidance,
   identity,
@@ -61,18 +62,33 @@ def of_convergence(claimed):
   return Results({convergence.IDENTITY: fast, convergence.RANDOM: slow if claimed else fast})
 
 
-def of_brightness(claimed):
-  """Spreads of a claimed or a reversed order, by arm."""
+def spread(share):
+  """Three seeds of brightness with a share of the data's spread."""
+  even = np.linspace(-1, 1, 101) * share
   rng = np.random.default_rng(0)
-  kept = {"picture": {16: 0.7, 32: 0.45, 64: 0.25}, "direct": {16: 0.3}, "factorized": {16: 0.7}}
+  zero = np.zeros(101)
+  return [
+    {"brightness": rng.permutation(even), "drift": zero, "noise": zero, "expected": zero + share}
+    for _ in range(SEEDS)
+  ]
 
-  def seed(arm):
-    system, side, name = arm
-    share = 0.95 if (name == brightness.ZERO) == claimed else kept[system][side]
-    b = rng.permutation(np.linspace(-1, 1, 101)) * share
-    return {"brightness": b, "drift": 0 * b, "noise": 0 * b, "expected": 0 * b + share}
 
-  return Results({brightness.arm(*a): [seed(a) for _ in range(SEEDS)] for a in brightness.ARMS})
+def of_brightness(claimed):
+  kept = {brightness.SD: 0.4, brightness.EPS: 0.4, brightness.ZERO: 0.97 if claimed else 0.4}
+  return Results({name: spread(share) for name, share in kept.items()})
+
+
+def of_brightness_growth(claimed):
+  """The gap grows in the claimed order, or falls."""
+  order = [("picture", 16), ("picture", 32), ("picture", 64), ("direct", 16), ("factorized", 16)]
+  gaps = [0.1, 0.3, 0.5, 0.2, 0.4] if claimed else [0.5, 0.3, 0.1, 0.4, 0.2]
+  return Results(
+    {
+      brightness_growth.arm(*which, name): spread(0.95 - (gap if name == brightness.SD else 0))
+      for which, gap in zip(order, gaps, strict=True)
+      for name in (brightness.SD, brightness.ZERO)
+    }
+  )
 
 
 def of_brightness_exact(claimed):
@@ -120,6 +136,7 @@ FIGURES = {
   "convergence": of_convergence,
   "brightness_exact": of_brightness_exact,
   "brightness": of_brightness,
+  "brightness_growth": of_brightness_growth,
   "factorized": lambda claimed: better("factorized", claimed),
   "guidance": of_guidance,
   "high_motion": lambda claimed: better("high_motion", claimed),
