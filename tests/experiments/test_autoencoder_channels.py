@@ -18,7 +18,7 @@ from tests.tiny_recipe import one_device
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
   out = tmp_path_factory.mktemp("channels") / "shapes"
-  shapes.prepare_shapes(out, size=64, num_images=8, num_clips=1, progress=False)
+  shapes.prepare_shapes(out, size=64, num_images=40, num_clips=1, progress=False)
   return out / "images"
 
 
