@@ -155,8 +155,9 @@ def initial_trees(experiment: Experiment, inherited: Params) -> Params:
   if experiment.stage in ("interpolation", "extension"):
     tree = TREE[experiment.stage]
     return {tree: inherited.get(tree, inherited["temporal"])}
+  judged = ("discriminator",) if experiment.objective.judged else ()
   names = {
-    "autoencoder": ("autoencoder", "discriminator"),
+    "autoencoder": ("autoencoder", *judged),
     "image": ("spatial", "text") if experiment.train_text else ("spatial",),
     "video": ("temporal", "spatial") if experiment.train_spatial else ("temporal",),
   }[experiment.stage]

@@ -50,8 +50,12 @@ class PatchDiscriminator(nn.Module):
 
   config: PatchDiscriminatorConfig
 
-  @nn.compact
   def __call__(self, x: Video) -> Float[Array, "B T h w 1"]:
+    return self.layers(x)[-1]
+
+  @nn.compact
+  def layers(self, x: Video) -> list[Float[Array, "B T _ _ _"]]:
+    """What each layer makes of the frames, finest first; the last are the logits."""
     cfg, (H, W) = self.config, x.shape[2:4]
     if min(H, W) < cfg.min_size:
       raise ValueError(
@@ -72,12 +76,14 @@ class PatchDiscriminator(nn.Module):
       )
 
     h = jax.nn.leaky_relu(conv(cfg.width, 2, "conv_in")(x.astype(cfg.dtype)), 0.2)
+    found = [h]
     for i in range(1, cfg.num_layers + 1):
       strides = 2 if i < cfg.num_layers else 1
       # The norm that follows has a bias of its own.
       h = conv(cfg.width * min(2**i, 8), strides, f"conv_{i}", use_bias=False)(h)
       h = jax.nn.leaky_relu(GroupNorm(cfg.norm_groups, name=f"norm_{i}")(h), 0.2).astype(cfg.dtype)
-    return conv(1, 1, "conv_out")(h).astype(jnp.float32)
+      found.append(h)
+    return [*found, conv(1, 1, "conv_out")(h).astype(jnp.float32)]
 
 
 def hinge_discriminator(
@@ -94,3 +100,15 @@ def hinge_discriminator(
 def hinge_generator(fake_logits: Float[Array, "B T h w 1"]) -> PerExample:
   """What the autoencoder minimises: minus the mean logit. Source: arXiv:1705.02894."""
   return -fake_logits.mean(axis=(1, 2, 3, 4))
+
+
+def feature_distance(
+  real: list[Float[Array, "B T _ _ _"]], fake: list[Float[Array, "B T _ _ _"]]
+) -> PerExample:
+  """Mean absolute difference of `layers`, the logits left out; each layer weighs the same.
+
+  Source: feature matching, pix2pixHD, arXiv:1711.11585, eq. 4.
+  """
+  pairs = list(zip(real[:-1], fake[:-1], strict=True))
+  apart = lambda a, b: jnp.abs(a.astype(jnp.float32) - b).mean(axis=(1, 2, 3, 4))
+  return sum(apart(a, b) for a, b in pairs) / len(pairs)

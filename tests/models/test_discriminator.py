@@ -10,6 +10,7 @@ import pytest
 from emu_jax.models.discriminator import (
   PatchDiscriminator,
   PatchDiscriminatorConfig,
+  feature_distance,
   hinge_discriminator,
   hinge_generator,
 )
@@ -129,3 +130,17 @@ def test_frames_too_small_for_a_patch_are_refused(num_layers):
   assert logits.shape[2] == 1
   with pytest.raises(ValueError, match=rf"{side - 1}x64 pixels leave no patch.*{side} pixels"):
     jax.eval_shape(net.init, jax.random.key(0), shape(side - 1))
+
+
+def test_features_are_every_layer_before_the_logits_and_their_distance_is_of_means():
+  net, x = PatchDiscriminator(SMALL), noise(2, 1, 1, 14, 14, 3)
+  params = net.init(jax.random.key(0), x)
+  layers = net.apply(params, x, method="layers")
+  assert [a.shape for a in layers] == [
+    (1, 1, 7, 7, 4), (1, 1, 3, 3, 8), (1, 1, 2, 2, 16), (1, 1, 1, 1, 1)
+  ]  # fmt: skip
+  np.testing.assert_array_equal(layers[-1], net.apply(params, x))
+  # The layers' mean differences are 1, 2 and 3; the logits' does not count.
+  other = [a - i - 1 for i, a in enumerate(layers)]
+  np.testing.assert_allclose(feature_distance(layers, other), 2.0, rtol=1e-6)
+  np.testing.assert_array_equal(feature_distance(layers, layers), 0)

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.models.autoencoder import Autoencoder, sample_posterior
+from emu_jax.models.autoencoder import Autoencoder, kl_divergence, sample_posterior
 from emu_jax.models.discriminator import (
   PatchDiscriminator,
   PatchDiscriminatorConfig,
+  feature_distance,
   hinge_discriminator,
 )
 from emu_jax.systems.emu import (
@@ -21,6 +22,7 @@ from emu_jax.systems.emu import (
   init_autoencoder,
   reconstruction_error,
 )
+from emu_jax.systems.pyramid import pyramid_error
 from tests.tiny import MODEL
 
 CONFIG = MODEL.image.autoencoder
@@ -29,6 +31,7 @@ OBJECTIVE = AutoencoderObjective(
   discriminator=PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4),
 )
 ALONE = dataclasses.replace(OBJECTIVE, adversarial_weight=0.0)
+MATCHING = dataclasses.replace(ALONE, matching_weight=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,19 @@ def gradients(case):
 
   steps = {"before": jnp.array(9), "after": jnp.array(10)}
   found = {name: gradient(OBJECTIVE, step) for name, step in steps.items()}
-  return found | {"alone": gradient(ALONE, steps["after"])}
+  return found | {
+    "alone": gradient(ALONE, steps["after"]),
+    "matching": gradient(MATCHING, steps["before"]),
+  }
+
+
+@jax.jit
+def coded(trees, frames):
+  """Mean, log-variance and decoded sample, with the noise of the losses' key."""
+  net, params = Autoencoder(CONFIG), {"params": trees["autoencoder"]}
+  mean, log_var = net.apply(params, frames, method="encode")
+  z = sample_posterior(mean, log_var, jax.random.key(2))
+  return mean, log_var, net.apply(params, z, method="decode")
 
 
 def assert_close(a, b):
@@ -70,21 +85,23 @@ def test_before_its_start_no_adversary_changes_anything(gradients):
 
 
 def test_from_its_start_on_the_adversary_moves_the_autoencoder(gradients):
-  a, b = (gradients[name]["autoencoder"] for name in ("after", "alone"))
+  assert_apart(gradients["after"], gradients["alone"])
+
+
+def test_matching_features_moves_the_autoencoder_alone_and_needs_no_adversary(gradients):
+  assert_apart(gradients["matching"], gradients["alone"])
+  assert largest(gradients["matching"]["discriminator"]) == 0
+
+
+def assert_apart(one, other):
+  a, b = one["autoencoder"], other["autoencoder"]
   assert max(jax.tree.leaves(jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), a, b))) > 1e-4
 
 
 def test_the_discriminator_learns_from_its_own_loss_alone(case, gradients):
   """Its gradient in the sum of all losses is that of the hinge loss: the generator adds nothing."""
   trees, frames = case
-
-  def decode(trees):
-    net = Autoencoder(CONFIG)
-    mean, log_var = net.apply({"params": trees["autoencoder"]}, frames, method="encode")
-    z = sample_posterior(mean, log_var, jax.random.key(2))
-    return net.apply({"params": trees["autoencoder"]}, z, method="decode")
-
-  decoded = jax.jit(decode)(trees)
+  _, _, decoded = coded(trees, frames)
   critic = PatchDiscriminator(OBJECTIVE.discriminator)
 
   def hinge(params):
@@ -111,3 +128,44 @@ def test_the_adaptive_weight_makes_both_gradients_equally_long(key):
 def test_the_reconstruction_error_is_the_sum_of_its_two_parts():
   decoded, frames = jnp.full((1, 1, 2, 2, 3), 0.5), jnp.zeros((1, 1, 2, 2, 3))
   np.testing.assert_allclose(reconstruction_error(decoded, frames, 2.0), 0.5 + 2 * 0.25)
+
+
+def test_each_weight_adds_its_own_loss_and_nothing_else(case):
+  trees, frames = case
+
+  @partial(jax.jit, static_argnums=0)
+  def losses(objective):
+    key, step = jax.random.key(2), jnp.array(0)
+    return autoencoder_loss(CONFIG, objective, trees, frames, key, step)[0]
+
+  mean, log_var, decoded = coded(trees, frames)
+  critic = PatchDiscriminator(OBJECTIVE.discriminator)
+  layers = lambda x: critic.apply({"params": trees["discriminator"]}, x, method="layers")
+  parts = {
+    "squared_weight": jnp.square(decoded - frames).mean(axis=(1, 2, 3, 4)),
+    # In nats, beside an error that is a mean over 16 * 16 * 3 values.
+    "kl_weight": kl_divergence(mean, log_var) / (16 * 16 * 3),
+    "pyramid_weight": pyramid_error(decoded - frames),
+    "matching_weight": feature_distance(layers(frames), layers(decoded)),
+  }
+  weights = dict(zip(parts, (3.0, 5.0, 7.0, 11.0), strict=True))
+  expected = jnp.abs(decoded - frames).mean(axis=(1, 2, 3, 4))
+  base = dataclasses.replace(ALONE, **dict.fromkeys(parts, 0.0))
+  np.testing.assert_allclose(losses(base), expected, rtol=1e-5)
+  for name, part in parts.items():
+    assert float(part.min()) > 1e-3
+    expected += weights[name] * part
+  np.testing.assert_allclose(losses(dataclasses.replace(base, **weights)), expected, rtol=1e-5)
+
+
+def test_a_discriminator_that_no_loss_needs_is_not_made():
+  shapes = lambda objective: jax.eval_shape(
+    partial(init_autoencoder, CONFIG, objective, 16), jax.random.key(0)
+  )
+  assert set(shapes(ALONE)) == {"autoencoder"}
+  assert set(shapes(OBJECTIVE)) == set(shapes(MATCHING)) == {"autoencoder", "discriminator"}
+
+
+def test_negative_weights_are_refused():
+  with pytest.raises(ValueError, match=r"matching_weight=-1\.0 is negative; 0 = off"):
+    AutoencoderObjective(matching_weight=-1.0)
