@@ -72,14 +72,8 @@ class TemporalConfig(Temporal):
   kernel: int = 3  # frames; ours: the smallest consistent with the parameter count
   num_layers: int = 2
   attends_text: bool = False  # second attention of a layer: text if True, frames if False
-  # Sites of at most so many pixels a frame attend over all pixels of all frames, the others over
-  # the frames of each pixel; 0 = no site does. Ours: what frozen layers of single frames pass from
-  # pixel to pixel knows of no motion, so that in a small model nothing carries an object across.
-  joint_pixels: int = 0
 
   def __post_init__(self):
-    if self.joint_pixels < 0:
-      raise ValueError(f"TemporalConfig: joint_pixels={self.joint_pixels} is negative; 0 = none")
     if self.kernel % 2 == 0 or self.kernel < 1:
       raise ValueError(f"TemporalConfig: kernel={self.kernel} has no middle; give an odd number")
     if self.num_layers < 1:
@@ -93,8 +87,7 @@ class TemporalConfig(Temporal):
     texts, masks = contexts(depth) if self.attends_text else ((None,) * depth,) * 2
     make = unet.recomputed(TemporalTransformer)
     heads = unet.heads(h.shape[-1])
-    joint = h.shape[2] * h.shape[3] <= self.joint_pixels
-    return make(*heads, depth, unet.norm_groups, unet.dtype, joint, name=f"temporal_{name}")(
+    return make(*heads, depth, unet.norm_groups, unet.dtype, name=f"temporal_{name}")(
       h, texts, masks
     )
 
@@ -127,8 +120,7 @@ class TemporalTransformer(nn.Module):
   """A full transformer over frames at every pixel, its last layer zero; adds to its input.
 
   Sinusoidal frame positions, so that a model trained on 8 frames also reads 37 (ours; Video LDM and
-  AnimateDiff use sinusoids too). `joint` attends over all pixels of all frames (ours), told apart
-  by sinusoids of row and column besides.
+  AnimateDiff use sinusoids too).
 
   Source: Emu Video, arXiv:2311.10709, sec. 3.2; projections as in Latent Diffusion's transformer.
   """
@@ -138,7 +130,6 @@ class TemporalTransformer(nn.Module):
   num_layers: int
   norm_groups: int
   dtype: DTypeLike = jnp.float32
-  joint: bool = False
 
   @nn.compact
   def __call__(
@@ -149,24 +140,13 @@ class TemporalTransformer(nn.Module):
   ) -> Float[Array, "B T H W C"]:
     B, T, H, W, C = x.shape
     inner = self.num_heads * self.head_dim
-    layout = "frames" if self.joint else "space"
-    apart, together = "B T H W C", "B (T H W) C" if self.joint else "(B H W) T C"
     h = GroupNorm(self.norm_groups, epsilon=1e-6, name="norm")(x).astype(self.dtype)
-    h = rearrange(exchange(h, to=layout), f"{apart} -> {together}")
+    h = rearrange(exchange(h, to="space"), "B T H W C -> (B H W) T C")
     h = nn.Dense(inner, dtype=self.dtype, name="proj_in")(h)
-    h = h + self.positions(T, H, W, inner)[None].astype(self.dtype)
+    h = h + sinusoid(jnp.arange(T), inner)[None].astype(self.dtype)
     for i in range(self.num_layers):
       layer = TransformerLayer(self.num_heads, self.head_dim, self.dtype, name=f"layer_{i}")
       h = in_pieces(layer, h, B, contexts[i], masks[i])
     h = nn.Dense(C, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out")(h)
-    h = rearrange(h, f"{together} -> {apart}", B=B, T=T, H=H, W=W)
+    h = rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
     return x + exchange(h, to="frames")
-
-  def positions(self, T: int, H: int, W: int, width: int) -> Float[Array, "S D"]:
-    """What is added to each element of a sequence, to tell them apart."""
-    frames = sinusoid(jnp.arange(T), width)
-    if not self.joint:
-      return frames
-    rows, columns = (sinusoid(jnp.arange(n), width // 2) for n in (H, W))
-    space = jnp.concatenate([rows.repeat(W, axis=0), jnp.tile(columns, (H, 1))], axis=-1)
-    return (frames[:, None] + space[None]).reshape(T * H * W, width)
