@@ -16,10 +16,8 @@ torch = pytest.importorskip(
 )
 nn, F = torch.nn, torch.nn.functional
 
-# Largest error in standard deviations of a feature over the inputs: as tests/weights has it.
-OUTPUT = 1e-4
-# Of Inception in float64: its fifty layers make a difference some 1e4 times as large (in float32,
-# 6e-8 became 6e-4), here 1e-16 at most 1e-12 and a little.
+# Largest error in standard deviations of a feature over the inputs, in float64: fifty layers make a
+# difference some 1e4 times as large (in float32, 6e-8 became 6e-4), 1e-16 at most 1e-12 and a little.
 DEEP = 1e-10
 
 
@@ -250,6 +248,15 @@ def assert_same(ours, theirs, tolerance):
   assert error <= tolerance, f"off by {error:.2e} spreads"
 
 
+def both_in_float64(model, theirs, network, params, ours):
+  """Our output and PyTorch's of the same input."""
+  with torch.no_grad():
+    expected = model.double()(theirs.double())
+  with jax.enable_x64(True):
+    ours, params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (ours, params))
+    return jax.jit(lambda p, x: network.apply({"params": p}, x))(params, ours), expected
+
+
 def test_inception_is_pytorchs(tmp_path):
   """Neither side of the picture as long as the other, both leaving rests at the strides."""
   config = inception.InceptionConfig(divide=16)
@@ -257,12 +264,7 @@ def test_inception_is_pytorchs(tmp_path):
   theirs = torch.tensor(x).permute(0, 3, 1, 2)
   model = drawn(TorchInception(16), theirs)
   params = inception.load(written(model, tmp_path / "fid.safetensors"), config)
-  with torch.no_grad():
-    expected = model.double()(theirs.double())
-  with jax.enable_x64(True):
-    x, params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (x, params))
-    apply = jax.jit(lambda params, x: inception.InceptionV3(config).apply({"params": params}, x))
-    assert_same(apply(params, x), expected, DEEP)
+  assert_same(*both_in_float64(model, theirs, inception.InceptionV3(config), params, x), DEEP)
 
 
 @pytest.mark.parametrize(("frames", "size"), [(9, (193, 224)), (17, (225, 193))])
@@ -273,10 +275,7 @@ def test_i3d_is_pytorchs(frames, size, tmp_path):
   theirs = torch.tensor(x).permute(0, 4, 1, 2, 3)
   model = drawn(TorchI3D(8, 11), theirs)
   params = i3d.load(written(model, tmp_path / "fvd.safetensors"), config)
-  with torch.no_grad():
-    expected = model(theirs)
-  apply = jax.jit(lambda params, x: i3d.I3D(config).apply({"params": params}, x))
-  assert_same(apply(params, x), expected, OUTPUT)
+  assert_same(*both_in_float64(model, theirs, i3d.I3D(config), params, x), DEEP)
 
 
 @pytest.mark.parametrize(("table", "model"), [(inception.table, TorchInception),
