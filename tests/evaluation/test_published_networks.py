@@ -16,8 +16,8 @@ torch = pytest.importorskip(
 )
 nn, F = torch.nn, torch.nn.functional
 
-# Largest error in standard deviations of a feature over the inputs, in float64: fifty layers make a
-# difference some 1e4 times as large (in float32, 6e-8 became 6e-4), 1e-16 at most 1e-12 and a little.
+# Largest error in standard deviations of a feature over the inputs, in float64: fifty layers make
+# one some 1e4 times as large (in float32, 6e-8 became 6e-4), so 1e-16 at most 1e-12 and a little.
 DEEP = 1e-10
 
 
