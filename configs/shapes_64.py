@@ -27,7 +27,6 @@ IMAGE = dataclasses.replace(
       vocab_size=512, width=96, max_length=24, num_layers=1, num_heads=4, head_dim=24, mlp_width=192
     ),
   ),
-  unet=dataclasses.replace(SMALL.image.unet, channels=(48, 96, 192), head_dim=48),
 )
 MODEL = dataclasses.replace(SMALL, image=IMAGE)
 DATA = {
