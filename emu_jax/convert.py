@@ -56,10 +56,10 @@ def convert(
         raise InputError(
           f"convert: {source} is a run of emu-train, Orbax already; --to diffusers, or safetensors"
         )
-      pipeline = load_pipeline(source)
-      _run(pipeline, partial, say) if form == "diffusers" else _release(
-        pipeline, partial, say, dtype
-      )
+      if form == "diffusers":
+        _run(load_pipeline(source), partial, say)
+      else:
+        _release(load_pipeline(source), partial, say, dtype)
     else:
       _model(source, partial, form, say, {"dtype": dtype, "widen": widen})
 

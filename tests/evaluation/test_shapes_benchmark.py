@@ -44,8 +44,8 @@ def test_a_model_that_draws_the_truth_scores_as_real_clips_do(monkeypatch):
     assert found.reports["real"].estimates[name].value == 1.0
 
 
-def test_a_model_that_stands_still_fails_on_direction_alone(monkeypatch):
-  pipeline, _ = pretend(monkeypatch, 12, "test")
+def stand_still(monkeypatch):
+  """Every clip is its first frame, from now on."""
   moving = shapes_benchmark.generate
 
   def still(*arguments):
@@ -53,6 +53,11 @@ def test_a_model_that_stands_still_fails_on_direction_alone(monkeypatch):
     return np.repeat(frames[:, :1], FRAMES, axis=1), fps
 
   monkeypatch.setattr(shapes_benchmark, "generate", still)
+
+
+def test_a_model_that_stands_still_fails_on_direction_alone(monkeypatch):
+  pipeline, _ = pretend(monkeypatch, 12, "test")
+  stand_still(monkeypatch)
   estimates = run(pipeline, 12, 4).reports["generated"].estimates
   assert estimates["appearance"].value == 1.0
   assert estimates["direction"].value == 0.0
@@ -60,13 +65,7 @@ def test_a_model_that_stands_still_fails_on_direction_alone(monkeypatch):
 
 def test_distances_are_to_other_prompts_and_say_that_a_still_model_stands_still(monkeypatch):
   pipeline, _ = pretend(monkeypatch, 24, "test")
-  moving = shapes_benchmark.generate
-
-  def still(*arguments):
-    frames, fps = moving(*arguments)
-    return np.repeat(frames[:, :1], FRAMES, axis=1), fps
-
-  monkeypatch.setattr(shapes_benchmark, "generate", still)
+  stand_still(monkeypatch)
   columns = {name: made.distances for name, made in run(pipeline, 24, 24).reports.items()}
   found = {
     (column, name.split()[0]): distance
