@@ -20,6 +20,7 @@ from emu_jax.data.tokenizer import load_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.loading import check_tokenizer, check_trees
 from emu_jax.public import check_text, is_public
+from emu_jax.release import is_release
 from emu_jax.run import latest_step
 from emu_jax.sharding import make_mesh
 from train.checkpoint import check_config, claim
@@ -192,9 +193,10 @@ def plan(
   ready = {str(folder) for _, folder in planned}
   for experiment, _ in planned:
     source = experiment.init_from
-    if source and source not in ready and latest_step(source) is None and not is_public(source):
+    known = latest_step(source) is not None or is_release(source) or is_public(source)
+    if source and source not in ready and not known:
       raise InputError(
-        f"stage {experiment.stage!r} begins with {source}, which holds neither a checkpoint nor a "
+        f"stage {experiment.stage!r} begins with {source}, which holds no checkpoint, release or "
         "pipeline of diffusers; train that stage first, or name another folder with --init_from"
       )
   return planned

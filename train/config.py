@@ -7,6 +7,7 @@ from typing import Literal
 
 from emu_jax.conditioning import KnownFrames, every_fourth, first_frame, past_frames
 from emu_jax.data.pipeline import ClipSpec
+from emu_jax.diffusion.loss import Times
 from emu_jax.errors import InputError
 from emu_jax.sharding import MeshConfig
 from emu_jax.systems.emu import AutoencoderObjective
@@ -60,6 +61,7 @@ class Experiment:
   sampling: Sampling = Sampling(num_steps=25)  # of the samples drawn while training
   num_samples: int = 4  # of them, at most
   offset_noise: float = 0.0  # Emu: 0.02 late in pretraining, 0.1 in quality-tuning
+  times: Times = Times()  # of the noise that the image and video stages train on
   train_text: bool = False  # "image": the text encoders begin at random and train along
   # "video": the image model's layers train along, which Emu Video freezes (to compare with it).
   train_spatial: bool = False

@@ -12,6 +12,7 @@ from emu_jax.data.pipeline import Source, check_alike, open_source
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import InputError
 from emu_jax.public import check_same, is_public, load_image_model, load_text
+from emu_jax.release import is_release, load_release
 from emu_jax.run import load_ema
 from emu_jax.typing import Params
 from train.config import Experiment
@@ -30,9 +31,11 @@ def inherit(experiment: Experiment) -> Params:
 
 
 def before(experiment: Experiment) -> Params:
-  """The trees of the run before, or of a public image model."""
+  """The trees of the run before, of a release, or of a public image model."""
   if not experiment.init_from:
     return {}
+  if is_release(experiment.init_from):
+    return load_release(experiment.init_from)[1]
   if not is_public(experiment.init_from):
     return load_ema(experiment.init_from)[1]
   image = experiment.model.image

@@ -221,9 +221,13 @@ def _begin_image(experiment, key):
 def _image_loss(experiment, trained, frozen, batch, key, step):
   trees = {**frozen, **trained}
   text = features(experiment, trees, batch)
-  noise = experiment.offset_noise
   image = experiment.model.image
-  return image_loss(image, trees, shown(batch), text, key, offset_noise=noise), {}
+  return image_loss(image, trees, shown(batch), text, key, **_drawn(experiment)), {}
+
+
+def _drawn(experiment) -> dict:
+  """How the noise of a training step is drawn."""
+  return {"offset_noise": experiment.offset_noise, "times": experiment.times}
 
 
 def _sample_image(experiment, empty, trained, frozen, batch, key):
@@ -254,7 +258,7 @@ def _video_loss(experiment, trained, frozen, batch, key, step):
     features(experiment, trees, batch),
     batch["image_dropped"],
     key,
-    offset_noise=experiment.offset_noise,
+    **_drawn(experiment),
   )
   return losses, {}
 

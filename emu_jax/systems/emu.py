@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from emu_jax.conditioning import TextFeatures, image_branches, known_branches, text_conditions
 from emu_jax.diffusion.guidance import emu_video_guidance, guided, rescale, text_guidance
-from emu_jax.diffusion.loss import diffusion_loss
+from emu_jax.diffusion.loss import Times, diffusion_loss
 from emu_jax.diffusion.schedule import Schedule
 from emu_jax.models.autoencoder import (
   Autoencoder,
@@ -152,6 +152,7 @@ def image_loss(
   key: jax.Array,
   *,
   offset_noise: float = 0.0,
+  times: Times = Times(),
 ) -> PerExample:
   """Text-to-image loss on pixels in [-1, 1], T = 1, or on what was encoded of them ahead.
 
@@ -167,6 +168,7 @@ def image_loss(
     jax.lax.stop_gradient(latents),
     key_diffuse,
     offset_noise=offset_noise,
+    times=times,
   )
 
 

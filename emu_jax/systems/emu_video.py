@@ -22,7 +22,7 @@ from emu_jax.conditioning import (
   text_conditions,
 )
 from emu_jax.diffusion.guidance import emu_video_guidance, guided, rescale
-from emu_jax.diffusion.loss import diffusion_loss
+from emu_jax.diffusion.loss import Times, diffusion_loss
 from emu_jax.diffusion.schedule import Schedule, noise_at
 from emu_jax.models.temporal import TemporalConfig
 from emu_jax.models.unet import UNet, UNetConfig, blank_conditions
@@ -109,6 +109,7 @@ def video_loss(
   key: jax.Array,
   *,
   offset_noise: float = 0.0,
+  times: Times = Times(),
 ) -> PerExample:
   """Loss of the temporal tree `name` on clips in [-1, 1] of `known.num_frames` frames.
 
@@ -139,6 +140,7 @@ def video_loss(
     latents,
     key_diffuse,
     offset_noise=offset_noise,
+    times=times,
   )
 
 

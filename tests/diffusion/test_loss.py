@@ -1,13 +1,15 @@
 """The best possible denoiser's loss is known, and so is every part of it."""
 
 import dataclasses
+import math
+import statistics
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.diffusion.loss import diffusion_loss, training_noise
+from emu_jax.diffusion.loss import Times, diffusion_loss, training_noise
 from emu_jax.diffusion.schedule import Schedule, per_example, target
 
 V = 4.0  # variance of Gaussian data
@@ -76,6 +78,38 @@ def test_every_step_is_drawn_and_alike():
   np.testing.assert_array_equal(drawn, [0, 1, 2, 3])
   # binomial(4000, 1/4): standard deviation 27.4, four of them
   np.testing.assert_allclose(counts, 1000, atol=110)
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+@pytest.mark.parametrize(
+  ("uniform", "mean", "std"), [(1.0, 0.0, 1.0), (0.0, -0.5, 0.9), (0.3, 1.0, 0.5)]
+)
+def test_times_have_their_density(uniform, mean, std, stratified, key):
+  N, B, batches = 1000, 8, 4000
+  times = Times(uniform, mean, std, stratified)
+  t = jax.vmap(lambda k: times.draw(k, B, N))(jax.random.split(key, batches))
+  u = np.arange(1, N) / N
+  normal = statistics.NormalDist(mean, std)
+  below = [uniform * x + (1 - uniform) * normal.cdf(math.log(x / (1 - x))) for x in u]
+  found = np.searchsorted(np.sort(t.ravel()), np.arange(1, N)) / t.size
+  # Kolmogorov: the largest difference exceeds 1.95 / sqrt(n) once in a thousand times.
+  assert np.abs(found - below).max() < 1.95 / t.size**0.5
+  if uniform in (0, 1):
+    # The mean of a batch spreads by std / sqrt(B), of stratified uniform times by 1 / B of that.
+    spread = t.mean(axis=1).std() / (t.std() / B**0.5)
+    assert spread < 0.5 if stratified else spread > 0.9
+
+
+def test_each_stratum_has_one_time(key):
+  t = np.asarray(Times(stratified=True).draw(key, 8, 1000))
+  assert set(t // 125) == set(range(8))
+  assert np.any(np.diff(t) < 0)  # in no order, since examples may have one
+
+
+def test_times_that_mean_nothing_are_refused():
+  for fields in ({"uniform": 1.5}, {"uniform": -0.1}, {"std": 0.0}):
+    with pytest.raises(ValueError, match=f"Times: {next(iter(fields))}="):
+      Times(**fields)
 
 
 def test_loss_is_float32_and_an_example_each(key):

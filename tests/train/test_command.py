@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from emu_jax import cli
 from emu_jax.data.pipeline import Source
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.run import latest_step, load_ema
@@ -137,6 +138,13 @@ def test_init_from_is_for_the_first_of_the_chosen_stages(base, runs):
   assert [experiment.init_from for experiment, _ in planned] == [
     str(runs / "image"), str(base / "elsewhere" / "video")
   ]  # fmt: skip
+
+
+def test_a_stage_begins_with_a_release_as_with_its_run(runs, run, tmp_path):
+  cli.main(["convert", str(runs / "image"), str(tmp_path / "image"), "--to", "safetensors"])
+  run("--out", tmp_path, "--stage", "video", "--init_from", tmp_path / "image")
+  handed_on, whole = (load_ema(folder / "video")[1] for folder in (tmp_path, runs))
+  jax.tree.map(np.testing.assert_array_equal, handed_on, whole)
 
 
 def test_several_runs_of_a_stage_have_folders_of_their_own(base, tmp_path):
@@ -445,8 +453,8 @@ def test_a_config_file_that_is_not_python(refused, tmp_path):
     ("--model.fps -1", "fps=-1.0 must both be positive"),
     ("--model.num_frames 0", "clip of 0 frames"),
     ("--stage movie", "has no such stage; choose of autoencoder, image, video, interpolation"),
-    ("--stage video", "which holds neither a checkpoint nor a pipeline of diffusers; train"),
-    ("--stage video --init_from nowhere", "begins with nowhere, which holds neither a checkpoint"),
+    ("--stage video", "which holds no checkpoint, release or pipeline of diffusers; train"),
+    ("--stage video --init_from nowhere", "begins with nowhere, which holds no checkpoint"),
     ("--data.sources", "--data.sources: no clips given; pack some with `emu-train prepare`"),
     ("--data.sources nowhere", "nowhere holds no prepared records; prepare it with"),
     ("--tokenizers one", "--tokenizers: 1 given for 2 text encoders; give one each"),
