@@ -15,8 +15,8 @@ from configs.shapes_32 import loop
 from emu_jax.diffusion.loss import Times
 from emu_jax.models.text import T5Config
 
-# Where there is most to learn (docs/results): of a picture, in the middle; of a clip whose first frame
-# and caption are known, near pure noise too, for they say where everything will be.
+# Where there is most to learn (docs/results): of a picture, in the middle; of a clip whose first
+# frame and caption are known, near pure noise too, for they say where everything will be.
 TIMES = {
   "autoencoder": Times(),
   "image": Times(uniform=0.25, mean=-0.5, std=0.9, stratified=True),
