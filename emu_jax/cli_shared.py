@@ -21,6 +21,7 @@ from emu_jax.systems.emu_video import Guidance
 from emu_jax.systems.latent import Sampling
 from emu_jax.weights.model import Precision
 
+SHIPPED = pathlib.Path(__file__).with_name("shipped") / "shapes_64"
 LARGEST_SIDE = 4096  # pixels: H.264 of this side still plays everywhere
 Say = Callable[[str], None]
 Asked = Literal["float32", "bfloat16", "stored"]
@@ -35,8 +36,9 @@ def precision_of(asked: Asked) -> Precision | None:
 class Options:
   """What every sampling command takes."""
 
-  checkpoint: pathlib.Path = pathlib.Path("runs/shapes_32")
-  """folder of a training run, of all the runs of a recipe, or of a public pipeline"""
+  checkpoint: pathlib.Path = SHIPPED
+  """folder of a training run, of all the runs of a recipe, of a release or of a public pipeline; the
+  default is the model that comes with the package"""
   seed: int = 0
   """of all noise, 0 or more; the same command with the same seed writes the same file"""
   steps: int = 50
