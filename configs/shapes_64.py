@@ -4,7 +4,8 @@
   emu-train run --config configs/shapes_64.py
   emu-jax evaluate --checkpoint runs/shapes_64
 
-The recipe of `configs/shapes_32.py` at twice the side.
+The recipe of `configs/shapes_32.py` at twice the side. Its image stage is trained (the model in the
+package, docs/results/README.md); its video and interpolation stages are not yet.
 """
 
 import dataclasses

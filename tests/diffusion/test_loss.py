@@ -165,3 +165,17 @@ def test_offset_noise_reaches_the_target():
   diffusion_loss(predict, schedule, x_0, jax.random.key(0), offset_noise=0.0)
   spread = [float(x.mean((1, 2, 3, 4)).std()) for x in seen]
   assert spread[0] > 5 * spread[1]
+
+
+def test_the_network_is_shown_the_times_that_were_asked_for():
+  seen = []
+
+  def predict(x_t, t):
+    seen.append(t)
+    return x_t
+
+  for mean in (-9.0, 9.0):  # logistic: 1e-4 and 1 - 1e-4 of the schedule, give or take a little
+    times = Times(uniform=0.0, mean=mean, std=0.1)
+    diffusion_loss(predict, Schedule(), jnp.zeros((64, 1, 1, 1, 1)), jax.random.key(0), times=times)
+  assert np.all(seen[0] == 0)
+  assert np.all(seen[1] == 999)

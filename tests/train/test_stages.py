@@ -7,17 +7,22 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from emu_jax.conditioning import TextFeatures
+from emu_jax.diffusion.loss import Times
 from emu_jax.errors import InputError
 from emu_jax.generation import Request, generate
 from emu_jax.loading import load_pipeline
 from emu_jax.run import load_ema, stored_metadata
 from emu_jax.sharding import make_mesh
+from emu_jax.systems import emu, emu_video
 from emu_jax.systems.latent import Sampling, encode_frames
 from tests import tiny_recipe
+from train import stages
 from train.config import load_stages
 from train.stages import NEEDS, TREE, build, check_inherited, initial_trees, pixels
 from train.state import abstract_state, initial_state, leaf_names
@@ -228,6 +233,27 @@ def test_no_stage_has_a_tree_that_both_trains_and_rests(saved, experiments):
     state = abstract_state(stage, experiment.optim, jax.random.key(0), mesh)
     assert set(state.params) == TRAINED[name]
     assert not set(stage.frozen) & TRAINED[name]
+
+
+@pytest.mark.parametrize("name", ["image", "video", "interpolation"])
+def test_a_stage_trains_on_the_noise_that_it_asks_for(experiments, monkeypatch, name):
+  asked = []
+
+  def loss(*args, **how):
+    asked.append(how)
+    return jnp.zeros(1)
+
+  for system in (emu, emu_video):
+    monkeypatch.setattr(system, "diffusion_loss", loss)
+    monkeypatch.setattr(system, "encode_frames", lambda config, trees, frames, key: frames)
+  monkeypatch.setattr(stages, "features", lambda *args: TextFeatures((), ()))
+  times = Times(uniform=0.5)
+  experiment = dataclasses.replace(experiments[name], times=times, offset_noise=0.25)
+  frames = jnp.zeros((1, experiment.clips.num_frames, 4, 4, 3), jnp.uint8)
+  batch = {"frames": frames, "image_dropped": jnp.zeros(1, bool)}
+  trees = {"spatial": {}, "temporal": {}, "interpolation": {}}
+  stages._PARTS[name][1](experiment, trees, {}, batch, jax.random.key(0), 0)
+  assert asked == [{"offset_noise": 0.25, "times": times}]
 
 
 def test_spatial_layers_that_train_begin_as_the_image_models_own(saved, experiments):
