@@ -37,8 +37,8 @@ class Options:
   """What every sampling command takes."""
 
   checkpoint: pathlib.Path = SHIPPED
-  """folder of a training run, of all the runs of a recipe, of a release or of a public pipeline; the
-  default is the model that comes with the package"""
+  """folder of a training run, of all the runs of a recipe, of a release or of a public pipeline;
+  the default is the model that comes with the package"""
   seed: int = 0
   """of all noise, 0 or more; the same command with the same seed writes the same file"""
   steps: int = 50
