@@ -146,6 +146,7 @@ def test_what_is_installed_has_the_page():
     for package, patterns in named.items()
     for pattern in patterns
     for file in (root / package.replace(".", "/")).glob(pattern)
+    if file.is_file()
   }
   others = (
     f for f in (root / "emu_jax").rglob("*") if f.is_file() and "__pycache__" not in f.parts
