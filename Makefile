@@ -1,4 +1,5 @@
-# make demo   sets up, trains the embedded default from nothing and samples from it
+# make demo   sets up and draws a clip of 37 frames with the model in the package
+# make train  sets up and trains that model again from nothing: a night on two cores
 # make test   sets up and runs formatting, lint and tests
 
 PYTHON ?= python3
@@ -10,13 +11,17 @@ PROMPT ?= a large red circle moving left quickly on a black background
 BIN := $(VENV)/bin
 export PYTHONPATH := .
 
-.PHONY: demo test browser clean
+.PHONY: demo train test browser clean
 
 demo: $(VENV)/run
-	$(BIN)/emu-train prepare shapes --out data/shapes --size 32
-	$(BIN)/emu-train run --config configs/shapes_32.py
-	$(BIN)/emu-jax sample "$(PROMPT)" --checkpoint runs/shapes_32 --frames 37 --out demo.mp4
-	$(BIN)/emu-jax evaluate --checkpoint runs/shapes_32 --num-prompts 64 --steps 25 --sheet demo.png
+	$(BIN)/emu-jax sample "$(PROMPT)" --frames 37 --solver dpm++ --steps 10 --out demo.mp4
+
+train: $(VENV)/run
+	$(BIN)/emu-train prepare shapes --out data/shapes_32 --size 32 --num-clips 20000
+	$(BIN)/emu-train prepare shapes --out data/shapes_64 --size 64
+	$(BIN)/python -m experiments.lively --clips data/shapes_64/videos --out data/shapes_64/lively
+	$(BIN)/emu-train run --config configs/shapes_64.py
+	$(BIN)/emu-jax evaluate --checkpoint runs/shapes_64 --num-prompts 512 --solver dpm++ --steps 15
 
 test: $(VENV)/test $(VENV)/reference-$(strip $(REFERENCE)) browser
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 from jaxtyping import Float
+from tqdm import tqdm
 
 from emu_jax.data import records, shapes
 from emu_jax.data.pipeline import open_source
@@ -82,7 +83,7 @@ def scores(folder: pathlib.Path) -> np.ndarray:
   """`least_window` of each training clip, its motion that of block matching at 4 frames/s."""
   table = open_source(folder, "train").records
   found = []
-  for i in range(len(table)):
+  for i in tqdm(range(len(table)), unit="clip", disable=None):
     clip = np.stack(list(table[i]["frames"]))[::EVERY]
     vectors = block_motion(clip)[0]
     found.append(least_window(np.square(vectors, dtype=float).sum(axis=-1).mean(axis=(1, 2))))

@@ -1,0 +1,44 @@
+"""Of packed clips, those that move most are kept: a command, and what it refuses."""
+
+import json
+
+import pytest
+
+from emu_jax.data.pipeline import open_source
+from emu_jax.data.shapes import prepare_shapes
+from experiments.chosen_clips import scores
+from experiments.lively import main
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+  out = tmp_path_factory.mktemp("shapes")
+  prepare_shapes(out, size=32, num_images=10, num_clips=24, seed=0)
+  return out / "videos"
+
+
+def words(records):
+  return [json.loads(records[i]["truth"]) for i in range(len(records))]
+
+
+def test_it_keeps_the_clips_of_the_highest_scores_and_all_that_validate(clips, tmp_path, capsys):
+  main(["--clips", str(clips), "--out", str(tmp_path / "lively"), "--num", "5"])
+  assert "5 of 24 clips" in capsys.readouterr().out
+  kept = words(open_source(tmp_path / "lively", "train").records)
+  every = words(open_source(clips, "train").records)
+  found = dict(zip(map(json.dumps, every), scores(clips), strict=True))
+  others = [score for truth, score in found.items() if truth not in map(json.dumps, kept)]
+  assert len(kept) == 5
+  assert min(found[json.dumps(truth)] for truth in kept) >= max(others)
+  assert {truth["speed"] for truth in kept} == {"quickly"}
+  held = [open_source(folder, "validation").records for folder in (clips, tmp_path / "lively")]
+  assert words(held[0]) == words(held[1])
+
+
+@pytest.mark.parametrize("num", ["0", "25"])
+def test_more_clips_than_there_are_cannot_be_chosen(clips, tmp_path, capsys, num):
+  with pytest.raises(SystemExit) as stopped:
+    main(["--clips", str(clips), "--out", str(tmp_path / "lively"), "--num", num])
+  assert stopped.value.code == 2
+  assert "choose 1 to 24" in capsys.readouterr().err
+  assert not (tmp_path / "lively").exists()
