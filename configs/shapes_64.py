@@ -54,15 +54,20 @@ def of(stage, sources, batch_size, loop, **changes):
 VIDEO_32 = of(
   VIDEO, ("data/shapes_32/videos",), 4, loop(5000, 1000), name="video_32", model=AT_32, times=HIGH
 )
-VIDEO_64 = of(VIDEO, (CLIPS,), 4, loop(6000, 1000), name="video_64", times=BOTH)
+VIDEO_64 = of(VIDEO, (CLIPS,), 4, loop(4000, 1000), name="video_64", times=BOTH)
 HIGH_MOTION = of(
   VIDEO, (LIVELY,), 4, loop(300, 300), name="high_motion", times=BOTH, optim=optim(2.5e-4)
 )
+BETWEEN_32 = of(
+  BETWEEN, VIDEO_32.data.sources, 2, loop(1000, 500), name="interpolation_32", model=AT_32,
+  times=BOTH, optim=optim(1e-3),
+)  # fmt: skip
 STAGES = (
   of(AUTOENCODER, (IMAGES, CLIPS), 4, loop(4000, 2000)),
   of(PICTURES, (IMAGES, CLIPS), 16, loop(12_000, 2000), times=MIDDLE),
   VIDEO_32,
   VIDEO_64,
   HIGH_MOTION,
-  of(BETWEEN, (CLIPS,), 2, loop(400, 400), times=MIDDLE),
+  BETWEEN_32,
+  of(BETWEEN, (CLIPS,), 2, loop(400, 400), times=BOTH),
 )

@@ -1,17 +1,14 @@
 """Models from one form into another: diffusers folders, our copies of them, and trained runs."""
 
-import json
 import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Literal
 
 from emu_jax import public
-from emu_jax.config import to_dict
 from emu_jax.errors import InputError
 from emu_jax.loading import load_pipeline
 from emu_jax.pipeline import MADE_BY, Pipeline
-from emu_jax.release import write_weights
+from emu_jax.release import copy_texts, write_json, write_release
 from emu_jax.run import read_config
 from emu_jax.weights import files
 from emu_jax.weights.architectures import ARCHITECTURES
@@ -20,8 +17,6 @@ from emu_jax.weights.model import Precision, architecture_of, load, save, save_o
 Form = Literal["orbax", "diffusers", "safetensors"]
 Say = Callable[[str], None]
 WRITERS = {"orbax": save_orbax, "diffusers": save}
-# What a tokenizer, a scheduler and an image processor consist of; nothing that could run.
-TEXT_FILES = (".json", ".txt", ".model")
 
 
 def convert(
@@ -85,10 +80,10 @@ def _pipeline(source, target, form, say, how) -> None:
       say(f"leaving out {name}: a {kind} is not among the models that are read here")
       index[name] = [None, None]
     elif (source / name).is_dir():
-      _copy(source / name, target / name)
+      copy_texts(source / name, target / name)
     else:
       raise InputError(f"convert: {source} has no folder {name}, which its {public.INDEX} names")
-  _write_json(target / public.INDEX, index)
+  write_json(target / public.INDEX, index)
 
 
 def _run(pipeline: Pipeline, target: pathlib.Path, say: Say) -> None:
@@ -109,11 +104,11 @@ def _run(pipeline: Pipeline, target: pathlib.Path, say: Say) -> None:
     save(target / name, own, trees["text"][str(i)])
     index[name] = ["transformers", architecture_of(own, trees["text"][str(i)]).name]
     words = name.replace("text_encoder", "tokenizer")
-    _copy(pipeline.tokenizer_folders[i], target / words)
+    copy_texts(pipeline.tokenizer_folders[i], target / words)
     index[words] = ["transformers", "PreTrainedTokenizerFast"]
-  _write_json(target / "scheduler" / "scheduler_config.json", public.scheduler(config.schedule))
+  write_json(target / "scheduler" / "scheduler_config.json", public.scheduler(config.schedule))
   index["scheduler"] = ["diffusers", "DDIMScheduler"]
-  _write_json(target / public.INDEX, index)
+  write_json(target / public.INDEX, index)
   if "temporal" in trees:
     say("leaving out the temporal layers: Emu Video's have no public form")
 
@@ -122,19 +117,4 @@ def _release(pipeline: Pipeline, target: pathlib.Path, say: Say, dtype: Precisio
   """All that a trained model samples with, in one folder."""
   trees = {name: tree for name, tree in pipeline.trees.items() if name in MADE_BY}
   say(f"writing {', '.join(trees)}")
-  _write_json(target / "config.json", {"model": to_dict(pipeline.config)})
-  write_weights(target, trees, dtype)
-  for i, folder in enumerate(pipeline.tokenizer_folders):
-    _copy(folder, target / "tokenizers" / str(i))
-
-
-def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
-  target.mkdir(parents=True)
-  for file in sorted(source.iterdir()):
-    if file.is_file() and file.suffix in TEXT_FILES:
-      shutil.copyfile(file, target / file.name)
-
-
-def _write_json(path: pathlib.Path, values: dict) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(values, indent=2) + "\n")
+  write_release(target, pipeline.config, trees, pipeline.tokenizer_folders, dtype)

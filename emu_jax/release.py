@@ -8,18 +8,25 @@ Weights are stored in float32 or, half as large, in bfloat16, and read as the mo
 them. Where several stages are held, one folder is what `emu-jax sample` needs of them all.
 """
 
+import json
 import pathlib
+import shutil
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from emu_jax.config import to_dict
 from emu_jax.errors import InputError
 from emu_jax.run import read_config
+from emu_jax.systems.emu_video import EmuVideoConfig
 from emu_jax.typing import Params
 from emu_jax.weights import files
 
 STEM = "model"
+# What a tokenizer, a scheduler and an image processor consist of; nothing that could run.
+TEXT_FILES = (".json", ".txt", ".model")
 
 
 def is_release(folder: str | pathlib.Path) -> bool:
@@ -39,6 +46,34 @@ def load_release(folder: str | pathlib.Path) -> tuple[dict, Params]:
   tensors = files.Tensors(folder)
   flat = {name: tensors.read(name).astype(np.float32) for name in tensors}
   return read_config(folder) or {}, unflatten_dict(flat, sep="/")
+
+
+def write_release(
+  folder: pathlib.Path,
+  config: EmuVideoConfig,
+  trees: Params,
+  tokenizers: Sequence[pathlib.Path] = (),
+  dtype: str | None = None,
+) -> None:
+  """Writes a model's config, trees by name and tokenizers' files; `dtype` as `write_weights`."""
+  write_json(folder / "config.json", {"model": to_dict(config)})
+  write_weights(folder, trees, dtype)
+  for i, tokenizer in enumerate(tokenizers):
+    copy_texts(tokenizer, folder / "tokenizers" / str(i))
+
+
+def write_json(path: pathlib.Path, values: dict) -> None:
+  """Writes indented JSON, and the folders above it."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def copy_texts(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies a folder's files of text, such as a tokenizer's, into a new one."""
+  target.mkdir(parents=True)
+  for file in sorted(source.iterdir()):
+    if file.is_file() and file.suffix in TEXT_FILES:
+      shutil.copyfile(file, target / file.name)
 
 
 def write_weights(folder: pathlib.Path, trees: Params, dtype: str | None) -> None:

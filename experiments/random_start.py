@@ -1,19 +1,17 @@
 """A video model that does not begin as its image model: for comparison with one that does."""
 
 import pathlib
-import shutil
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from emu_jax.config import from_dict
 from emu_jax.data.records import staged
-from emu_jax.run import load_ema
-from emu_jax.systems.emu_video import EmuVideoConfig, init_temporal
+from emu_jax.loading import load_pipeline
+from emu_jax.release import write_release
+from emu_jax.systems.emu_video import init_temporal
 from emu_jax.typing import Params
 from experiments.artefact import Artefact
-from train.checkpoint import save_frozen
 
 
 def redrawn(temporal: Params, key: jax.Array) -> Params:
@@ -37,19 +35,18 @@ def redrawn(temporal: Params, key: jax.Array) -> Params:
 
 
 def image_with_random_layers(image: Artefact, seed: int) -> Artefact:
-  """The image model's run, with temporal layers beside it that a video stage goes on with."""
+  """The image model, with temporal layers beside it that a video stage goes on with."""
 
   def build(folder: pathlib.Path, parts: tuple[pathlib.Path, ...]) -> bool:
     if folder.is_dir():
       return True
-    values, trees = load_ema(parts[0])
-    config = from_dict(values["model"], EmuVideoConfig, str(parts[0]))
+    pipeline = load_pipeline(parts[0])
+    config = pipeline.config
     key_new, key_draw = jax.random.split(jax.random.key(seed))
     temporal = redrawn(jax.jit(lambda key: init_temporal(config, key))(key_new), key_draw)
-    frozen = {name: trees[name] for name in ("autoencoder", "latents")}
+    trees = pipeline.trees | {"temporal": temporal}
     with staged(folder) as partial:
-      shutil.copytree(parts[0], partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("lock"))
-      save_frozen(partial, frozen | {"temporal": temporal})
+      write_release(partial, config, trees, pipeline.tokenizer_folders)
     return True
 
   return Artefact("random-layers", {"seed": seed}, (image,), build)

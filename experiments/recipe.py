@@ -6,17 +6,24 @@ Another model is another `recipe`: a study asks only for what is in it.
 import dataclasses
 import functools
 import pathlib
+import zlib
 from collections.abc import Mapping
 
-from configs import shapes_32
+import jax
+import numpy as np
+
+from configs import shapes_64
+from emu_jax.cli_shared import SHIPPED
 from emu_jax.config import to_dict
 from emu_jax.data import records
 from emu_jax.data.shapes import MovingShapes
+from emu_jax.loading import load_pipeline
 from emu_jax.models.discriminator import PatchDiscriminatorConfig
+from emu_jax.release import write_release
 from emu_jax.run import latest_step
 from emu_jax.systems.emu_video import EmuVideoConfig
 from emu_jax.systems.latent import Sampling
-from experiments.artefact import Artefact
+from experiments.artefact import Artefact, digest
 from experiments.study import Size
 from train import command
 from train.config import Experiment
@@ -32,6 +39,7 @@ class Recipe:
       its fields.
     num_records: training clips, and as many pictures.
     num_prompts: clips that are sampled a cell, `batch_size` at a time.
+    release: folder of the model whose image model the studies share; None: they train one.
   """
 
   model: EmuVideoConfig
@@ -40,6 +48,7 @@ class Recipe:
   num_prompts: int
   batch_size: int
   sampling: Sampling
+  release: pathlib.Path | None = None
 
   def clips(self, size: int | None = None) -> Artefact:
     return shapes_records("videos", size or self.model.image.size, self.num_records)
@@ -53,8 +62,15 @@ class Recipe:
 
   def image(self) -> Artefact:
     """The image model, one for all seeds: they share what they do not compare."""
+    if self.release:
+      return image_model(self.release)
     sources = self.pictures(), self.clips()
     return stage(self.stages["image"], sources, self.autoencoder())
+
+  def low(self, clips: Artefact | None = None, **changes) -> Artefact:
+    """The video stage at half the resolution, one for all seeds, with changed fields."""
+    experiment = dataclasses.replace(self.stages["video_32"], **changes)
+    return stage(experiment, (clips or self.clips(experiment.model.image.size),), self.image())
 
   def video(
     self,
@@ -64,9 +80,10 @@ class Recipe:
     after: Artefact | None = None,
     clips: Artefact | None = None,
   ) -> Artefact:
-    """The video model of a seed; by default that of the stage as it is, after the image model."""
-    experiment = seeded(change or self.stages["video"], seed)
-    return stage(experiment, (clips or self.clips(),), after or self.image())
+    """The video model of a seed; by default that of the stage as it is, after `low`."""
+    experiment = seeded(change or self.stages["video_64"], seed)
+    clips = clips or self.clips(experiment.model.image.size)
+    return stage(experiment, (clips,), after or self.low())
 
   def interpolation(self, seed: int, change: Experiment | None = None) -> Artefact:
     experiment = seeded(change or self.stages["interpolation"], seed)
@@ -75,25 +92,30 @@ class Recipe:
 
 def recipe(size: Size) -> Recipe:
   """The recipe that studies of a size use."""
-  by_name = {experiment.stage: experiment for experiment in shapes_32.STAGES}
+  by_name = {experiment.run_name: experiment for experiment in shapes_64.STAGES}
   if size == "default":
-    steps = {"autoencoder": 2000, "image": 4000, "video": 400, "interpolation": 150}
-    stages = {name: short(e, steps[name]) for name, e in by_name.items()}
-    sampling = Sampling(solver="dpm++", num_steps=16)
-    return Recipe(shapes_32.MODEL, stages, 2000, 64, 16, sampling)
-  model = tiny(shapes_32.MODEL)
+    steps = {"video_32": 750, "video_64": 300, "interpolation": 100}
+    stages = {name: short(by_name[name], num) for name, num in steps.items()}
+    sampling = Sampling(solver="dpm++", num_steps=10)
+    return Recipe(shapes_64.MODEL, stages, 3000, 48, 16, sampling, SHIPPED)
+  model = tiny(shapes_64.MODEL)
   critic = PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4)
-  changes = {
-    "model": model,
-    "objective": dataclasses.replace(shapes_32.OBJECTIVE, discriminator=critic),
-  }
+  objective = dataclasses.replace(shapes_64.AUTOENCODER.objective, discriminator=critic)
   stages = {
     name: dataclasses.replace(
-      short(e, 2), data=dataclasses.replace(e.data, batch_size=2), **changes
+      short(e, 2),
+      data=dataclasses.replace(e.data, batch_size=2),
+      model=model if e.model == shapes_64.MODEL else resized(model, model.image.size // 2),
+      objective=objective,
     )
     for name, e in by_name.items()
   }
   return Recipe(model, stages, 20, 2, 2, Sampling(num_steps=2))
+
+
+def resized(model: EmuVideoConfig, side: int) -> EmuVideoConfig:
+  """The same networks on pictures of another size."""
+  return dataclasses.replace(model, image=dataclasses.replace(model.image, size=side))
 
 
 def short(experiment: Experiment, num_steps: int, **loop) -> Experiment:
@@ -130,6 +152,21 @@ def tiny(model: EmuVideoConfig) -> EmuVideoConfig:
   )
   small = dataclasses.replace(image, size=16, autoencoder=autoencoder, text=text, unet=unet)
   return dataclasses.replace(model, image=small)
+
+
+def image_model(release: pathlib.Path) -> Artefact:
+  """The text-to-image part of a trained model, whatever else was trained with it."""
+  pipeline = load_pipeline(release)
+  trees = {name: pipeline.trees[name] for name in ("autoencoder", "latents", "text", "spatial")}
+  checksums = jax.tree.map(lambda leaf: zlib.crc32(np.asarray(leaf).tobytes()), trees)
+
+  def build(folder: pathlib.Path, parts: tuple[pathlib.Path, ...]) -> bool:
+    if not folder.is_dir():
+      with records.staged(folder) as partial:
+        write_release(partial, pipeline.config, trees, pipeline.tokenizer_folders)
+    return True
+
+  return Artefact("released-image", digest(checksums), (), build)
 
 
 def shapes_records(kind: str, size: int, num: int) -> Artefact:

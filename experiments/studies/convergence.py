@@ -18,7 +18,7 @@ CLIPS = 64  # held-out ones a validation, at most
 
 def cells(size: Size, seed: int) -> dict[str, Cell]:
   r = recipe(size)
-  given = r.stages["video"]
+  given = r.stages["video_32"]
   every, batches = EVERY[size], max(1, min(CLIPS, r.num_records // 10) // given.data.batch_size)
   experiment = short(given, given.loop.num_steps, validate_every=every, validate_batches=batches)
   # A constant rate: how soon a loss is reached must not hang on when the run is to end.

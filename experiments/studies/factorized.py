@@ -30,11 +30,12 @@ def arm(system: str, looks: str) -> str:
 def cells(size: Size, seed: int) -> dict[str, Cell]:
   """Factorized: 2 S network calls for the picture and 3 S for the clip; direct: 2 of 5 S / 2."""
   r = recipe(size)
-  given = r.stages["video"]
+  given = r.stages["video_64"]
   data = dataclasses.replace(given.data, drop_text=0.0, drop_both=0.1, drop_image=0.9)
+  direct_stage = dataclasses.replace(given, data=data)
   runs = {
     "factorized": r.video(seed),
-    "direct": r.video(seed, change=dataclasses.replace(given, data=data)),
+    "direct": r.video(seed, change=direct_stage, after=r.low(data=data)),
   }
   longer = dataclasses.replace(r.sampling, num_steps=5 * r.sampling.num_steps // 2)
   found = {}
@@ -104,7 +105,8 @@ STUDY = Study(
   ),
   method=(
     "Both begin with the same image model, frozen, and train the same temporal layers for as many "
-    "steps on the same clips; the direct model's picture and mask are always zero, in training and "
+    "steps on the same clips, at half the resolution first; the direct model's picture and mask "
+    "are always zero, in training and "
     "sampling. Sampling takes 5 S network calls of either: the factorized system's are 2 S for a "
     "picture and 3 S for a clip, the direct one's are all of clips, which is more arithmetic. "
     "Joint: the oracle reads all of look and motion as the caption says."

@@ -15,7 +15,7 @@ METRICS = ("appearance", "picture appearance", "colour", "shape", "direction")
 
 def cells(size: Size, seed: int) -> dict[str, Cell]:
   r = recipe(size)
-  given = r.stages["video"]
+  given = r.stages["video_64"]
   clips, pictures = asked(r, "image_only", seed), asked(r, "image_only", seed, frames=1)
   options = {"clips": clips.options, "pictures": pictures.options}
 

@@ -26,10 +26,11 @@ class WithoutSpeed(Asked):
 
 def cells(size: Size, seed: int) -> dict[str, Cell]:
   r = recipe(size)
-  given, side = r.stages["video"], r.model.image.size
+  given, side = r.stages["video_64"], r.model.image.size
   clips = mixture(side, r.num_records, QUICK)
   num = max(given.data.batch_size, round(CHOSEN * r.num_records))
-  before = r.video(seed, clips=clips)
+  low = r.low(mixture(r.stages["video_32"].model.image.size, r.num_records, QUICK))
+  before = r.video(seed, clips=clips, after=low)
   tuned = short(given, max(2, given.loop.num_steps // SHARE))
   optim = dataclasses.replace(tuned.optim, peak_lr=RATE * tuned.optim.peak_lr)
   tuned = dataclasses.replace(tuned, optim=optim, name="tuned")

@@ -26,7 +26,7 @@ METRICS = ("output difference", "changed weights", "picture difference")
 def cells(size: Size, seed: int) -> dict[str, Cell]:
   r = shortened(recipe(size), SHARE[size])
   image, frozen = r.image(), r.video(seed)
-  tuned = r.video(seed, change=dataclasses.replace(r.stages["video"], train_spatial=True))
+  tuned = r.video(seed, change=dataclasses.replace(r.stages["video_64"], train_spatial=True))
   num, wanted = INPUTS[size], asked(r, "train", seed, frames=1)
   options = {"num": num, "pictures": wanted.options}
   after = lambda folders: after_training(*folders, wanted)

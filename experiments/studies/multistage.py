@@ -11,7 +11,7 @@ from emu_jax.models.autoencoder import Autoencoder
 from emu_jax.systems.emu import init_spatial
 from emu_jax.systems.emu_video import EmuVideoConfig, init_temporal, video_loss
 from experiments.reading import clip_values
-from experiments.recipe import recipe, short
+from experiments.recipe import recipe, resized, short
 from experiments.sampling import asked, drawn
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 from train.planning import flops
@@ -22,7 +22,7 @@ LOW_SHARE = 0.8  # of the arithmetic; the paper's 256 px stage has about that
 
 def cells(size: Size, seed: int) -> dict[str, Cell]:
   r = recipe(size)
-  given = r.stages["video"]
+  given = r.stages["video_64"]
   low = resized(r.model, r.model.image.size // 2)
   steps = given.loop.num_steps
   low_steps = round(LOW_SHARE * steps * step_flops(r.model) / step_flops(low))
@@ -30,7 +30,7 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
   first = r.video(
     seed,
     change=dataclasses.replace(short(given, low_steps), model=low, name="video_low"),
-    clips=r.clips(low.image.size),
+    after=r.image(),
   )
   wanted = asked(r, "validation", seed)
 
@@ -39,14 +39,9 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
 
   runs = {
     MULTI: r.video(seed, change=short(given, high_steps), after=first),
-    SINGLE: r.video(seed),
+    SINGLE: r.video(seed, after=r.image()),
   }
   return {arm: Cell((run,), wanted.options, measure) for arm, run in runs.items()}
-
-
-def resized(model: EmuVideoConfig, side: int) -> EmuVideoConfig:
-  """The same networks on pictures of another size."""
-  return dataclasses.replace(model, image=dataclasses.replace(model.image, size=side))
 
 
 @functools.cache
