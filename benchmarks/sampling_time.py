@@ -1,6 +1,6 @@
 """Where the time of a clip goes, stage by stage, and what fewer steps cost in accuracy.
 
-  python -m benchmarks.sampling_time --checkpoint runs/shapes_64 --out docs/results
+  python -m benchmarks.sampling_time
 
 One prompt at a time, 37 frames, every program compiled before the clock starts; samplers take
 turns. Accuracy is the pixel oracle's of 8 frames of held-out prompts, the same ones and the same
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from benchmarks.basics import commit, say, spread
 from emu_jax import media
+from emu_jax.cli_shared import SHIPPED
 from emu_jax.compilation import Jit, enable_cache
 from emu_jax.conditioning import every_fourth, first_frame
 from emu_jax.evaluation.report import TITLES
@@ -43,7 +44,7 @@ PROMPT = "a large red circle moving left quickly on a black background"
 class Arguments:
   """Times each stage of sampling, sampler by sampler, and reads the clips."""
 
-  checkpoint: pathlib.Path = pathlib.Path("runs/shapes_64")  # a run, a recipe's runs or a release
+  checkpoint: pathlib.Path = SHIPPED  # a run, a recipe's runs or a release
   out: pathlib.Path = pathlib.Path("docs/results")  # for sampling_time.md and .json
   rounds: int = 3
   num_prompts: int = 128

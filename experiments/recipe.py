@@ -154,6 +154,7 @@ def tiny(model: EmuVideoConfig) -> EmuVideoConfig:
   return dataclasses.replace(model, image=small)
 
 
+@functools.cache
 def image_model(release: pathlib.Path) -> Artefact:
   """The text-to-image part of a trained model, whatever else was trained with it."""
   pipeline = load_pipeline(release)

@@ -3,11 +3,14 @@
 import json
 import types
 
+import chex
 import numpy as np
 import pytest
 
+from emu_jax.cli_shared import SHIPPED
+from emu_jax.loading import load_pipeline
 from experiments import pixel_model, recipe, report, run, sampling
-from experiments.artefact import Artefact
+from experiments.artefact import Artefact, made
 from experiments.studies import (
   STUDIES,
   brightness,
@@ -186,6 +189,13 @@ def test_arms_of_a_study_differ_in_what_is_compared_and_nothing_else():
   assert [part.name for part in frozen.parts] == [part.name for part in tuned.parts]
   one, other = (artefact.spec["experiment"] for artefact in (frozen, tuned))
   assert {k for k in one if one[k] != other[k]} == {"train_spatial"}
+
+
+def test_studies_begin_with_the_packages_image_model_and_nothing_that_crosses_frames(tmp_path):
+  held = load_pipeline(made(recipe.image_model(SHIPPED), tmp_path)).trees
+  shipped = load_pipeline(SHIPPED).trees
+  assert set(held) == {"autoencoder", "latents", "text", "spatial"}
+  chex.assert_trees_all_equal(held, {name: shipped[name] for name in held})
 
 
 @pytest.fixture

@@ -1,0 +1,125 @@
+"""How right the frames are that a model adds to 8, beside repetition and blending.
+
+  python -m experiments.interpolated
+
+Keys are frames of drawn clips whose motions training has not seen; the pixel oracle reads centroids.
+Beside them, of clips that the model draws itself, its 37 frames against the 8 they were made of.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from benchmarks.basics import commit
+from emu_jax.cli_shared import SHIPPED
+from emu_jax.compilation import enable_cache
+from emu_jax.data import shapes
+from emu_jax.evaluation import metrics, oracle
+from emu_jax.evaluation.metrics import Clips
+from emu_jax.generation import Request, generate, interpolate
+from emu_jax.loading import load_pipeline
+from emu_jax.systems.latent import Sampling
+from experiments.between_frames import BETWEEN, KNOWN, OUTSIDE, blended, repeated
+
+FPS = 16.0  # of 37 frames
+MODEL, BLENDED, REPEATED = "model", "blending", "repetition"
+WHERE = {"between": BETWEEN, "outside": OUTSIDE, "added": (*BETWEEN, *OUTSIDE)}
+MOST = 60.0  # dB, of frames that are equal or nearly so
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+  """Measures a model's 8 -> 37 frames."""
+
+  checkpoint: pathlib.Path = SHIPPED  # a run, a recipe's runs or a release
+  out: pathlib.Path = pathlib.Path("docs/results")  # for interpolated.md and .json
+  num: int = 48
+  batch_size: int = 16
+  solver: str = "dpm++"
+  steps: int = 10
+  seed: int = 0
+
+
+def main() -> None:
+  """Draws, measures, writes the page and prints it."""
+  a = tyro.cli(Arguments, prog="python -m experiments.interpolated")
+  enable_cache()
+  pipeline = load_pipeline(a.checkpoint)
+  side = pipeline.config.image.size
+  scenes = [shapes.scene("videos", "test", i, a.seed) for i in range(a.num)]
+  captions = [shapes.caption(scene) for scene in scenes]
+  real = np.stack([shapes.draw(scene, side)[: KNOWN.num_frames] for scene in scenes])
+  keys = real[:, list(KNOWN.positions)]
+  request = Request(
+    37, guidance=pipeline.config.guidance, sampling=Sampling(a.solver, a.steps), seed=a.seed
+  )
+  made, own, own_keys = [], [], []
+  for start in tqdm(range(0, a.num, a.batch_size), desc="sampling", disable=None):
+    some = slice(start, start + a.batch_size)
+    now = dataclasses.replace(request, seed=a.seed + start)
+    made.append(interpolate(pipeline, keys[some], captions[some], now)[0])
+    own.append(generate(pipeline, captions[some], now)[0])
+    # By the same seed, the 8 frames that those were made of.
+    own_keys.append(generate(pipeline, captions[some], dataclasses.replace(now, frames=8))[0])
+  clips = {MODEL: np.concatenate(made), BLENDED: blended(keys), REPEATED: repeated(keys)}
+  found = {way: errors(clip, real) for way, clip in clips.items()}
+  given = np.concatenate(own)[:, list(KNOWN.positions)]
+  found["own"] = {"given": psnrs(given, np.concatenate(own_keys))}
+  a.out.mkdir(parents=True, exist_ok=True)
+  text = page(found, a)
+  (a.out / "interpolated.md").write_text(text)
+  values = {way: {k: vars(metrics.mean(v)) for k, v in of.items()} for way, of in found.items()}
+  (a.out / "interpolated.json").write_text(json.dumps(values, indent=1) + "\n")
+  print(text)
+
+
+def psnrs(clips: Clips, others: Clips) -> np.ndarray:
+  """Of each clip, in dB, at most `MOST`."""
+  return np.array([min(metrics.psnr(x, y), MOST) for x, y in zip(clips, others, strict=True)])
+
+
+def errors(clips: Clips, real: Clips) -> dict[str, np.ndarray]:
+  """PSNR at given and at added frames, and how far the oracle sees the shape from its place.
+
+  Distances are root mean squares over frames, in pixels; half a side where it sees no shape.
+  """
+  side = clips.shape[-2]
+  placed = [oracle.read_clips(c, FPS).centroid_sides * side for c in (clips, real)]
+  off = np.linalg.norm(placed[0] - placed[1], axis=-1)
+  off = np.where(np.isfinite(off), off, side / 2)
+  at = list(KNOWN.positions)
+  found = {"given": psnrs(clips[:, at], real[:, at])}
+  for name, where in WHERE.items():
+    found[f"PSNR {name}"] = psnrs(clips[:, list(where)], real[:, list(where)])
+    found[f"off {name}"] = np.sqrt(np.square(off[:, list(where)]).mean(axis=1))
+  return found
+
+
+def page(found: dict[str, dict[str, np.ndarray]], a: Arguments) -> str:
+  """The table, and what it is of."""
+  shown = lambda v: f"{v.value:.2f} [{v.low:.2f}, {v.high:.2f}]"
+  names = ["given", *(f"{what} {where}" for what in ("PSNR", "off") for where in WHERE)]
+  lines = [
+    "# 8 -> 37 frames\n",
+    f"`python -m experiments.interpolated --num {a.num} --steps {a.steps}` at commit {commit()}; "
+    f"jax {jax.__version__}; {a.num} clips of held-out motions, keys drawn; PSNR in dB, distances "
+    "of the shape's centroid (root mean square, pixels) by the pixel oracle; means with bootstrap "
+    "95 % intervals.\n",
+    f"| way | given frames | {' | '.join(names[1:])} |",
+    "|---" * (len(names) + 1) + "|",
+  ]
+  for way in (MODEL, BLENDED, REPEATED):
+    cells = [shown(metrics.mean(found[way][name])) for name in names]
+    lines.append(f"| {way} | {' | '.join(cells)} |")
+  own = shown(metrics.mean(found["own"]["given"]))
+  lines.append(f"\nThe model's own clips, 37 frames against the 8 they were made of: {own} dB.")
+  return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,37 @@
+"""What is said of frames between keys, where it is known: nothing wrong, and frames repeated."""
+
+import numpy as np
+import pytest
+
+from emu_jax.data import shapes
+from experiments.between_frames import KNOWN, repeated
+from experiments.interpolated import MOST, errors
+
+
+@pytest.fixture(scope="module")
+def real():
+  """Quick clips of large shapes: 15 pixels a second, 15/16 a frame."""
+  scene = shapes.Scene("red", "square", "large", "plain", "black", "right", "quickly", (0.25, 0.5))
+  return shapes.draw(scene, 64)[None, : KNOWN.num_frames]
+
+
+def test_the_truth_has_no_errors(real):
+  found = errors(real, real)
+  assert {name for name, v in found.items() if name.startswith("off") and v == 0} == {
+    "off between", "off outside", "off added"
+  }  # fmt: skip
+  assert all(v == MOST for name, v in found.items() if not name.startswith("off"))
+
+
+def test_repetition_leaves_the_shape_where_it_was(real):
+  found = errors(repeated(real[:, list(KNOWN.positions)]), real)
+  assert found["given"] == MOST
+  # One to four frames beyond an end; one, two or one from the nearest key.
+  for where, frames in (("outside", (1, 2, 3, 4)), ("between", (1, 2, 1))):
+    expected = 15 / 16 * np.sqrt(np.square(frames).mean())
+    np.testing.assert_allclose(found[f"off {where}"], expected, rtol=0.03)
+
+
+def test_no_shape_is_half_a_side_away(real):
+  blank = np.zeros_like(real)
+  assert errors(blank, real)["off added"] == 32
