@@ -2,7 +2,7 @@
 
   python -m experiments.interpolated
 
-Keys are frames of drawn clips whose motions training has not seen; the pixel oracle reads centroids.
+Keys are frames of drawn clips of motions that training has not seen; the oracle reads centroids.
 Beside them, of clips that the model draws itself, its 37 frames against the 8 they were made of.
 """
 
