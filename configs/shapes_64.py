@@ -60,7 +60,7 @@ HIGH_MOTION = of(
 )
 BETWEEN_32 = of(
   BETWEEN, VIDEO_32.data.sources, 2, loop(1000, 500), name="interpolation_32", model=AT_32,
-  times=BOTH, optim=optim(1e-3),
+  times=HIGH, optim=optim(1e-3),
 )  # fmt: skip
 STAGES = (
   of(AUTOENCODER, (IMAGES, CLIPS), 4, loop(4000, 2000)),
