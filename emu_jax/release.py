@@ -12,6 +12,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from emu_jax.config import to_dict
 from emu_jax.errors import InputError
 from emu_jax.run import read_config
-from emu_jax.systems.emu_video import EmuVideoConfig
 from emu_jax.typing import Params
 from emu_jax.weights import files
 
@@ -50,7 +50,7 @@ def load_release(folder: str | pathlib.Path) -> tuple[dict, Params]:
 
 def write_release(
   folder: pathlib.Path,
-  config: EmuVideoConfig,
+  config: Any,  # an EmuVideoConfig, which stands above this module
   trees: Params,
   tokenizers: Sequence[pathlib.Path] = (),
   dtype: str | None = None,

@@ -106,7 +106,8 @@ def page(found: dict[str, dict[str, np.ndarray]], a: Arguments) -> str:
   names = ["given", *(f"{what} {where}" for what in ("PSNR", "off") for where in WHERE)]
   lines = [
     "# 8 -> 37 frames\n",
-    f"`python -m experiments.interpolated --num {a.num} --steps {a.steps}` at commit {commit()}; "
+    f"`python -m experiments.interpolated --num {a.num} --batch-size {a.batch_size} --steps "
+    f"{a.steps}` at commit {commit()}; "
     f"jax {jax.__version__}; {a.num} clips of held-out motions, keys drawn; PSNR in dB, distances "
     "of the shape's centroid (root mean square, pixels) by the pixel oracle; means with bootstrap "
     "95 % intervals.\n",
