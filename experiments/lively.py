@@ -9,6 +9,7 @@ Differs: the paper keeps what passes a threshold, of H.264's vectors and of CLIP
 
 import dataclasses
 import functools
+import json
 import pathlib
 
 import numpy as np
@@ -31,6 +32,8 @@ class Arguments:
   """Folder to write, packed like `clips`."""
   num: int = 1000
   """Clips to keep for training; all of the validation clips are kept."""
+  overwrite: bool = False
+  """Replace what other arguments chose there."""
 
 
 def main(words: list[str] | None = None) -> None:
@@ -42,16 +45,22 @@ def main(words: list[str] | None = None) -> None:
       raise InputError(
         f"--num {a.num}: choose 1 to {len(source.records)} of the clips of {a.clips}"
       )
-    found = scores(a.clips)
-    chosen = np.sort(np.argsort(-found, kind="stable")[: a.num])
-    build = functools.partial(
-      ChosenClips, size=source.size, source=str(a.clips), chosen=tuple(chosen.tolist())
-    )
-    with records.staged(a.out) as folder:
-      records.write(build, folder)
+    arguments = {"clips": str(a.clips), "num": a.num}
+    report = records.finished(a.out, arguments, a.overwrite)
+    if report is None:
+      found = scores(a.clips)
+      chosen = np.sort(np.argsort(-found, kind="stable")[: a.num])
+      least, middle = float(found[chosen].min()), float(np.median(found))
+      report = {"arguments": arguments, "of": len(found), "least": least, "median": middle}
+      build = functools.partial(
+        ChosenClips, size=source.size, source=str(a.clips), chosen=tuple(chosen.tolist())
+      )
+      with records.staged(a.out) as folder:
+        records.write(build, folder)
+        (folder / records.REPORT).write_text(json.dumps(report, indent=1))
   print(
-    f"{a.out}: {a.num} of {len(found)} clips, those with {found[chosen].min():.2f} px² or more "
-    f"(all: median {np.median(found):.2f})"
+    f"{a.out}: {a.num} of {report['of']} clips, those with {report['least']:.2f} px² or more "
+    f"(all: median {report['median']:.2f})"
   )
 
 

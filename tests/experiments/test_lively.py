@@ -42,3 +42,21 @@ def test_more_clips_than_there_are_cannot_be_chosen(clips, tmp_path, capsys, num
   assert stopped.value.code == 2
   assert "choose 1 to 24" in capsys.readouterr().err
   assert not (tmp_path / "lively").exists()
+
+
+def test_what_is_there_is_kept(clips, tmp_path, capsys):
+  """The same command again changes nothing; another one, or the clips' own folder, is refused."""
+  out = tmp_path / "lively"
+  ask = lambda out, num: main(["--clips", str(clips), "--out", str(out), "--num", num])
+  ask(out, "3")
+  before = {file: file.stat().st_mtime_ns for file in out.iterdir()}
+  ask(out, "3")
+  assert {file: file.stat().st_mtime_ns for file in out.iterdir()} == before
+  first, second = capsys.readouterr().out.splitlines()
+  assert first == second
+  for refused, num in ((out, "4"), (clips, "3")):
+    with pytest.raises(SystemExit) as stopped:
+      ask(refused, num)
+    assert stopped.value.code == 2
+  assert len(open_source(clips, "train").records) == 24
+  assert {file: file.stat().st_mtime_ns for file in out.iterdir()} == before
