@@ -56,6 +56,7 @@ def sample(
   frames: int | None = None,
   out: pathlib.Path = pathlib.Path("sample.mp4"),
   seam: Literal["gapless", "published"] = "gapless",
+  keep_keys: bool = True,
   enlarge: int = 0,
   options: Shared = Options(),
 ) -> None:
@@ -70,12 +71,13 @@ def sample(
       rate; of AnimateDiff 1 to 32. None: the model's own, 1 of an image model.
     out: file to write: .mp4, .gif, .webp, or .png with the frames side by side.
     seam: how the two halves of 65 frames are joined: without a gap, or as the paper did.
+    keep_keys: leave the frames that others are added to as they are; the paper draws them anew.
     enlarge: times that each pixel is repeated in the file; 0: up to some 256 pixels a side.
   """
   with working() as say:
     pipeline = opened(options, out, enlarge, say, motion_adapter)
     frames = usual_frames(pipeline) if frames is None else frames
-    request = options.request(pipeline.config.guidance, frames, picture_guidance, seam)
+    request = options.request(pipeline.config.guidance, frames, picture_guidance, seam, keep_keys)
     check_frames(pipeline, request.frames)
     picture = None if image is None else load_picture(image, pipeline.config.image.size)[None]
     videos, fps = generate(pipeline, [prompt], request, picture, say)
@@ -89,6 +91,7 @@ def interpolate_clip(
   frames: Literal["8", "16"] = "8",
   out: pathlib.Path = pathlib.Path("interpolated.mp4"),
   seam: Literal["gapless", "published"] = "gapless",
+  keep_keys: bool = True,
   enlarge: int = 0,
   options: Shared = Options(),
 ) -> None:
@@ -100,6 +103,7 @@ def interpolate_clip(
     frames: key frames to take.
     out: file to write: .mp4, .gif, .webp, or .png with the frames side by side.
     seam: how the two halves of 65 frames are joined: without a gap, or as the paper did.
+    keep_keys: leave the frames that others are added to as they are; the paper draws them anew.
     enlarge: times that each pixel is repeated in the file; 0: up to some 256 pixels a side.
   """
   with working() as say:
@@ -107,7 +111,7 @@ def interpolate_clip(
     pipeline.require("interpolation")
     config = pipeline.config
     given = load_clip(clip, ClipSpec(int(frames), config.fps), config.image.size)
-    request = options.request(pipeline.config.guidance, 37, seam=seam)
+    request = options.request(pipeline.config.guidance, 37, seam=seam, keep_keys=keep_keys)
     videos, fps = interpolate(pipeline, given[None], [prompt], request, say)
     write(out, videos[0], fps, enlarge, say)
 

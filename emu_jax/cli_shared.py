@@ -73,13 +73,14 @@ class Options:
     frames: int,
     picture_guidance: float | None = None,
     seam: str = "gapless",
+    keep_keys: bool = True,
   ) -> Request:
     """What to generate, with the model's own guidance wherever no scale was given."""
     given = {"image": self.image_guidance, "text": self.text_guidance, "picture": picture_guidance}
     given = {name: scale for name, scale in given.items() if scale is not None}
     guidance = dataclasses.replace(own, **given)
     sampling = Sampling(solver=self.solver, num_steps=self.steps, rescale=self.rescale)
-    return Request(frames, self.seed, self.negative, guidance, sampling, seam)
+    return Request(frames, self.seed, self.negative, guidance, sampling, seam, keep_keys)
 
 
 Shared = Annotated[Options, tyro.conf.arg(name="")]  # its options stand among a command's own

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from emu_jax.typing import Conditions, Video
+from emu_jax.diffusion.schedule import Schedule, target, to_x_0_and_eps
+from emu_jax.typing import Conditions, PerExample, Predict, Video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,29 @@ def concat_known(
   if dropped is None:
     return concat
   return jnp.where(dropped[:, None, None, None, None], 0.0, concat)
+
+
+def keeping(
+  predict: Predict, schedule: Schedule, known: KnownFrames, given: Float[Array, "B K H W C"]
+) -> Predict:
+  """`predict` with a denoiser that is right about the known frames: x_0 there is `given`.
+
+  A sampler then ends with them as they are, and the network sees them at every step with the noise
+  of that step and no other, as in training.
+
+  Source: ours; what Video Diffusion Models (arXiv:2204.03458, sec. 3.1) call replacement, of the
+    prediction in place of x_t: no noise is drawn for it and every solver is served.
+  """
+  where = np.asarray(known.positions)
+  given = given.astype(jnp.float32)
+
+  def kept(x_t: Video, t: PerExample) -> Video:
+    alpha, sigma = schedule(t)
+    _, eps = to_x_0_and_eps("x_0", given, x_t[:, where], alpha, sigma)
+    right = target(schedule.prediction, given, eps, alpha, sigma)
+    return predict(x_t, t).at[:, where].set(right)
+
+  return kept
 
 
 @jax.tree_util.register_dataclass

@@ -28,6 +28,9 @@ class Request:
   guidance: Guidance = Guidance()
   sampling: Sampling = Sampling()
   seam: Literal["gapless", "published"] = "gapless"
+  # Whether interpolation keeps its key frames as they are; the paper's model draws them anew, which
+  # repairs keys that are not good and blurs those that are.
+  keep_keys: bool = True
 
   def __post_init__(self):
     if not 0 <= self.seed < 2**32:
@@ -195,7 +198,7 @@ def interpolate_latents(
   for i, part_key in enumerate(jax.random.split(key, total)):
     say(f"8 -> 37 frames, part {i + 1} of {total}")
     given = clip[:, 8 * i : 8 * i + 8]
-    how = texts, request.negative, part_key, request.guidance, request.sampling
+    how = texts, request.negative, part_key, request.guidance, request.sampling, request.keep_keys
     parts.append(pipeline.video("interpolation", every_fourth(), given, *how))
   say("latents -> pixels")
   return pipeline.decode(parts[0] if total == 1 else join_interpolated(*parts, request.seam))

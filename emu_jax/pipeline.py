@@ -62,15 +62,16 @@ def _edit(
   )
 
 
-@functools.partial(Jit, static_argnames=("config", "known", "name", "sampling"))
+@functools.partial(Jit, static_argnames=("config", "known", "name", "sampling", "keep"))
 def _video(
   trees, given, prompts, empty, key, image_scale, text_scale, *,
-  config: EmuVideoConfig, known: KnownFrames, name: str, sampling: Sampling,
+  config: EmuVideoConfig, known: KnownFrames, name: str, sampling: Sampling, keep: bool = False,
 ):  # fmt: skip
   text, none = (text_features(config.image, trees, *words) for words in (prompts, empty))
   return sample_video(
-    config, known, name, trees, given, text, none, key, image_scale, text_scale, sampling=sampling
-  )
+    config, known, name, trees, given, text, none, key, image_scale, text_scale,
+    sampling=sampling, keep=keep,
+  )  # fmt: skip
 
 
 @functools.partial(Jit, static_argnames=("config", "sampling"))
@@ -222,8 +223,12 @@ class Pipeline(ImagePipeline):
     key: jax.Array,
     guidance: Guidance,
     sampling: Sampling,
+    keep: bool = False,
   ) -> Video:
-    """Latents of clips with the given latents at the known frames, by the temporal tree `name`."""
+    """Latents of clips with the given latents at the known frames, by the temporal tree `name`.
+
+    With `keep` these are exactly those that were given; else the model draws them anew.
+    """
     self.require("autoencoder", "latents", "text", "spatial", name)
     return self._run(
       _video,
@@ -237,6 +242,7 @@ class Pipeline(ImagePipeline):
       known=known,
       name=name,
       sampling=sampling,
+      keep=keep,
     )
 
 

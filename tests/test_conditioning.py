@@ -5,7 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.conditioning import KnownFrames, concat_known, every_fourth, first_frame, past_frames
+from emu_jax.conditioning import (
+  KnownFrames,
+  concat_known,
+  every_fourth,
+  first_frame,
+  keeping,
+  past_frames,
+)
+from emu_jax.diffusion.schedule import Schedule
+from emu_jax.systems.latent import Sampling
+
+KNOWN = KnownFrames(5, (1, 3))
 
 
 def test_interpolation_keys_stand_at_every_fourth_of_37_frames():
@@ -43,3 +54,48 @@ def test_frames_that_do_not_fit_the_mask_are_refused_with_both_numbers(key):
     KnownFrames(4, (4,))
   with pytest.raises(ValueError, match="twice"):
     KnownFrames(4, (1, 1))
+
+
+@pytest.mark.parametrize(
+  ("prediction", "sampling"),
+  [
+    ("epsilon", Sampling(num_steps=4, eta=1.0)),
+    ("v", Sampling(num_steps=4)),
+    ("v", Sampling("dpm++", 4)),
+    ("x_0", Sampling("dpm++", 4)),
+  ],
+)
+def test_kept_frames_leave_any_sampler_as_they_are_and_the_others_as_without(
+  key, prediction, sampling
+):
+  key_given, key_noise, key_steps = jax.random.split(key, 3)
+  schedule = Schedule(prediction=prediction, zero_terminal_snr=prediction != "epsilon")
+  given = jax.random.normal(key_given, (2, 2, 3, 4, 6))
+  noise = jax.random.normal(key_noise, (2, 5, 3, 4, 6))
+  wrong = lambda x_t, t: jnp.sin(3 * x_t)
+  kept = keeping(wrong, schedule, KNOWN, given)
+  found = sampling.run(kept, schedule, noise, jax.random.clone(key_steps))
+  # 8 roundings of numbers up to 4, at the last step, whose alpha is more than a half.
+  np.testing.assert_allclose(found[:, (1, 3)], given, rtol=0, atol=8 * 4 * 2 * 6e-8)
+  without = sampling.run(wrong, schedule, noise, key_steps)
+  np.testing.assert_array_equal(found[:, (0, 2, 4)], without[:, (0, 2, 4)])
+
+
+def test_a_network_sees_kept_frames_as_in_training(key):
+  """With the noise of the step on what is given, from the first step to the last."""
+  key_given, key_noise, key_steps = jax.random.split(key, 3)
+  given, seen = jax.random.normal(key_given, (1, 2, 3, 4, 6)), []
+  schedule = Schedule(prediction="v", zero_terminal_snr=True)
+  noise = jax.random.normal(key_noise, (1, 5, 3, 4, 6))
+
+  def network(x_t, t):
+    jax.debug.callback(lambda *args: seen.append([np.asarray(a) for a in args]), x_t, *schedule(t))
+    return jnp.zeros_like(x_t)
+
+  kept = keeping(network, schedule, KNOWN, given)
+  Sampling(num_steps=4).run(kept, schedule, noise, key_steps)
+  jax.effects_barrier()
+  assert len(seen) == 4
+  for x_t, alpha, sigma in seen:
+    expected = float(alpha[0]) * given + float(sigma[0]) * noise[:, (1, 3)]
+    np.testing.assert_allclose(x_t[:, (1, 3)], expected, rtol=0, atol=1e-5)

@@ -125,6 +125,17 @@ def test_interpolation_has_the_given_frames_as_its_keys(model):
   assert np.any(interpolate(model, moved, [PROMPT], REQUEST)[0] != frames)
 
 
+def test_interpolation_leaves_its_keys_as_they_are_unless_told_to_draw_them_anew(model):
+  keys, known = picture(T=8), list(every_fourth().positions)
+  coded = model.decode(model.encode(keys)).astype(int)
+  kept = interpolate(model, keys, [PROMPT], REQUEST)[0][:, known]
+  assert np.abs(kept - coded).max() <= 1  # a rounding to bytes
+  anew = dataclasses.replace(REQUEST, keep_keys=False)
+  assert np.abs(interpolate(model, keys, [PROMPT], anew)[0][:, known] - coded).max() > 10
+  drawn = ask(model)[0].astype(int)
+  assert np.abs(ask(model, frames=37)[0][:, known] - drawn).max() <= 1
+
+
 def test_65_frames_are_two_interpolations_joined(model):
   frames, _ = interpolate(model, picture(T=16), [PROMPT], REQUEST)
   assert frames.shape == (1, 65, 16, 16, 3)

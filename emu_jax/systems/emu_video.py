@@ -18,6 +18,7 @@ from emu_jax.conditioning import (
   KnownFrames,
   TextFeatures,
   concat_known,
+  keeping,
   known_branches,
   text_conditions,
 )
@@ -158,6 +159,7 @@ def sample_video(
   *,
   sampling: Sampling,
   noise_level: int = 100,
+  keep: bool = False,
 ) -> Video:
   """Normalised latents [B, T, H, W, C] of clips with the latents `given` at the known frames.
 
@@ -169,6 +171,7 @@ def sample_video(
   Args:
     noise_level: time index of the noise added to `given` where the model was trained with noise;
       the paper samples with 100.
+    keep: whether the known frames come out as they are `given`; else the model draws them anew.
   """
   key_noise, key_augment, key_steps = jax.random.split(key, 3)
   B = given.shape[0]
@@ -177,6 +180,8 @@ def sample_video(
   branches = known_branches(text, empty, concat, vectors(config, level))
   combine = rescale(emu_video_guidance(image_scale, text_scale), sampling.rescale)
   predict = guided(video_network(config, trees, name), branches, combine)
+  if keep:
+    predict = keeping(predict, config.schedule, known, given)
   noise = jax.random.normal(key_noise, config.image.latent_shape(B, known.num_frames))
   return sampling.run(predict, config.schedule, noise, key_steps)
 

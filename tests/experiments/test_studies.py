@@ -125,9 +125,9 @@ def of_interpolation(claimed):
   errors = lambda psnr: dict.fromkeys(interpolation.ERRORS, 40.0 - psnr) | {
     "PSNR between": psnr, "PSNR outside": psnr
   }  # fmt: skip
-  ways = {interpolation.MODEL: good, interpolation.WITHOUT: bad} | dict.fromkeys(
-    interpolation.PLAIN, bad
-  )
+  kept = 35.0 if claimed else 15.0
+  ways = {interpolation.KEPT: kept, interpolation.MODEL: good, interpolation.WITHOUT: bad}
+  ways |= dict.fromkeys(interpolation.PLAIN, bad)
   arms = {
     interpolation.arm(way, keys): errors(p)
     for way, p in ways.items()
