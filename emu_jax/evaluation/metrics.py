@@ -104,8 +104,10 @@ def _read(readings: Readings, attribute: str, clip: int, first_frame: bool) -> s
   return str(readings.clips[attribute][clip])
 
 
-def object_consistency(readings: Readings) -> Float[np.ndarray, "B"]:
-  """Share of the frames after the first whose colour and shape are the first frame's.
+def object_consistency(
+  readings: Readings, attributes: Sequence[str] = ("colour", "shape")
+) -> Float[np.ndarray, "B"]:
+  """Share of the frames after the first whose attributes are the first frame's.
 
   A frame without a valid object agrees with nothing; a clip of one frame scores NaN. A still clip
   scores 1: read it beside the motion score.
@@ -113,7 +115,7 @@ def object_consistency(readings: Readings) -> Float[np.ndarray, "B"]:
   if readings.valid.shape[1] < 2:
     return np.full(len(readings.valid), np.nan)
   agree = readings.valid[:, 1:] & readings.valid[:, :1]
-  for attribute in ("colour", "shape"):
+  for attribute in attributes:
     words = readings.frames[attribute]
     agree = agree & (words[:, 1:] == words[:, :1])
   return agree.mean(axis=1)

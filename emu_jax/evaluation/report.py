@@ -26,6 +26,7 @@ TITLES = {
   "speed": ("motion speed", True),
   "joint": ("appearance and motion", True),
   "readable": ("clips with a readable object", True),
+  "colour_consistency": ("frames of the first one's colour", True),
   "object_consistency": ("frames like the first in colour and shape", True),
   "pixel_consistency": ("pixel consistency, motion-compensated", True),
   **{name: (title, False) for name, title in clip_score.TITLES.items()},
@@ -95,6 +96,7 @@ def _means(
 ) -> dict[str, Estimate]:
   motions = [metrics.block_motion(clip) for clip in clips]
   scores = {
+    "colour_consistency": metrics.object_consistency(readings, ("colour",)),
     "object_consistency": metrics.object_consistency(readings),
     "pixel_consistency": np.array([metrics.pixel_consistency(left) for _, left in motions]),
     "motion_score": np.array([metrics.motion_score(vectors) for vectors, _ in motions]),

@@ -145,6 +145,8 @@ def test_object_consistency_is_the_share_of_frames_like_the_first():
     [{}, {"texture": "striped"}, {"size": "large"}, {}, {}],
   )
   np.testing.assert_allclose(metrics.object_consistency(readings), [1, 0.5, 0.75, 0, 0, 1])
+  colours = metrics.object_consistency(readings, ("colour",))
+  np.testing.assert_allclose(colours, [1, 0.75, 0.75, 0, 0, 1])
   assert np.isnan(metrics.object_consistency(readings_of([{}]))).all()
 
 
