@@ -72,11 +72,11 @@ def one_clip(pipeline: Pipeline, sampling: Sampling, seed: int) -> dict[str, flo
   prompts = lambda: _text(pipeline.trees, pipeline.prompts([PROMPT]), config=config.image)
   clocked("text", prompts)
   picture = clocked("image", lambda: pipeline.image(*asked, keys[0], scales.picture, sampling))
-  how = scales, sampling
   clip = clocked(
     "video",
-    lambda: pipeline.video("temporal", first_frame(8), picture, *asked, keys[1], *how),
+    lambda: pipeline.video("temporal", first_frame(8), picture, *asked, keys[1], scales, sampling),
   )
+  how = scales.between, sampling, True
   more = clocked(
     "interpolation",
     lambda: pipeline.video("interpolation", every_fourth(), clip, *asked, keys[2], *how),

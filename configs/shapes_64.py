@@ -45,12 +45,22 @@ AUTOENCODER, PICTURES, VIDEO, BETWEEN = SMALL_STAGES
 IMAGES, CLIPS, LIVELY = (f"data/shapes_64/{name}" for name in ("images", "videos", "lively"))
 
 
-def of(stage, sources, batch_size, loop, **changes):
+def of(stage, sources, batch_size, loop, weights=None, **changes):
   """A stage of the small recipe with this one's data and length."""
-  data = dataclasses.replace(stage.data, sources=sources, batch_size=batch_size)
+  weights = stage.data.weights if weights is None else weights
+  data = dataclasses.replace(stage.data, sources=sources, weights=weights, batch_size=batch_size)
   return dataclasses.replace(stage, **{"model": MODEL, "data": data, "loop": loop} | changes)
 
 
+# Where a shape stands must leave its motion room. That is decided near pure noise, and only there
+# do the text and the picture learn directions: of the quickest clips first, then of everything.
+DIRECTIONS = of(
+  PICTURES, (LIVELY,), 16, loop(600, 600), weights=(), name="image_directions", times=HIGH
+)
+EVERYTHING = of(
+  PICTURES, (IMAGES, CLIPS), 16, loop(1500, 500), name="image_everything", optim=optim(7e-4),
+  times=Times(uniform=0.25, mean=1.0, std=2.0, stratified=True),
+)  # fmt: skip
 VIDEO_32 = of(
   VIDEO, ("data/shapes_32/videos",), 4, loop(5000, 1000), name="video_32", model=AT_32, times=HIGH
 )
@@ -65,6 +75,8 @@ BETWEEN_32 = of(
 STAGES = (
   of(AUTOENCODER, (IMAGES, CLIPS), 4, loop(4000, 2000)),
   of(PICTURES, (IMAGES, CLIPS), 16, loop(12_000, 2000), times=MIDDLE),
+  DIRECTIONS,
+  EVERYTHING,
   VIDEO_32,
   VIDEO_64,
   HIGH_MOTION,

@@ -78,6 +78,8 @@ class Options:
     """What to generate, with the model's own guidance wherever no scale was given."""
     given = {"image": self.image_guidance, "text": self.text_guidance, "picture": picture_guidance}
     given = {name: scale for name, scale in given.items() if scale is not None}
+    if {"image", "text"} & given.keys():  # what is asked for goes before the model's own
+      given["interpolation"] = None
     guidance = dataclasses.replace(own, **given)
     sampling = Sampling(solver=self.solver, num_steps=self.steps, rescale=self.rescale)
     return Request(frames, self.seed, self.negative, guidance, sampling, seam, keep_keys)

@@ -36,7 +36,7 @@ class Request:
     if not 0 <= self.seed < 2**32:
       raise InputError(f"seed={self.seed} is not from 0 to {2**32 - 1}; give one that is")
     for name, scale in dataclasses.asdict(self.guidance).items():
-      if not math.isfinite(scale):
+      if scale is not None and not math.isfinite(scale):
         raise InputError(f"{name} guidance {scale} is not a number; give one, 1 = none")
     if not 0 <= self.sampling.rescale <= 1:
       raise InputError(f"rescale={self.sampling.rescale} is not from 0 to 1; 0 = off")
@@ -198,7 +198,8 @@ def interpolate_latents(
   for i, part_key in enumerate(jax.random.split(key, total)):
     say(f"8 -> 37 frames, part {i + 1} of {total}")
     given = clip[:, 8 * i : 8 * i + 8]
-    how = texts, request.negative, part_key, request.guidance, request.sampling, request.keep_keys
+    asked = texts, request.negative, part_key, request.guidance.between
+    how = *asked, request.sampling, request.keep_keys
     parts.append(pipeline.video("interpolation", every_fourth(), given, *how))
   say("latents -> pixels")
   return pipeline.decode(parts[0] if total == 1 else join_interpolated(*parts, request.seam))

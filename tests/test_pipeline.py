@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from emu_jax import pipeline as module
+from emu_jax.cli_shared import Options
 from emu_jax.conditioning import every_fourth, first_frame
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.errors import InputError
@@ -134,6 +135,20 @@ def test_interpolation_leaves_its_keys_as_they_are_unless_told_to_draw_them_anew
   assert np.abs(interpolate(model, keys, [PROMPT], anew)[0][:, known] - coded).max() > 10
   drawn = ask(model)[0].astype(int)
   assert np.abs(ask(model, frames=37)[0][:, known] - drawn).max() <= 1
+
+
+def test_interpolation_may_have_scales_of_its_own(model):
+  own = Guidance(picture=7.5, image=3.0, text=5.0, interpolation=1.5)
+  shared = dataclasses.replace(own, interpolation=None)
+  made = [
+    interpolate(model, picture(T=8), [PROMPT], dataclasses.replace(REQUEST, guidance=guidance))[0]
+    for guidance in (own, Guidance(image=1.5, text=1.5), shared)
+  ]
+  np.testing.assert_array_equal(made[0], made[1])
+  assert np.any(made[0] != made[2])
+  # A scale that the user gives goes before the model's own.
+  assert Options().request(own, 37).guidance == own
+  assert Options(text_guidance=2.0).request(own, 37).guidance.between.text == 2.0
 
 
 def test_65_frames_are_two_interpolations_joined(model):

@@ -43,6 +43,14 @@ class Guidance:
   picture: float = 7.5  # text scale of text -> image
   image: float = 2.0  # w_i of text + image -> video, and of interpolation
   text: float = 7.5  # w_p of the same
+  # Both scales of interpolation; None: those of the video, as the paper has it.
+  interpolation: float | None = None
+
+  @property
+  def between(self) -> "Guidance":
+    """The scales that interpolation takes, as `image` and `text`."""
+    own = self.interpolation
+    return self if own is None else dataclasses.replace(self, image=own, text=own)
 
 
 @dataclasses.dataclass(frozen=True)
