@@ -194,10 +194,14 @@ def write(
   if len(shards) > 1:
     files = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
   for file, shard in zip(files, shards, strict=True):
+    path = folder / file
+    path.touch()
+    readers = path.stat().st_mode  # the library renames a private file of its own to it
     # PyTorch's libraries refuse files that do not say "pt".
     safetensors.numpy.save_file(
-      {name: tensor(name) for name in shard}, folder / file, metadata={"format": "pt"}
+      {name: tensor(name) for name in shard}, path, metadata={"format": "pt"}
     )
+    path.chmod(readers)
   if len(shards) > 1:
     weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
     total = {"total_size": sum(nbytes(name) for name in names)}

@@ -357,6 +357,13 @@ def test_shards_read_back_equal(folder, tmp_path):
   assert_equal_trees(weights.load(tmp_path / "shards").params, params)
 
 
+def test_weights_are_for_whoever_may_read_the_rest(folder, tmp_path):
+  weights.save(tmp_path / "out", *config_and_params(folder))
+  modes = {file.stat().st_mode for file in (tmp_path / "out").iterdir()}
+  (tmp_path / "plain").touch()
+  assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_our_own_copy_reads_back_equal(folder, tmp_path):
   config, params = config_and_params(folder)
   save_orbax(tmp_path / "ours", config, params)
