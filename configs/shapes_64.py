@@ -52,15 +52,6 @@ def of(stage, sources, batch_size, loop, weights=None, **changes):
   return dataclasses.replace(stage, **{"model": MODEL, "data": data, "loop": loop} | changes)
 
 
-# Where a shape stands must leave its motion room. That is decided near pure noise, and only there
-# do the text and the picture learn directions: of the quickest clips first, then of everything.
-DIRECTIONS = of(
-  PICTURES, (LIVELY,), 16, loop(600, 600), weights=(), name="image_directions", times=HIGH
-)
-EVERYTHING = of(
-  PICTURES, (IMAGES, CLIPS), 16, loop(1500, 500), name="image_everything", optim=optim(7e-4),
-  times=Times(uniform=0.25, mean=1.0, std=2.0, stratified=True),
-)  # fmt: skip
 VIDEO_32 = of(
   VIDEO, ("data/shapes_32/videos",), 4, loop(5000, 1000), name="video_32", model=AT_32, times=HIGH
 )
@@ -68,18 +59,34 @@ VIDEO_64 = of(VIDEO, (CLIPS,), 4, loop(4000, 1000), name="video_64", times=BOTH)
 HIGH_MOTION = of(
   VIDEO, (LIVELY,), 4, loop(300, 300), name="high_motion", times=BOTH, optim=optim(2.5e-4)
 )
+# Where a shape stands must leave its motion room. That is decided near pure noise, and only there
+# do the text and the picture learn directions: of the quickest clips first, then of everything. The
+# video stages then go on, with the text's new features.
+DIRECTIONS = of(
+  PICTURES, (LIVELY,), 16, loop(600, 600), weights=(), name="image_directions", times=HIGH
+)
+EVERYTHING = of(
+  PICTURES, (IMAGES, CLIPS), 16, loop(1500, 500), name="image_everything", optim=optim(7e-4),
+  times=Times(uniform=0.25, mean=1.0, std=2.0, stratified=True),
+)  # fmt: skip
+AGAIN = (
+  dataclasses.replace(VIDEO_32, name="video_32_again", loop=loop(2500, 500)),
+  dataclasses.replace(VIDEO_64, name="video_64_again", loop=loop(1500, 500)),
+  dataclasses.replace(HIGH_MOTION, name="high_motion_again"),
+)
 BETWEEN_32 = of(
-  BETWEEN, VIDEO_32.data.sources, 2, loop(1000, 500), name="interpolation_32", model=AT_32,
+  BETWEEN, VIDEO_32.data.sources, 2, loop(2000, 500), name="interpolation_32", model=AT_32,
   times=HIGH, optim=optim(1e-3),
 )  # fmt: skip
 STAGES = (
   of(AUTOENCODER, (IMAGES, CLIPS), 4, loop(4000, 2000)),
   of(PICTURES, (IMAGES, CLIPS), 16, loop(12_000, 2000), times=MIDDLE),
-  DIRECTIONS,
-  EVERYTHING,
   VIDEO_32,
   VIDEO_64,
   HIGH_MOTION,
+  DIRECTIONS,
+  EVERYTHING,
+  *AGAIN,
   BETWEEN_32,
-  of(BETWEEN, (CLIPS,), 2, loop(400, 400), times=BOTH),
+  of(BETWEEN, (CLIPS,), 2, loop(600, 300), times=BOTH),
 )

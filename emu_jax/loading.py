@@ -27,18 +27,26 @@ from emu_jax.weights.model import Precision
 def furthest_stage(folder: str | pathlib.Path) -> pathlib.Path:
   """The folder itself if it is a run or a release; of several runs, that of the last stage.
 
-  Of several runs of one stage it is the one that no other of them began with.
+  Of several runs of one stage it is the one that no other of them goes back to.
   """
   folder = pathlib.Path(folder)
   if latest_step(folder) is not None or is_release(folder) or not folder.is_dir():
     return folder
   runs = [run for run in sorted(folder.iterdir()) if run.is_dir() and latest_step(run) is not None]
-  configs = {run: read_config(run) or {} for run in runs}
+  configs = {run.name: read_config(run) or {} for run in runs}
+
+  def earlier(name: str) -> set[str]:
+    """The runs that one began with, directly or not."""
+    found = set()
+    while (name := pathlib.Path(configs.get(name, {}).get("init_from", "")).name) not in found:
+      found.add(name)
+    return found
+
   for stage in reversed(MADE_BY.values()):
-    chosen = [run for run in runs if configs[run].get("stage", run.name) == stage]
-    sources = {pathlib.Path(configs[run].get("init_from", "")).name for run in chosen}
+    chosen = [run for run in runs if configs[run.name].get("stage", run.name) == stage]
+    before = set().union(*(earlier(run.name) for run in chosen))
     for run in chosen:
-      if run.name not in sources:
+      if run.name not in before:
         return run
   return folder
 

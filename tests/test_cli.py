@@ -171,15 +171,27 @@ def test_a_folder_of_runs_stands_for_its_last_stage(runs, tmp_path):
   assert str(cli.load_pipeline(tmp_path).where) == str(tmp_path / "image")
 
 
-def test_of_runs_of_one_stage_the_last_is_the_one_that_none_began_with(runs, tmp_path):
-  """Names say nothing of the order."""
-  for name, source in (("b_first", "image"), ("c_second", "b_first"), ("a_third", "c_second")):
-    shutil.copytree(runs / "video", tmp_path / name)
-    file = tmp_path / name / "config.json"
+def chained(runs, folder, *links):
+  """Copies of runs that say what they began with: (name, stage, source) each."""
+  for name, stage, source in links:
+    shutil.copytree(runs / stage, folder / name)
+    file = folder / name / "config.json"
     config = json.loads(file.read_text()) | {"init_from": f"elsewhere/{source}"}
     file.write_text(json.dumps(config))
+
+
+def test_of_runs_of_one_stage_the_last_is_the_one_that_none_began_with(runs, tmp_path):
+  """Names say nothing of the order."""
+  links = ("b_first", "image"), ("c_second", "b_first"), ("a_third", "c_second")
+  chained(runs, tmp_path, *((name, "video", source) for name, source in links))
   assert furthest_stage(tmp_path) == tmp_path / "a_third"
   assert furthest_stage(tmp_path / "b_first") == tmp_path / "b_first"
+
+
+def test_a_stage_may_come_again_after_another(runs, tmp_path):
+  links = ("a_clips", "video", "image"), ("pictures", "image", "a_clips")
+  chained(runs, tmp_path, *links, ("b_clips", "video", "pictures"))
+  assert furthest_stage(tmp_path) == tmp_path / "b_clips"
 
 
 # Bad input.
