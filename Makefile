@@ -1,5 +1,5 @@
 # make demo   sets up and draws a clip of 37 frames with the model in the package
-# make train  sets up and trains that model again from nothing: 3½ hours on two cores
+# make train  sets up and trains that model again from nothing: some 4 hours on two cores
 # make test   sets up and runs formatting, lint and tests
 
 PYTHON ?= python3

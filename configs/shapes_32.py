@@ -58,8 +58,9 @@ MODEL = EmuVideoConfig(
   # caption themselves. Not compared with leaving it to the image model, as the paper does.
   temporal=TemporalConfig(num_layers=1, attends_text=True),
   schedule=V,
-  # The papers' 7.5 and 2 are for diverse data; captions here leave little open (ours, by sight).
-  guidance=Guidance(picture=3.0, image=1.5, text=3.0),
+  # The papers' 7.5 and 2 are for diverse data; captions here leave little open (ours, by sight),
+  # and keys nothing: frames are better placed between them without guidance (docs/results).
+  guidance=Guidance(picture=3.0, image=1.5, text=3.0, interpolation=1.0),
   num_frames=8,
   fps=4.0,
 )
