@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import re
+import types
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeVar
@@ -160,6 +161,8 @@ def _parsed(option: str, kind: Any, given: list[str]) -> Any:
   if len(given) != 1:
     raise InputError(f"{option}: {len(given)} values were given; it takes one")
   (word,) = given
+  if origin is types.UnionType and set(parts) in ({part, type(None)} for part in (int, float, str)):
+    return None if word.lower() == "none" else _parsed(option, parts[0], given)
   if origin is Literal or kind is bool:
     choices = {"true": True, "false": False} if kind is bool else {part: part for part in parts}
     found = choices.get(word.lower() if kind is bool else word)

@@ -117,6 +117,15 @@ def test_a_wrong_option_is_named_with_what_would_be_right(words, says):
     override(EXPERIMENT, words.split())
 
 
+def test_a_number_that_may_be_none_is_set_to_either():
+  option = "--model.guidance.interpolation"
+  assert override(EXPERIMENT, [option, "1.5"]).model.guidance.interpolation == 1.5
+  set_once = override(EXPERIMENT, [option, "1.5"])
+  assert override(set_once, [option, "none"]).model.guidance.interpolation is None
+  with pytest.raises(InputError, match="'much' is not of type float"):
+    override(EXPERIMENT, [option, "much"])
+
+
 def test_a_plain_value_error_becomes_one_that_says_where():
   with pytest.raises(InputError, match=r"^sampling: .*num_steps=0"), refused("sampling"):
     Sampling(num_steps=0).check(MODEL.schedule)
