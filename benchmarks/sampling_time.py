@@ -76,7 +76,7 @@ def one_clip(pipeline: Pipeline, sampling: Sampling, seed: int) -> dict[str, flo
     "video",
     lambda: pipeline.video("temporal", first_frame(8), picture, *asked, keys[1], scales, sampling),
   )
-  how = scales.between, sampling, True
+  how = scales.between, sampling, True  # keys are kept, as in `emu-jax sample`
   more = clocked(
     "interpolation",
     lambda: pipeline.video("interpolation", every_fourth(), clip, *asked, keys[2], *how),
