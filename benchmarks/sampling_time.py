@@ -28,7 +28,7 @@ from emu_jax.compilation import Jit, enable_cache
 from emu_jax.conditioning import every_fourth, first_frame
 from emu_jax.evaluation.report import TITLES
 from emu_jax.evaluation.shapes_benchmark import measure
-from emu_jax.generation import Request
+from emu_jax.generation import Request, interpolation_sampling
 from emu_jax.loading import load_pipeline
 from emu_jax.pipeline import Pipeline
 from emu_jax.systems.emu import text_features
@@ -76,7 +76,8 @@ def one_clip(pipeline: Pipeline, sampling: Sampling, seed: int) -> dict[str, flo
     "video",
     lambda: pipeline.video("temporal", first_frame(8), picture, *asked, keys[1], scales, sampling),
   )
-  how = scales.between, sampling, True  # keys are kept, as in `emu-jax sample`
+  between = interpolation_sampling(config, Request(37, sampling=sampling))
+  how = scales.between, between, True  # keys are kept, as in `emu-jax sample`
   more = clocked(
     "interpolation",
     lambda: pipeline.video("interpolation", every_fourth(), clip, *asked, keys[2], *how),

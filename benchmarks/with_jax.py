@@ -223,7 +223,7 @@ def sample(case, trees, given, prompt, empty, key, image_scale, text_scale):
   text, none = (TextFeatures((features,), ()) for features in (prompt, empty))
   return sample_video(
     case.model, first_frame(case.model.num_frames), "temporal", trees, given, text, none, key,
-    image_scale, text_scale, sampling=case.discretisation,
+    (image_scale, text_scale), sampling=case.discretisation,
   )  # fmt: skip
 
 

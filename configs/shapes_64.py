@@ -38,7 +38,7 @@ IMAGE = dataclasses.replace(
   ),
   unet=dataclasses.replace(SMALL.image.unet, transformer_depth=(1, 1, 1)),
 )
-MODEL = dataclasses.replace(SMALL, image=IMAGE)
+MODEL = dataclasses.replace(SMALL, image=IMAGE, interpolation_steps=1)
 AT_32 = dataclasses.replace(MODEL, image=dataclasses.replace(IMAGE, size=32))
 
 AUTOENCODER, PICTURES, VIDEO, BETWEEN = SMALL_STAGES

@@ -57,6 +57,7 @@ def sample(
   out: pathlib.Path = pathlib.Path("sample.mp4"),
   seam: Literal["gapless", "published"] = "gapless",
   keep_keys: bool = True,
+  interpolation_steps: int | None = None,
   enlarge: int = 0,
   options: Shared = Options(),
 ) -> None:
@@ -72,12 +73,14 @@ def sample(
     out: file to write: .mp4, .gif, .webp, or .png with the frames side by side.
     seam: how the two halves of 65 frames are joined: without a gap, or as the paper did.
     keep_keys: leave the frames that others are added to as they are; the paper draws them anew.
+    interpolation_steps: steps that add frames; None: the model's own, else those of the rest.
     enlarge: times that each pixel is repeated in the file; 0: up to some 256 pixels a side.
   """
   with working() as say:
     pipeline = opened(options, out, enlarge, say, motion_adapter)
     frames = usual_frames(pipeline) if frames is None else frames
-    request = options.request(pipeline.config.guidance, frames, picture_guidance, seam, keep_keys)
+    between = seam, keep_keys, interpolation_steps
+    request = options.request(pipeline.config.guidance, frames, picture_guidance, *between)
     check_frames(pipeline, request.frames)
     picture = None if image is None else load_picture(image, pipeline.config.image.size)[None]
     videos, fps = generate(pipeline, [prompt], request, picture, say)
@@ -92,6 +95,7 @@ def interpolate_clip(
   out: pathlib.Path = pathlib.Path("interpolated.mp4"),
   seam: Literal["gapless", "published"] = "gapless",
   keep_keys: bool = True,
+  interpolation_steps: int | None = None,
   enlarge: int = 0,
   options: Shared = Options(),
 ) -> None:
@@ -104,6 +108,7 @@ def interpolate_clip(
     out: file to write: .mp4, .gif, .webp, or .png with the frames side by side.
     seam: how the two halves of 65 frames are joined: without a gap, or as the paper did.
     keep_keys: leave the frames that others are added to as they are; the paper draws them anew.
+    interpolation_steps: steps that add frames; None: the model's own, else those of the rest.
     enlarge: times that each pixel is repeated in the file; 0: up to some 256 pixels a side.
   """
   with working() as say:
@@ -111,7 +116,8 @@ def interpolate_clip(
     pipeline.require("interpolation")
     config = pipeline.config
     given = load_clip(clip, ClipSpec(int(frames), config.fps), config.image.size)
-    request = options.request(pipeline.config.guidance, 37, seam=seam, keep_keys=keep_keys)
+    between = seam, keep_keys, interpolation_steps
+    request = options.request(pipeline.config.guidance, 37, None, *between)
     videos, fps = interpolate(pipeline, given[None], [prompt], request, say)
     write(out, videos[0], fps, enlarge, say)
 

@@ -74,6 +74,7 @@ class Options:
     picture_guidance: float | None = None,
     seam: str = "gapless",
     keep_keys: bool = True,
+    interpolation_steps: int | None = None,
   ) -> Request:
     """What to generate, with the model's own guidance wherever no scale was given."""
     given = {"image": self.image_guidance, "text": self.text_guidance, "picture": picture_guidance}
@@ -82,7 +83,8 @@ class Options:
       given["interpolation"] = None
     guidance = dataclasses.replace(own, **given)
     sampling = Sampling(solver=self.solver, num_steps=self.steps, rescale=self.rescale)
-    return Request(frames, self.seed, self.negative, guidance, sampling, seam, keep_keys)
+    between = keep_keys, interpolation_steps
+    return Request(frames, self.seed, self.negative, guidance, sampling, seam, *between)
 
 
 Shared = Annotated[Options, tyro.conf.arg(name="")]  # its options stand among a command's own

@@ -12,7 +12,7 @@ from emu_jax.conditioning import every_fourth, first_frame, past_frames
 from emu_jax.config import refused
 from emu_jax.errors import InputError
 from emu_jax.pipeline import Animation, Frames, Given, Latents, Pipeline
-from emu_jax.systems.emu_video import Guidance, join_interpolated
+from emu_jax.systems.emu_video import EmuVideoConfig, Guidance, join_interpolated
 from emu_jax.systems.latent import Sampling
 
 FRAMES = (1, 8, 16, 37, 65)  # what can be asked for: 16 and 65 of a model trained on 16 frames
@@ -31,6 +31,7 @@ class Request:
   # Whether interpolation keeps its key frames as they are; the paper's model draws them anew, which
   # repairs keys that are not good and blurs those that are.
   keep_keys: bool = True
+  interpolation_steps: int | None = None  # None: the model's own, or those of `sampling`
 
   def __post_init__(self):
     if not 0 <= self.seed < 2**32:
@@ -166,6 +167,16 @@ def check_request(pipeline: Pipeline | Animation, texts: Sequence[str], request:
   with refused("sampling"):
     request.sampling.check(pipeline.config.image.schedule)
     request.sampling.check(pipeline.config.schedule)
+  if isinstance(pipeline, Pipeline):
+    with refused("interpolation"):
+      interpolation_sampling(pipeline.config, request).check(pipeline.config.schedule)
+
+
+def interpolation_sampling(config: EmuVideoConfig, request: Request) -> Sampling:
+  """How frames between others are sampled: by the steps asked for, else the model's own."""
+  own, asked = config.interpolation_steps, request.interpolation_steps
+  steps = next(n for n in (asked, own, request.sampling.num_steps) if n is not None)
+  return dataclasses.replace(request.sampling, num_steps=steps)
 
 
 def interpolate(
@@ -195,11 +206,12 @@ def interpolate_latents(
 ) -> Frames:
   """Decoded frames between and around the key frames `clip`, eight keys at a time."""
   parts, total = [], clip.shape[1] // 8
+  sampling = interpolation_sampling(pipeline.config, request)
   for i, part_key in enumerate(jax.random.split(key, total)):
     say(f"8 -> 37 frames, part {i + 1} of {total}")
     given = clip[:, 8 * i : 8 * i + 8]
     asked = texts, request.negative, part_key, request.guidance.between
-    how = *asked, request.sampling, request.keep_keys
+    how = *asked, sampling, request.keep_keys
     parts.append(pipeline.video("interpolation", every_fourth(), given, *how))
   say("latents -> pixels")
   return pipeline.decode(parts[0] if total == 1 else join_interpolated(*parts, request.seam))

@@ -64,14 +64,13 @@ def _edit(
 
 @functools.partial(Jit, static_argnames=("config", "known", "name", "sampling", "keep"))
 def _video(
-  trees, given, prompts, empty, key, image_scale, text_scale, *,
+  trees, given, prompts, empty, key, scales, *,
   config: EmuVideoConfig, known: KnownFrames, name: str, sampling: Sampling, keep: bool = False,
 ):  # fmt: skip
   text, none = (text_features(config.image, trees, *words) for words in (prompts, empty))
   return sample_video(
-    config, known, name, trees, given, text, none, key, image_scale, text_scale,
-    sampling=sampling, keep=keep,
-  )  # fmt: skip
+    config, known, name, trees, given, text, none, key, scales, sampling=sampling, keep=keep
+  )
 
 
 @functools.partial(Jit, static_argnames=("config", "sampling"))
@@ -230,14 +229,14 @@ class Pipeline(ImagePipeline):
     With `keep` these are exactly those that were given; else the model draws them anew.
     """
     self.require("autoencoder", "latents", "text", "spatial", name)
+    scales = guidance.scales
     return self._run(
       _video,
       given,
       self.prompts(texts),
       self.prompts([negative] * len(texts)),
       key,
-      jnp.float32(guidance.image),
-      jnp.float32(guidance.text),
+      scales and tuple(map(jnp.float32, scales)),
       config=self.config,
       known=known,
       name=name,

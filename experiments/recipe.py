@@ -50,6 +50,10 @@ class Recipe:
   sampling: Sampling
   release: pathlib.Path | None = None
 
+  def fewer(self, num_prompts: int) -> "Recipe":
+    """The same with at most so many prompts a cell, for studies whose cells cost much to sample."""
+    return dataclasses.replace(self, num_prompts=min(num_prompts, self.num_prompts))
+
   def clips(self, size: int | None = None) -> Artefact:
     return shapes_records("videos", size or self.model.image.size, self.num_records)
 

@@ -151,6 +151,22 @@ def test_interpolation_may_have_scales_of_its_own(model):
   assert Options(text_guidance=2.0).request(own, 37).guidance.between.text == 2.0
 
 
+def test_interpolation_may_have_a_number_of_steps_of_its_own(model):
+  keys, own = picture(T=8), dataclasses.replace(model.config, interpolation_steps=1)
+  told = dataclasses.replace(model, config=own)
+  one = dataclasses.replace(REQUEST, interpolation_steps=1)
+  made = interpolate(model, keys, [PROMPT], one)[0]
+  np.testing.assert_array_equal(interpolate(told, keys, [PROMPT], REQUEST)[0], made)
+  assert np.any(interpolate(model, keys, [PROMPT], REQUEST)[0] != made)
+  # What is asked for goes before the model's own, and only interpolation hears of it.
+  asked = dataclasses.replace(REQUEST, interpolation_steps=REQUEST.sampling.num_steps)
+  usual = interpolate(model, keys, [PROMPT], REQUEST)[0]
+  np.testing.assert_array_equal(interpolate(told, keys, [PROMPT], asked)[0], usual)
+  np.testing.assert_array_equal(generate(told, [PROMPT], one)[0], ask(model)[0])
+  with pytest.raises(InputError, match=r"interpolation.*0"):
+    interpolate(model, keys, [PROMPT], dataclasses.replace(REQUEST, interpolation_steps=0))
+
+
 def test_65_frames_are_two_interpolations_joined(model):
   frames, _ = interpolate(model, picture(T=16), [PROMPT], REQUEST)
   assert frames.shape == (1, 65, 16, 16, 3)
@@ -255,7 +271,7 @@ def test_sampling_is_one_scan_over_the_steps_with_no_host_inside(model):
     how = {"config": MODEL, "known": known, "name": name, "sampling": sampling}
     video = functools.partial(module._video, **how)
     given = np.zeros(MODEL.image.latent_shape(1, len(known.positions)), np.float32)
-    parts[name] = jax.make_jaxpr(video)(model.trees, given, prompts, prompts, key, 2.0, 3.0)
+    parts[name] = jax.make_jaxpr(video)(model.trees, given, prompts, prompts, key, (2.0, 3.0))
   for name, jaxpr in parts.items():
     equations = list(walk(jaxpr.jaxpr))
     scans = [e.params["length"] for e, inside in equations if e.primitive.name == "scan"]

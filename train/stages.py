@@ -275,9 +275,9 @@ def _sample_video(experiment, empty, trained, frozen, batch, key):
   none = without_text(experiment, trees, empty, clip.shape[0])
   known = jax.tree.map(lambda a: a[:, jnp.asarray(experiment.known.positions)], clip)
   given = encode_frames(autoencoder, trees, known)
-  scales = model.guidance.image, model.guidance.text
+  guidance = model.guidance.between if name == "interpolation" else model.guidance
   latents = sample_video(
-    model, experiment.known, name, trees, given, text, none, key, *scales,
+    model, experiment.known, name, trees, given, text, none, key, guidance.scales,
     sampling=experiment.sampling,
   )  # fmt: skip
   decoded = decode_latents(autoencoder, trees, latents)

@@ -52,6 +52,11 @@ class Guidance:
     own = self.interpolation
     return self if own is None else dataclasses.replace(self, image=own, text=own)
 
+  @property
+  def scales(self) -> tuple[float, float] | None:
+    """w_i and w_p for `sample_video`; None where they are 1, which is no guidance."""
+    return None if self.image == self.text == 1 else (self.image, self.text)
+
 
 @dataclasses.dataclass(frozen=True)
 class EmuVideoConfig:
@@ -67,6 +72,9 @@ class EmuVideoConfig:
   # Of the noise added to known frames (interpolation); the paper's t are on this schedule.
   augmentation: Schedule = Schedule()
   guidance: Guidance = Guidance()
+  # Of the sampler in interpolation; None: as many as are asked for. Where keys leave little open
+  # one step, which is the mean of all that fits, is nearest to what was there (ours: docs/results).
+  interpolation_steps: int | None = None
   num_frames: int = 8  # of a clip before interpolation
   fps: float = 4.0  # of a clip before interpolation, which multiplies it by 4
 
@@ -162,8 +170,7 @@ def sample_video(
   text: TextFeatures,
   empty: TextFeatures,
   key: jax.Array,
-  image_scale: float | Float[Array, ""],
-  text_scale: float | Float[Array, ""],
+  scales: tuple[float | Float[Array, ""], float | Float[Array, ""]] | None,
   *,
   sampling: Sampling,
   noise_level: int = 100,
@@ -177,6 +184,7 @@ def sample_video(
   Source: Emu Video, arXiv:2311.10709, eq. 1 and sec. 3.2, with scales 2.0 and 7.5.
 
   Args:
+    scales: w_i and w_p; None: both are 1, for which X(I, p) alone is computed, a third of the work.
     noise_level: time index of the noise added to `given` where the model was trained with noise;
       the paper samples with 100.
     keep: whether the known frames come out as they are `given`; else the model draws them anew.
@@ -185,9 +193,12 @@ def sample_video(
   B = given.shape[0]
   level = jnp.full(B, float(min(noise_level, known.max_noise)))
   concat = concat_known(known, augmented(config, known, given, level, key_augment))
+  net = video_network(config, trees, name)
   branches = known_branches(text, empty, concat, vectors(config, level))
-  combine = rescale(emu_video_guidance(image_scale, text_scale), sampling.rescale)
-  predict = guided(video_network(config, trees, name), branches, combine)
+  if scales is None:
+    predict = lambda x_t, t: net(x_t, t, branches[-1])
+  else:
+    predict = guided(net, branches, rescale(emu_video_guidance(*scales), sampling.rescale))
   if keep:
     predict = keeping(predict, config.schedule, known, given)
   noise = jax.random.normal(key_noise, config.image.latent_shape(B, known.num_frames))

@@ -12,6 +12,7 @@ from experiments.recipe import recipe
 from experiments.sampling import asked, drawn, real_clips
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 
+PROMPTS = 16  # a cell; all cells have the same ones
 TEXT, IMAGE = (1.0, 2.0, 4.0, 8.0), (1.0, 2.0, 3.0)
 
 
@@ -20,7 +21,7 @@ def arm(text: float, image: float) -> str:
 
 
 def cells(size: Size, seed: int) -> dict[str, Cell]:
-  r = recipe(size)
+  r = recipe(size).fewer(PROMPTS)
   found = {}
   for text in TEXT:
     for image in IMAGE:

@@ -20,6 +20,7 @@ MODEL, WITHOUT = "trained with noisy keys", "trained with clean keys"
 KEPT = "trained with noisy keys, keys kept"
 PLAIN = {"repetition": between_frames.repeated, "blending": between_frames.blended}
 KEYS = {"clean": 0.0, "noisy": 20.0}  # grey levels of noise on the given keys
+PROMPTS = 16  # clips a cell
 SEAMS = ("gapless", "published")
 RATE = 16.0  # frames a second, of what is made
 NO_NOISE = Schedule(kind="linear", beta_start=1e-12, beta_end=1e-12)
@@ -44,7 +45,7 @@ class LongScenes(Asked):
 
 
 def cells(size: Size, seed: int) -> dict[str, Cell]:
-  r = recipe(size)
+  r = recipe(size).fewer(PROMPTS)
   given = r.stages["interpolation"]
   plain = dataclasses.replace(given.model, augmentation=NO_NOISE)
   runs = {

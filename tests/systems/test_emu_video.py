@@ -17,6 +17,7 @@ from emu_jax.conditioning import (
 from emu_jax.models.unet import UNet
 from emu_jax.systems.emu import image_loss
 from emu_jax.systems.emu_video import (
+  Guidance,
   augmented,
   init_temporal,
   join_interpolated,
@@ -162,7 +163,7 @@ def test_scales_of_one_give_the_fully_conditioned_sampler(key, model):
   given = jax.random.normal(key, MODEL.image.latent_shape(1))
   text = features(jax.random.key(1), 1)
   run = jax.jit(
-    lambda empty, scale: sample_video(
+    lambda empty, scales: sample_video(
       MODEL,
       known,
       "temporal",
@@ -171,14 +172,15 @@ def test_scales_of_one_give_the_fully_conditioned_sampler(key, model):
       text,
       empty,
       jax.random.key(5),
-      scale,
-      scale,
+      scales,
       sampling=steps,
     )
   )
-  one, other = (run(features(jax.random.key(k), 1), 1.0) for k in (2, 3))
+  one, other = (run(features(jax.random.key(k), 1), (1.0, 1.0)) for k in (2, 3))
   np.testing.assert_allclose(one, other, atol=2e-5)
-  guided = run(features(jax.random.key(4), 1), 3.0)
+  alone = run(features(jax.random.key(2), 1), Guidance(image=1.0, text=1.0).scales)
+  np.testing.assert_allclose(one, alone, atol=2e-5)
+  guided = run(features(jax.random.key(4), 1), (3.0, 3.0))
   assert float(jnp.abs(guided - one).max()) > 1e-3
 
 
