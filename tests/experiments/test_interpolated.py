@@ -5,7 +5,7 @@ import pytest
 
 from emu_jax.data import shapes
 from experiments.between_frames import KNOWN, repeated
-from experiments.interpolated import MOST, errors
+from experiments.interpolated import MOST, errors, times_less
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,14 @@ def test_repetition_leaves_the_shape_where_it_was(real):
   for where, frames in (("outside", (1, 2, 3, 4)), ("between", (1, 2, 1))):
     expected = 15 / 16 * np.sqrt(np.square(frames).mean())
     np.testing.assert_allclose(found[f"off {where}"], expected, rtol=0.03)
+
+
+def test_a_ratio_of_errors_is_of_their_means_with_the_same_clips_drawn_for_both():
+  ours = np.array([1.0, 2.0, 3.0])
+  for values in vars(times_less(3 * ours, ours)).values():
+    assert values == pytest.approx(3)  # n too: 3 clips
+  spread = times_less(np.array([1.0, 9.0, 2.0]), ours)
+  assert spread.low < spread.value == 2 < spread.high
 
 
 def test_no_shape_is_half_a_side_away(real):
