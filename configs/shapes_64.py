@@ -38,7 +38,10 @@ IMAGE = dataclasses.replace(
   ),
   unet=dataclasses.replace(SMALL.image.unet, transformer_depth=(1, 1, 1)),
 )
-MODEL = dataclasses.replace(SMALL, image=IMAGE, interpolation_steps=1)
+# Pictures by a larger scale leave the motion more room; frames between others are nearest to what
+# was there in one step, for which the last stage trains (docs/results).
+GUIDANCE = dataclasses.replace(SMALL.guidance, picture=6.0)
+MODEL = dataclasses.replace(SMALL, image=IMAGE, guidance=GUIDANCE, interpolation_steps=1)
 AT_32 = dataclasses.replace(MODEL, image=dataclasses.replace(IMAGE, size=32))
 
 AUTOENCODER, PICTURES, VIDEO, BETWEEN = SMALL_STAGES
@@ -60,15 +63,27 @@ HIGH_MOTION = of(
   VIDEO, (LIVELY,), 4, loop(300, 300), name="high_motion", times=BOTH, optim=optim(2.5e-4)
 )
 # Where a shape stands must leave its motion room. That is decided near pure noise, and only there
-# do the text and the picture learn directions: of the quickest clips first, then of everything. The
-# video stages then go on, with the text's new features.
+# do the text and the picture learn directions: of the quickest clips first, then of ever more else,
+# which teaches looks again. The video stages then go on, with the text's new features.
 DIRECTIONS = of(
   PICTURES, (LIVELY,), 16, loop(600, 600), weights=(), name="image_directions", times=HIGH
 )
-EVERYTHING = of(
-  PICTURES, (IMAGES, CLIPS), 16, loop(1500, 500), name="image_everything", optim=optim(7e-4),
-  times=Times(uniform=0.25, mean=1.0, std=2.0, stratified=True),
-)  # fmt: skip
+
+
+def places(name, num_steps, peak_lr, weights, **times):
+  """More of the picture stage on pictures, clips and the liveliest of them, so often."""
+  return of(
+    PICTURES, (IMAGES, CLIPS, LIVELY), 16, loop(num_steps, 500), weights, name=name,
+    optim=optim(peak_lr), times=Times(stratified=True, **times),
+  )  # fmt: skip
+
+
+PLACES = (
+  places("image_2", 1500, 7e-4, (0.3, 0.2, 0.5), uniform=0.4, mean=4.0, std=0.7),
+  places("image_3", 2000, 5e-4, (0.2, 0.2, 0.6), uniform=0.4, mean=3.5, std=1.0),
+  places("image_4", 1500, 4e-4, (0.25, 0.25, 0.5), uniform=0.5, mean=2.0, std=2.0),
+  places("image_5", 1500, 4e-4, (0.15, 0.25, 0.6), uniform=0.5, mean=3.5, std=1.0),
+)
 AGAIN = (
   dataclasses.replace(VIDEO_32, name="video_32_again", loop=loop(2500, 500)),
   dataclasses.replace(VIDEO_64, name="video_64_again", loop=loop(1500, 500)),
@@ -78,6 +93,7 @@ BETWEEN_32 = of(
   BETWEEN, VIDEO_32.data.sources, 2, loop(2000, 500), name="interpolation_32", model=AT_32,
   times=HIGH, optim=optim(1e-3),
 )  # fmt: skip
+BETWEEN_64 = of(BETWEEN, (CLIPS,), 2, loop(600, 300), name="interpolation", times=BOTH)
 STAGES = (
   of(AUTOENCODER, (IMAGES, CLIPS), 4, loop(4000, 2000)),
   of(PICTURES, (IMAGES, CLIPS), 16, loop(12_000, 2000), times=MIDDLE),
@@ -85,8 +101,9 @@ STAGES = (
   VIDEO_64,
   HIGH_MOTION,
   DIRECTIONS,
-  EVERYTHING,
+  *PLACES,
   *AGAIN,
   BETWEEN_32,
-  of(BETWEEN, (CLIPS,), 2, loop(600, 300), times=BOTH),
+  BETWEEN_64,
+  dataclasses.replace(BETWEEN_64, name="interpolation_again", times=HIGH, loop=loop(900, 300)),
 )
