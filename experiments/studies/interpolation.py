@@ -171,8 +171,8 @@ STUDY = Study(
     "between them better; the published rule for 16 frames jumps at the seam."
   ),
   method=(
-    "Keys of drawn 32-pixel clips of motions held out from training, every fourth of 37 frames at 16 a "
-    "second; 'noisy' ones have normal noise of 20 grey levels. PSNR (dB) and the distance of the "
+    "Keys of drawn clips of 32 pixels and motions held out from training, every fourth of 37 "
+    "frames at 16 a second; 'noisy' ones have normal noise of 20 grey levels. PSNR (dB) and the distance of the "
     "shape's centroid (root mean square, pixels; half a side where no shape is left) to the drawn "
     "clip, at the 3 frames between two keys and the 4 beyond each end. Ghost: the share of the "
     "shape that is half there, its edges included. Seam: the largest step of the centroid over its "
