@@ -172,14 +172,15 @@ STUDY = Study(
   ),
   method=(
     "Keys of drawn clips of 32 pixels and motions held out from training, every fourth of 37 "
-    "frames at 16 a second; 'noisy' ones have normal noise of 20 grey levels. PSNR (dB) and the distance of the "
-    "shape's centroid (root mean square, pixels; half a side where no shape is left) to the drawn "
-    "clip, at the 3 frames between two keys and the 4 beyond each end. Ghost: the share of the "
-    "shape that is half there, its edges included. Seam: the largest step of the centroid over its "
-    "median, in clips of 65 frames made of 16 keys of slow scenes. Sampling adds noise of time 100 "
-    "to the keys of the first model and none to those of the second, as they were trained. The "
-    "models draw the keys anew, as the paper's does, but where it says that they are kept (ours, "
-    "the default): the clips of 65 frames keep them. Frames are sampled in one step."
+    "frames at 16 a second; 'noisy' ones have normal noise of 20 grey levels. PSNR (dB) and the "
+    "distance of the shape's centroid (root mean square, pixels; half a side where no shape is "
+    "left) to the drawn clip, at the 3 frames between two keys and the 4 beyond each end. Ghost: "
+    "the share of the shape that is half there, its edges included. Seam: the largest step of the "
+    "centroid over its median, in clips of 65 frames made of 16 keys of slow scenes. Sampling adds "
+    "noise of time 100 to the keys of the first model and none to those of the second, as they "
+    "were trained. The models draw the keys anew, as the paper's does, but where it says that they "
+    "are kept (ours, the default): the clips of 65 frames keep them. Frames are sampled in one "
+    "step."
   ),
   cells=cells,
   statistics=averages(*METRICS),
