@@ -12,7 +12,7 @@ from emu_jax.conditioning import every_fourth, first_frame, past_frames
 from emu_jax.config import refused
 from emu_jax.errors import InputError
 from emu_jax.pipeline import Animation, Frames, Given, Latents, Pipeline
-from emu_jax.systems.emu_video import EmuVideoConfig, Guidance, join_interpolated
+from emu_jax.systems.emu_video import SEAMS, EmuVideoConfig, Guidance, join_interpolated
 from emu_jax.systems.latent import Sampling
 
 FRAMES = (1, 8, 16, 37, 65)  # what can be asked for: 16 and 65 of a model trained on 16 frames
@@ -28,8 +28,8 @@ class Request:
   guidance: Guidance = Guidance()
   sampling: Sampling = Sampling()
   seam: Literal["gapless", "published"] = "gapless"
-  # Whether interpolation keeps its key frames as they are; the paper's model draws them anew, which
-  # repairs keys that are not good and blurs those that are.
+  # Whether interpolation keeps its key frames as they are, a given clip's to the last bit; the
+  # paper's model draws them anew, which repairs keys that are not good and blurs those that are.
   keep_keys: bool = True
   interpolation_steps: int | None = None  # None: the model's own, or those of `sampling`
 
@@ -193,7 +193,19 @@ def interpolate(
   check_request(pipeline, texts, request)
   key = jax.random.key(request.seed)
   frames = interpolate_latents(pipeline, pipeline.encode(clip), texts, request, key, say)
+  if request.keep_keys:  # as they were given: what the autoencoder makes of them is less
+    keys, frames = keys_at(clip.shape[1] // 8, request.seam), frames.copy()
+    frames[:, keys >= 0] = clip[:, keys[keys >= 0]]
   return frames, 4 * pipeline.config.fps
+
+
+def keys_at(parts: int, seam: str) -> np.ndarray:
+  """Which key each of 37 or 65 frames is, -1 for those between; a seam may leave one out."""
+  each = np.full((parts, 37), -1)
+  each[:, list(every_fourth().positions)] = np.arange(8 * parts).reshape(parts, 8)
+  if parts == 1:
+    return each[0]
+  return np.concatenate([part[kept] for part, kept in zip(each, SEAMS[seam], strict=True)])
 
 
 def interpolate_latents(

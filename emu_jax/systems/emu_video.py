@@ -205,6 +205,13 @@ def sample_video(
   return sampling.run(predict, config.schedule, noise, key_steps)
 
 
+# What is kept of the first and of the second 37 frames.
+SEAMS = {
+  "gapless": (slice(4, -1), slice(4, None)),
+  "published": (slice(None, -5), slice(4, None)),
+}
+
+
 def join_interpolated(
   first: Float[Array, "B 37 H W C"],
   second: Float[Array, "B 37 H W C"],
@@ -213,13 +220,11 @@ def join_interpolated(
   """One clip of 65 frames from two of 37, interpolated from keys 0..7 and 8..15 of 16.
 
   With key k at tick 4 k the first covers ticks -4..32 and the second 28..64. "gapless" keeps ticks
-  0..64; "published" drops the last 5 frames of the first and the first 4 of the second, which are
-  ticks -4..27 and 32..64: as many frames, with a jump of 5 ticks at the seam.
+  0..31 and 32..64, all keys among them; "published" drops the last 5 frames of the first and the
+  first 4 of the second, which are ticks -4..27 and 32..64: as many frames, with a jump of 5 ticks
+  at the seam and without key 7.
 
   Source: Emu Video, arXiv:2311.10709, sec. 3.2 ("published"); "gapless" is ours.
   """
-  drop_first, drop_second = {
-    "gapless": (slice(4, None), slice(5, None)),
-    "published": (slice(None, -5), slice(4, None)),
-  }[rule]
-  return jnp.concatenate([first[:, drop_first], second[:, drop_second]], axis=1)
+  of_first, of_second = SEAMS[rule]
+  return jnp.concatenate([first[:, of_first], second[:, of_second]], axis=1)
