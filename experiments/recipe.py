@@ -102,7 +102,7 @@ def recipe(size: Size) -> Recipe:
     steps = {"video_32": 750, "video_64": 300, "interpolation_32": 400}
     stages = {name: short(by_name[name], num) for name, num in steps.items()}
     sampling = Sampling(solver="dpm++", num_steps=10)
-    return Recipe(shapes_64.MODEL, stages, 3000, 48, 16, sampling, SHIPPED)
+    return Recipe(shapes_64.MODEL, stages, 3000, 32, 16, sampling, SHIPPED)
   model = tiny(shapes_64.MODEL)
   critic = PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4)
   objective = dataclasses.replace(shapes_64.AUTOENCODER.objective, discriminator=critic)

@@ -12,6 +12,7 @@ from experiments.recipe import recipe, short
 from experiments.study import Cell, Criterion, Results, Size, Study
 
 IDENTITY, RANDOM = "identity", "random"
+STEPS = {"tiny": 2, "default": 400}  # of training
 EVERY = {"tiny": 1, "default": 20}  # steps between validations
 CLIPS = 64  # held-out ones a validation, at most
 
@@ -20,7 +21,7 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
   r = recipe(size)
   given = r.stages["video_32"]
   every, batches = EVERY[size], max(1, min(CLIPS, r.num_records // 10) // given.data.batch_size)
-  experiment = short(given, given.loop.num_steps, validate_every=every, validate_batches=batches)
+  experiment = short(given, STEPS[size], validate_every=every, validate_batches=batches)
   # A constant rate: how soon a loss is reached must not hang on when the run is to end.
   optim = dataclasses.replace(experiment.optim, decay="constant")
   data = dataclasses.replace(experiment.data, batch_size=min(given.data.batch_size, batches * 4))
