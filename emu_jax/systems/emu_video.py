@@ -173,7 +173,7 @@ def sample_video(
   scales: tuple[float | Float[Array, ""], float | Float[Array, ""]] | None,
   *,
   sampling: Sampling,
-  noise_level: int = 100,
+  noise_level: int | None = None,
   keep: bool = False,
 ) -> Video:
   """Normalised latents [B, T, H, W, C] of clips with the latents `given` at the known frames.
@@ -186,11 +186,13 @@ def sample_video(
   Args:
     scales: w_i and w_p; None: both are 1, for which X(I, p) alone is computed, a third of the work.
     noise_level: time index of the noise added to `given` where the model was trained with noise;
-      the paper samples with 100.
+      the paper samples with 100. None: that, or 0 with `keep`, which says that they are right.
     keep: whether the known frames come out as they are `given`; else the model draws them anew.
   """
   key_noise, key_augment, key_steps = jax.random.split(key, 3)
   B = given.shape[0]
+  if noise_level is None:
+    noise_level = 0 if keep else 100
   level = jnp.full(B, float(min(noise_level, known.max_noise)))
   concat = concat_known(known, augmented(config, known, given, level, key_augment))
   net = video_network(config, trees, name)

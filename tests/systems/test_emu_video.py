@@ -184,6 +184,19 @@ def test_scales_of_one_give_the_fully_conditioned_sampler(key, model):
   assert float(jnp.abs(guided - one).max()) > 1e-3
 
 
+def test_kept_frames_are_told_without_noise_and_others_with_the_papers(key, model):
+  known = KnownFrames(4, (0, 2), max_noise=250)
+  given = jax.random.normal(key, (1, 2, *MODEL.image.latent_shape(1)[2:]))
+  told = model | {"interpolation": model["temporal"]}
+  words = features(jax.random.key(1), 1), features(jax.random.key(2), 1), jax.random.key(5), None
+  run = lambda **how: sample_video(
+    MODEL, known, "interpolation", told, given, *words, sampling=Sampling(num_steps=2), **how
+  )
+  np.testing.assert_array_equal(run(keep=True), run(keep=True, noise_level=0))
+  np.testing.assert_array_equal(run(), run(noise_level=100))
+  assert float(jnp.abs(run() - run(noise_level=0)).max()) > 1e-3
+
+
 def test_the_image_loss_is_one_number_an_example_and_finite(key, model):
   frames = jax.random.uniform(key, (3, 1, 16, 16, 3), minval=-1)
   text = features(jax.random.key(1), 3)
