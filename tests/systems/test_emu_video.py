@@ -188,10 +188,11 @@ def test_kept_frames_are_told_without_noise_and_others_with_the_papers(key, mode
   known = KnownFrames(4, (0, 2), max_noise=250)
   given = jax.random.normal(key, (1, 2, *MODEL.image.latent_shape(1)[2:]))
   told = model | {"interpolation": model["temporal"]}
-  words = features(jax.random.key(1), 1), features(jax.random.key(2), 1), jax.random.key(5), None
+  words = features(jax.random.key(1), 1), features(jax.random.key(2), 1)
   run = lambda **how: sample_video(
-    MODEL, known, "interpolation", told, given, *words, sampling=Sampling(num_steps=2), **how
-  )
+    MODEL, known, "interpolation", told, given, *words, jax.random.key(5), None,
+    sampling=Sampling(num_steps=2), **how,
+  )  # fmt: skip
   np.testing.assert_array_equal(run(keep=True), run(keep=True, noise_level=0))
   np.testing.assert_array_equal(run(), run(noise_level=100))
   assert float(jnp.abs(run() - run(noise_level=0)).max()) > 1e-3
