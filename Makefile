@@ -1,5 +1,5 @@
 # make demo   sets up and draws a clip of 37 frames with the model in the package
-# make train  sets up and trains that model again from nothing: some 4 hours on two cores
+# make train  sets up and trains that model again from nothing: some 5 hours on two cores
 # make test   sets up and runs formatting, lint and tests
 
 PYTHON ?= python3
@@ -23,7 +23,7 @@ train: $(VENV)/run
 	$(BIN)/emu-train prepare shapes --out data/shapes_64 --size 64
 	$(BIN)/python -m experiments.lively --clips data/shapes_64/videos --out data/shapes_64/lively
 	$(BIN)/emu-train run --config configs/shapes_64.py
-	$(BIN)/emu-jax evaluate --checkpoint runs/shapes_64 --num-prompts 512 --solver dpm++ --steps 15
+	$(BIN)/emu-jax evaluate --checkpoint runs/shapes_64 --num-prompts 512 --solver dpm++ --steps 10
 
 test: $(VENV)/test $(VENV)/reference-$(strip $(REFERENCE)) browser
 	$(BIN)/ruff format --check .
