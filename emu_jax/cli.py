@@ -13,7 +13,17 @@ from emu_jax import command_line, media
 from emu_jax.cli_juice import juice
 from emu_jax.cli_metrics import measure_folders
 from emu_jax.cli_pictures import animate_picture, edit_picture
-from emu_jax.cli_shared import Asked, Options, Shared, opened, precision_of, working, write
+from emu_jax.cli_shared import (
+  Added,
+  Asked,
+  Between,
+  Options,
+  Shared,
+  opened,
+  precision_of,
+  working,
+  write,
+)
 from emu_jax.compilation import enable_cache
 from emu_jax.convert import Form, convert
 from emu_jax.data import decode
@@ -55,10 +65,8 @@ def sample(
   motion_adapter: pathlib.Path | None = None,
   frames: int | None = None,
   out: pathlib.Path = pathlib.Path("sample.mp4"),
-  seam: Literal["gapless", "published"] = "gapless",
-  keep_keys: bool = True,
-  interpolation_steps: int | None = None,
   enlarge: int = 0,
+  between: Added = Between(),
   options: Shared = Options(),
 ) -> None:
   """Generates a video (or, with 1 frame, a picture) from a prompt.
@@ -71,16 +79,12 @@ def sample(
     frames: length; 1, 8, 16, or 37 and 65, which are interpolated from 8 and 16 at four times their
       rate; of AnimateDiff 1 to 32. None: the model's own, 1 of an image model.
     out: file to write: .mp4, .gif, .webp, or .png with the frames side by side.
-    seam: how the two halves of 65 frames are joined: without a gap, or as the paper did.
-    keep_keys: leave the frames that others are added to as they are; the paper draws them anew.
-    interpolation_steps: steps that add frames; None: the model's own, else those of the rest.
     enlarge: times that each pixel is repeated in the file; 0: up to some 256 pixels a side.
   """
   with working() as say:
     pipeline = opened(options, out, enlarge, say, motion_adapter)
     frames = usual_frames(pipeline) if frames is None else frames
-    between = seam, keep_keys, interpolation_steps
-    request = options.request(pipeline.config.guidance, frames, picture_guidance, *between)
+    request = options.request(pipeline.config.guidance, frames, picture_guidance, between)
     check_frames(pipeline, request.frames)
     picture = None if image is None else load_picture(image, pipeline.config.image.size)[None]
     videos, fps = generate(pipeline, [prompt], request, picture, say)
@@ -93,10 +97,8 @@ def interpolate_clip(
   prompt: str = "",
   frames: Literal["8", "16"] = "8",
   out: pathlib.Path = pathlib.Path("interpolated.mp4"),
-  seam: Literal["gapless", "published"] = "gapless",
-  keep_keys: bool = True,
-  interpolation_steps: int | None = None,
   enlarge: int = 0,
+  between: Added = Between(),
   options: Shared = Options(),
 ) -> None:
   """Raises the frame rate of a clip fourfold: 8 of its frames become 37, or 16 become 65.
@@ -106,9 +108,6 @@ def interpolate_clip(
     prompt: what it shows.
     frames: key frames to take.
     out: file to write: .mp4, .gif, .webp, or .png with the frames side by side.
-    seam: how the two halves of 65 frames are joined: without a gap, or as the paper did.
-    keep_keys: leave the frames that others are added to as they are; the paper draws them anew.
-    interpolation_steps: steps that add frames; None: the model's own, else those of the rest.
     enlarge: times that each pixel is repeated in the file; 0: up to some 256 pixels a side.
   """
   with working() as say:
@@ -116,8 +115,7 @@ def interpolate_clip(
     pipeline.require("interpolation")
     config = pipeline.config
     given = load_clip(clip, ClipSpec(int(frames), config.fps), config.image.size)
-    between = seam, keep_keys, interpolation_steps
-    request = options.request(pipeline.config.guidance, 37, None, *between)
+    request = options.request(pipeline.config.guidance, 37, between=between)
     videos, fps = interpolate(pipeline, given[None], [prompt], request, say)
     write(out, videos[0], fps, enlarge, say)
 

@@ -33,6 +33,18 @@ def precision_of(asked: Asked) -> Precision | None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Between:
+  """How frames are added between others and around them."""
+
+  seam: Literal["gapless", "published"] = "gapless"
+  """how the two halves of 65 frames are joined: without a gap, or as the paper did"""
+  keep_keys: bool = True
+  """leave the frames that others are added to as they are; the paper draws them anew"""
+  interpolation_steps: int | None = None
+  """steps that add frames; None: the model's own, else those of the rest"""
+
+
+@dataclasses.dataclass(frozen=True)
 class Options:
   """What every sampling command takes."""
 
@@ -72,9 +84,7 @@ class Options:
     own: Guidance,
     frames: int,
     picture_guidance: float | None = None,
-    seam: str = "gapless",
-    keep_keys: bool = True,
-    interpolation_steps: int | None = None,
+    between: Between = Between(),
   ) -> Request:
     """What to generate, with the model's own guidance wherever no scale was given."""
     given = {"image": self.image_guidance, "text": self.text_guidance, "picture": picture_guidance}
@@ -83,10 +93,10 @@ class Options:
       given["interpolation"] = None
     guidance = dataclasses.replace(own, **given)
     sampling = Sampling(solver=self.solver, num_steps=self.steps, rescale=self.rescale)
-    between = keep_keys, interpolation_steps
-    return Request(frames, self.seed, self.negative, guidance, sampling, seam, *between)
+    return Request(frames, self.seed, self.negative, guidance, sampling, **vars(between))
 
 
+Added = Annotated[Between, tyro.conf.arg(name="")]
 Shared = Annotated[Options, tyro.conf.arg(name="")]  # its options stand among a command's own
 
 

@@ -191,11 +191,12 @@ def test_kept_frames_are_told_without_noise_and_others_with_the_papers(key, mode
   words = features(jax.random.key(1), 1), features(jax.random.key(2), 1)
   run = lambda **how: sample_video(
     MODEL, known, "interpolation", told, given, *words, jax.random.key(5), None,
-    sampling=Sampling(num_steps=2), **how,
+    sampling=Sampling(num_steps=1), **how,
   )  # fmt: skip
   np.testing.assert_array_equal(run(keep=True), run(keep=True, noise_level=0))
-  np.testing.assert_array_equal(run(), run(noise_level=100))
-  assert float(jnp.abs(run() - run(noise_level=0)).max()) > 1e-3
+  usual = run()
+  np.testing.assert_array_equal(usual, run(noise_level=100))
+  assert float(jnp.abs(usual - run(noise_level=0)).max()) > 1e-3
 
 
 def test_the_image_loss_is_one_number_an_example_and_finite(key, model):
