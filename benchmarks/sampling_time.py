@@ -47,7 +47,7 @@ class Arguments:
   checkpoint: pathlib.Path = SHIPPED  # a run, a recipe's runs or a release
   out: pathlib.Path = pathlib.Path("docs/results")  # for sampling_time.md and .json
   rounds: int = 3
-  num_prompts: int = 128
+  num_prompts: int = 32
   batch_size: int = 32
   split: str = "test"
   seed: int = 0
