@@ -143,7 +143,8 @@ def main() -> None:
     found[name] |= {share: dataclasses.asdict(estimates[share]) for share in SHARES}
     median = sum(statistics.median(found[name]["seconds"][s]) for s in STAGES[1:])
     say(f"{name}: {median:.1f} s, direction {found[name]['direction']['value']:.1%}")
-  words = {name: str(value) for name, value in vars(arguments).items()}
+  # Of a folder its name: where it lies is the machine's affair.
+  words = {name: getattr(value, "name", str(value)) for name, value in vars(arguments).items()}
   results = {
     "commit": commit(), "cores": len(os.sched_getaffinity(0)), "arguments": words, "samplers": found
   }  # fmt: skip

@@ -200,9 +200,13 @@ def interpolate(
 
 
 def keys_at(parts: int, seam: str) -> np.ndarray:
-  """Which key each of 37 or 65 frames is, -1 for those between; a seam may leave one out."""
-  each = np.full((parts, 37), -1)
-  each[:, list(every_fourth().positions)] = np.arange(8 * parts).reshape(parts, 8)
+  """Which key each frame is, [37] of one part or [65] of two; -1 between keys.
+
+  The published seam leaves key 7 out (`join_interpolated`).
+  """
+  known = every_fourth()
+  each = np.full((parts, known.num_frames), -1)
+  each[:, list(known.positions)] = np.arange(8 * parts).reshape(parts, 8)
   if parts == 1:
     return each[0]
   return np.concatenate([part[kept] for part, kept in zip(each, SEAMS[seam], strict=True)])

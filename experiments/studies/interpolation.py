@@ -178,9 +178,9 @@ STUDY = Study(
     "the share of the shape that is half there, its edges included. Seam: the largest step of the "
     "centroid over its median, in clips of 65 frames made of 16 keys of slow scenes. Sampling adds "
     "noise of time 100 to the keys of the first model and none to those of the second, as they "
-    "were trained. The models draw the keys anew, as the paper's does, but where it says that they "
-    "are kept (ours, the default): the clips of 65 frames keep them. Frames are sampled in one "
-    "step."
+    "were trained, nor to keys that are kept. The models draw the keys anew, as the paper's does, "
+    "but where it says that they are kept (ours, the default): the clips of 65 frames keep them. "
+    "Frames are sampled in one step."
   ),
   cells=cells,
   statistics=averages(*METRICS),
