@@ -5,17 +5,13 @@ import datetime
 import io
 import json
 import math
-import os
 import pathlib
-import platform
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 import matplotlib
 import numpy as np
 
-from benchmarks.basics import commit
 from emu_jax import media
 from emu_jax.evaluation.metrics import Estimate
 from experiments import estimates
@@ -38,8 +34,7 @@ def write(
 ) -> Sequence[Criterion]:
   """Leaves <name>.md, .json and .png in `out`; returns the criteria."""
   criteria = study.judge(results)
-  setting = asked | {"commit": commit(), "machine": machine()}
-  setting["date"] = f"{datetime.date.today()}"
+  setting = asked | {"date": f"{datetime.date.today()}", "measured": list(results.origins)}
   out.mkdir(parents=True, exist_ok=True)
   files = {
     ".png": figure(study, results),
@@ -50,16 +45,6 @@ def write(
     data = content.encode() if isinstance(content, str) else content
     media.write_whole(out / f"{study.name}{ending}", data)
   return criteria
-
-
-def machine() -> str:
-  """Where this runs, in words."""
-  cpuinfo = pathlib.Path("/proc/cpuinfo")
-  lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-  names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-  versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax", "numpy"))
-  return f"{cores} core(s) of {names[0] if names else platform.processor()}; {versions}; float32"
 
 
 def markdown(study: Study, results: Results, criteria: Sequence[Criterion], setting: dict) -> str:
@@ -76,8 +61,8 @@ def markdown(study: Study, results: Results, criteria: Sequence[Criterion], sett
       "",
       study.method,
       "",
-      f"`{setting['command']}` on {setting['date']} at commit {setting['commit']}; "
-      f"{setting['machine']}; {setting['seeds']} seed(s). {INTERVALS}",
+      f"`{setting['command']}` on {setting['date']}; {setting['seeds']} seed(s); "
+      f"measured {'; and '.join(setting['measured'])}. {INTERVALS}",
       "",
       *arm_lines(study, results),
       *pair_lines(study, results),

@@ -37,9 +37,10 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-  """Values of every arm, one set a seed."""
+  """Values of every arm, one set a seed, and by which code and where they were measured."""
 
   arms: Mapping[str, Sequence[Values]]
+  origins: tuple[str, ...] = ()
 
   def figure(self, arm: str, statistic: Statistic) -> Estimate:
     """A statistic of each seed's values, over seeds."""

@@ -1,9 +1,13 @@
 """Measured values, kept: what was measured once of the same things is read, not measured again."""
 
 import json
+import os
 import pathlib
+import platform
 import time
+from importlib import metadata
 
+import jax
 import numpy as np
 
 from benchmarks.basics import commit, say
@@ -19,13 +23,16 @@ def measured(study: Study, size: Size, seeds: int, root: pathlib.Path) -> Result
   All arms of a seed come before the next seed.
   """
   arms: dict[str, list[Values]] = {}
+  origins: set[str] = set()
   for seed in range(seeds):
     for arm, cell in study.cells(size, seed).items():
-      arms.setdefault(arm, []).append(_cell(study, arm, seed, cell, root))
-  return Results(arms)
+      values, origin = _cell(study, arm, seed, cell, root)
+      arms.setdefault(arm, []).append(values)
+      origins.add(origin)
+  return Results(arms, tuple(sorted(origins)))
 
 
-def _cell(study: Study, arm: str, seed: int, cell: Cell, root: pathlib.Path) -> Values:
+def _cell(study: Study, arm: str, seed: int, cell: Cell, root: pathlib.Path) -> tuple[Values, str]:
   asked = {
     "study": study.name,
     "version": study.version,
@@ -40,8 +47,21 @@ def _cell(study: Study, arm: str, seed: int, cell: Cell, root: pathlib.Path) -> 
     folders = tuple(made(artefact, root) for artefact in cell.of)
     began = time.monotonic()
     values = {name: np.asarray(v, float).tolist() for name, v in cell.measure(folders).items()}
-    kept = {"asked": asked, "commit": commit(), "seconds": time.monotonic() - began}
+    kept = {"asked": asked, "origin": origin(), "seconds": time.monotonic() - began}
     file.parent.mkdir(parents=True, exist_ok=True)
     media.write_whole(file, (json.dumps(kept | {"values": values}) + "\n").encode())
-  found = json.loads(file.read_text())["values"]
-  return {name: np.array(numbers) for name, numbers in found.items()}
+  found = json.loads(file.read_text())
+  return {name: np.array(numbers) for name, numbers in found["values"].items()}, found["origin"]
+
+
+def origin() -> str:
+  """By which code, where and with what something is measured, in words."""
+  cpuinfo = pathlib.Path("/proc/cpuinfo")
+  lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+  names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  processor = f"{cores} core(s) of {names[0] if names else platform.processor()}"
+  first = jax.devices()[0]
+  where = processor if first.platform == "cpu" else f"{first.device_kind}, {processor}"
+  versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax", "numpy"))
+  return f"at commit {commit()} on {where}; {versions}; float32"

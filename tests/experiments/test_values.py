@@ -72,3 +72,18 @@ def test_a_page_says_what_holds_and_how_it_came_about(tmp_path):
   np.testing.assert_allclose(document["arms"]["a"]["score"]["seeds"], [1.15, 2.15, 3.15])
   assert document["setting"]["seeds"] == 3
   assert (tmp_path / "out" / "toy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_page_says_where_every_kept_value_was_measured(tmp_path):
+  one = study([])
+  measured(one, "tiny", 2, tmp_path)
+  kept = sorted((tmp_path / "values" / "toy").glob("*.json"))[0]
+  document = json.loads(kept.read_text())
+  here = document["origin"]
+  kept.write_text(json.dumps(document | {"origin": "at commit abc on another machine"}))
+  results = measured(one, "tiny", 2, tmp_path)
+  assert results.origins == tuple(sorted({here, "at commit abc on another machine"}))
+  asked = {"command": "python -m experiments.run toy", "size": "tiny", "seeds": 2}
+  write(one, results, tmp_path / "out", asked)
+  page = (tmp_path / "out" / "toy.md").read_text()
+  assert all(origin in page for origin in results.origins)
