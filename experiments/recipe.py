@@ -8,6 +8,7 @@ import functools
 import pathlib
 import zlib
 from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import numpy as np
@@ -29,6 +30,8 @@ from train import command
 from train.config import Experiment
 from train.loop import LoopConfig
 
+IMAGE_TREES = ("autoencoder", "latents", "text", "spatial")
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -39,7 +42,7 @@ class Recipe:
       its fields.
     num_records: training clips, and as many pictures.
     num_prompts: clips that are sampled a cell, `batch_size` at a time.
-    release: folder of the model whose image model the studies share; None: they train one.
+    release: folder of a whole model whose parts the studies share; None: they train them.
   """
 
   model: EmuVideoConfig
@@ -67,7 +70,7 @@ class Recipe:
   def image(self) -> Artefact:
     """The image model, one for all seeds: they share what they do not compare."""
     if self.release:
-      return image_model(self.release)
+      return released(self.release, "image")
     sources = self.pictures(), self.clips()
     return stage(self.stages["image"], sources, self.autoencoder())
 
@@ -93,6 +96,12 @@ class Recipe:
     """8 -> 37 frames at half the resolution, where the same time trains on three times as many."""
     experiment = seeded(change or self.stages["interpolation_32"], seed)
     return stage(experiment, (self.clips(experiment.model.image.size),), self.low())
+
+  def whole(self) -> Artefact:
+    """The model that every stage has trained, one for all seeds."""
+    if self.release:
+      return released(self.release, "whole")
+    return self.video(0, change=self.stages["interpolation"])
 
 
 def recipe(size: Size) -> Recipe:
@@ -160,10 +169,11 @@ def tiny(model: EmuVideoConfig) -> EmuVideoConfig:
 
 
 @functools.cache
-def image_model(release: pathlib.Path) -> Artefact:
-  """The text-to-image part of a trained model, whatever else was trained with it."""
+def released(release: pathlib.Path, what: Literal["image", "whole"]) -> Artefact:
+  """A trained model, or the text-to-image part of it whatever else was trained with it."""
   pipeline = load_pipeline(release)
-  trees = {name: pipeline.trees[name] for name in ("autoencoder", "latents", "text", "spatial")}
+  names = IMAGE_TREES if what == "image" else tuple(pipeline.trees)
+  trees = {name: pipeline.trees[name] for name in names}
   checksums = jax.tree.map(lambda leaf: zlib.crc32(np.asarray(leaf).tobytes()), trees)
 
   def build(folder: pathlib.Path, parts: tuple[pathlib.Path, ...]) -> bool:
@@ -172,7 +182,7 @@ def image_model(release: pathlib.Path) -> Artefact:
         write_release(partial, pipeline.config, trees, pipeline.tokenizer_folders)
     return True
 
-  return Artefact("released-image", digest(checksums), (), build)
+  return Artefact(f"released-{what}", digest(checksums), (), build)
 
 
 def shapes_records(kind: str, size: int, num: int) -> Artefact:

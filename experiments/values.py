@@ -24,15 +24,18 @@ def measured(study: Study, size: Size, seeds: int, root: pathlib.Path) -> Result
   """
   arms: dict[str, list[Values]] = {}
   origins: set[str] = set()
+  here = origin()  # of the code that runs, whatever the checkout becomes meanwhile
   for seed in range(seeds):
     for arm, cell in study.cells(size, seed).items():
-      values, origin = _cell(study, arm, seed, cell, root)
+      values, measured_by = _cell(study, arm, seed, cell, root, here)
       arms.setdefault(arm, []).append(values)
-      origins.add(origin)
+      origins.add(measured_by)
   return Results(arms, tuple(sorted(origins)))
 
 
-def _cell(study: Study, arm: str, seed: int, cell: Cell, root: pathlib.Path) -> tuple[Values, str]:
+def _cell(
+  study: Study, arm: str, seed: int, cell: Cell, root: pathlib.Path, here: str
+) -> tuple[Values, str]:
   asked = {
     "study": study.name,
     "version": study.version,
@@ -47,7 +50,7 @@ def _cell(study: Study, arm: str, seed: int, cell: Cell, root: pathlib.Path) -> 
     folders = tuple(made(artefact, root) for artefact in cell.of)
     began = time.monotonic()
     values = {name: np.asarray(v, float).tolist() for name, v in cell.measure(folders).items()}
-    kept = {"asked": asked, "origin": origin(), "seconds": time.monotonic() - began}
+    kept = {"asked": asked, "origin": here, "seconds": time.monotonic() - began}
     file.parent.mkdir(parents=True, exist_ok=True)
     media.write_whole(file, (json.dumps(kept | {"values": values}) + "\n").encode())
   found = json.loads(file.read_text())

@@ -16,8 +16,8 @@ from experiments.recipe import recipe
 from experiments.sampling import Asked, asked, drawn, real_clips
 from experiments.study import Cell, Criterion, Measure, Results, Size, Study, averages
 
-MODEL, WITHOUT = "trained with noisy keys", "trained with clean keys"
-KEPT = "trained with noisy keys, keys kept"
+MODEL, KEPT, CODED = "model", "model, keys kept", "autoencoder alone"
+WITH, WITHOUT = "short training, noise on keys", "short training, no noise on keys"
 PLAIN = {"repetition": between_frames.repeated, "blending": between_frames.blended}
 KEYS = {"clean": 0.0, "noisy": 20.0}  # grey levels of noise on the given keys
 PROMPTS = 16  # clips a cell
@@ -45,29 +45,39 @@ class LongScenes(Asked):
 
 
 def cells(size: Size, seed: int) -> dict[str, Cell]:
+  """The whole model beside plain rules; two short trainings at half the side beside each other."""
   r = recipe(size).fewer(PROMPTS)
+  wanted, side = asked(r, "test", seed), r.model.image.size
+  keeping = lambda keep: dataclasses.replace(
+    wanted, request=dataclasses.replace(wanted.request, keep_keys=keep)
+  )
   given = r.stages["interpolation_32"]
   plain = dataclasses.replace(given.model, augmentation=NO_NOISE)
-  runs = {
-    MODEL: r.interpolation(seed),
-    WITHOUT: r.interpolation(seed, change=dataclasses.replace(given, model=plain)),
-    KEPT: r.interpolation(seed),
+  made = {
+    MODEL: (r.whole(), keeping(False), side),
+    KEPT: (r.whole(), keeping(True), side),
+    WITH: (r.interpolation(seed), keeping(False), given.model.image.size),
+    WITHOUT: (
+      r.interpolation(seed, change=dataclasses.replace(given, model=plain)),
+      keeping(False),
+      given.model.image.size,
+    ),
   }
-  wanted, side = asked(r, "test", seed), given.model.image.size
   found = {}
   for keys, levels in KEYS.items():
-    for way, run in runs.items():
-      request = dataclasses.replace(wanted.request, keep_keys=way == KEPT)
-      mine = dataclasses.replace(wanted, request=request)
-      options = mine.options | {"levels": levels}
-      found[arm(way, keys)] = Cell((run,), options, by_model(mine, side, levels))
-    options = wanted.options | {"levels": levels}
+    for way, (run, mine, its_side) in made.items():
+      options = mine.options | {"levels": levels, "side": its_side}
+      found[arm(way, keys)] = Cell((run,), options, by_model(mine, its_side, levels))
+    options = wanted.options | {"levels": levels, "side": side}
     for way, make in PLAIN.items():
       found[arm(way, keys)] = Cell((), options, by_rule(wanted, side, levels, make))
+  options = wanted.options | {"side": side}
+  found[CODED] = Cell((r.whole(),), options, by_autoencoder(wanted, side))
   for seam in SEAMS:
-    joined = LongScenes(**vars(asked(r, "test", seed)))
+    joined = LongScenes(**vars(wanted))
     joined = dataclasses.replace(joined, request=dataclasses.replace(joined.request, seam=seam))
-    found[f"16 frames, {seam} seam"] = Cell((runs[MODEL],), joined.options, of_seams(joined, side))
+    options = joined.options | {"side": side}
+    found[f"16 frames, {seam} seam"] = Cell((r.whole(),), options, of_seams(joined, side))
   return found
 
 
@@ -83,6 +93,14 @@ def by_rule(wanted: Asked, side: int, levels: float, make: Make) -> Measure:
   return lambda folders: errors(wanted, side, levels, make)
 
 
+def by_autoencoder(wanted: Asked, side: int) -> Measure:
+  """Errors of the drawn clips themselves, encoded and decoded."""
+  real = lambda: real_clips(wanted, side, RATE, KNOWN.num_frames)
+  return lambda folders: errors(
+    wanted, side, 0.0, lambda keys: drawn(folders[0], wanted, real(), coded)
+  )
+
+
 def of_seams(wanted: Asked, side: int) -> Measure:
   """Spikes of speed in a run's clips of 65 frames."""
   return lambda folders: spikes(folders[0], wanted, side)
@@ -91,6 +109,11 @@ def of_seams(wanted: Asked, side: int) -> Measure:
 def between(pipeline, texts, request, keys) -> Clips:
   """37 frames of 8 keys, or 65 of 16."""
   return interpolate(pipeline, keys, texts, request)[0]
+
+
+def coded(pipeline, texts, request, clips) -> Clips:
+  """What the autoencoder leaves of clips."""
+  return pipeline.decode(pipeline.encode(clips))
 
 
 def errors(wanted: Asked, side: int, levels: float, make: Make) -> dict[str, list[float]]:
@@ -135,7 +158,7 @@ def spikes(folder: pathlib.Path, wanted: Asked, side: int) -> dict[str, list[flo
 def judge(results: Results) -> list[Criterion]:
   less = lambda a, b, metric: results.difference(a, b, metric)
   clean = {way: arm(way, "clean") for way in (MODEL, KEPT, *PLAIN)}
-  noisy = {way: arm(way, "noisy") for way in (MODEL, WITHOUT)}
+  noisy = {way: arm(way, "noisy") for way in (WITH, WITHOUT)}
   seam = less("16 frames, published seam", "16 frames, gapless seam", "seam")
   return [
     Criterion(
@@ -151,7 +174,7 @@ def judge(results: Results) -> list[Criterion]:
     ),
     Criterion(
       "noisy keys, PSNR between, dB: trained with noise less without",
-      less(noisy[MODEL], noisy[WITHOUT], "PSNR between"), least=0.0,
+      less(noisy[WITH], noisy[WITHOUT], "PSNR between"), least=0.0,
     ),
     Criterion(
       "clean keys, PSNR between, dB: kept less drawn anew",
@@ -171,24 +194,31 @@ STUDY = Study(
     "between them better; the published rule for 16 frames jumps at the seam."
   ),
   method=(
-    "Keys of drawn clips of 32 pixels and motions held out from training, every fourth of 37 "
+    "Keys of drawn clips of motions held out from training, every fourth of 37 "
     "frames at 16 a second; 'noisy' ones have normal noise of 20 grey levels. PSNR (dB) and the "
     "distance of the shape's centroid (root mean square, pixels; half a side where no shape is "
     "left) to the drawn clip, at the 3 frames between two keys and the 4 beyond each end. Ghost: "
     "the share of the shape that is half there, its edges included. Seam: the largest step of the "
-    "centroid over its median, in clips of 65 frames made of 16 keys of slow scenes. Sampling adds "
-    "noise of time 100 to the keys of the first model and none to those of the second, as they "
-    "were trained, nor to keys that are kept. The models draw the keys anew, as the paper's does, "
-    "but where it says that they are kept (ours, the default): the clips of 65 frames keep them. "
-    "Frames are sampled in one step."
+    "centroid over its median, in clips of 65 frames made of 16 keys of slow scenes, which are "
+    "kept. The model is the one in the package, at 64 pixels; its seeds are those of clips and "
+    "noise, and the first twelve clips of seed 0 were looked at when its steps were chosen. "
+    "'Autoencoder alone' is the drawn clip encoded and decoded, the best that any of its frames "
+    "can be; the plain rules see pixels. The short trainings are of 400 steps at 32 pixels, once a "
+    "seed, and only to be compared with each other. Keys are drawn anew, as the paper's are, from "
+    "what noise of time 100 leaves of them (none of the training without), except where they are "
+    "kept, which is ours and the default. Frames are sampled in one step. The first version of "
+    "this study measured the short trainings at 32 pixels in the model's place: every criterion "
+    "but that of kept keys failed there, where the autoencoder alone gives 28 dB, less than "
+    "blending gives; so the finished model took their place."
   ),
   cells=cells,
   statistics=averages(*METRICS),
   judge=judge,
   pairs=(
     *((arm(MODEL, "clean"), arm(way, "clean")) for way in PLAIN),
-    (arm(MODEL, "noisy"), arm(WITHOUT, "noisy")),
+    (arm(WITH, "noisy"), arm(WITHOUT, "noisy")),
     *((arm(KEPT, keys), arm(MODEL, keys)) for keys in KEYS),
   ),
   paired=ERRORS[:5],
+  version=2,
 )

@@ -126,7 +126,8 @@ def of_interpolation(claimed):
     "PSNR between": psnr, "PSNR outside": psnr
   }  # fmt: skip
   kept = 35.0 if claimed else 15.0
-  ways = {interpolation.KEPT: kept, interpolation.MODEL: good, interpolation.WITHOUT: bad}
+  ways = {interpolation.KEPT: kept, interpolation.MODEL: good}
+  ways |= {interpolation.WITH: good, interpolation.WITHOUT: bad}
   ways |= dict.fromkeys(interpolation.PLAIN, bad)
   arms = {
     interpolation.arm(way, keys): errors(p)
@@ -192,10 +193,15 @@ def test_arms_of_a_study_differ_in_what_is_compared_and_nothing_else():
 
 
 def test_studies_begin_with_the_packages_image_model_and_nothing_that_crosses_frames(tmp_path):
-  held = load_pipeline(made(recipe.image_model(SHIPPED), tmp_path)).trees
+  held = load_pipeline(made(recipe.released(SHIPPED, "image"), tmp_path)).trees
   shipped = load_pipeline(SHIPPED).trees
   assert set(held) == {"autoencoder", "latents", "text", "spatial"}
   chex.assert_trees_all_equal(held, {name: shipped[name] for name in held})
+
+
+def test_a_study_of_the_finished_model_has_all_of_it(tmp_path):
+  whole = made(recipe.recipe("default").whole(), tmp_path)
+  chex.assert_trees_all_equal(load_pipeline(whole).trees, load_pipeline(SHIPPED).trees)
 
 
 @pytest.fixture
@@ -237,7 +243,7 @@ def pretended(monkeypatch):
     recipe.command: {"train_stage": train_stage},
     pixel_model: {"train": train},
     sampling: {"load_pipeline": lambda folder: folder, "generate": generate},
-    interpolation: {"interpolate": interpolate},
+    interpolation: {"interpolate": interpolate, "coded": lambda pipeline, *given: given[-1]},
     factorized: {"direct": direct},
     convergence: {"image_with_random_layers": with_layers},
     brightness: {"sample": sample, "network": lambda folder: None},
