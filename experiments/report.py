@@ -6,7 +6,7 @@ import io
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
@@ -73,6 +73,29 @@ def markdown(study: Study, results: Results, criteria: Sequence[Criterion], sett
   )
 
 
+def overview(studies: Iterable[Study], out: pathlib.Path, base: str = "") -> list[str]:
+  """Lines of a table of what the pages in `out` say; `base` is where its reader finds them."""
+  lines = ["| study | criterion | bound | found | verdict |", "|---|---|---:|---:|---|"]
+  for study in studies:
+    file = out / f"{study.name}.json"
+    if file.is_file():
+      title = f"[{study.title}]({base}{study.name}.md)"
+      for criterion in map(read, json.loads(file.read_text())["criteria"]):
+        lines.append(f"| {title} {criterion_line(criterion)}")
+        title = ""
+  return lines
+
+
+def read(criterion: dict[str, Any]) -> Criterion:
+  """A criterion of a page's JSON, where null is a number that there is not or has no end."""
+  ends = {"value": math.nan, "low": -math.inf, "high": math.inf}
+  number = lambda of, name, other: other if of[name] is None else of[name]
+  given = criterion["found"]
+  found = Estimate(**{name: number(given, name, end) for name, end in ends.items()}, n=given["n"])
+  bounds = (number(criterion, "least", -math.inf), number(criterion, "most", math.inf))
+  return Criterion(criterion["text"], found, *bounds)
+
+
 def said(criteria: Sequence[Criterion]) -> str:
   """What the claim does, as a verb."""
   found = verdict(criteria)
@@ -80,8 +103,14 @@ def said(criteria: Sequence[Criterion]) -> str:
 
 
 def criteria_lines(criteria: Sequence[Criterion]) -> list[str]:
-  lines = ["| criterion | found | verdict |", "|---|---:|---|"]
-  return lines + [f"| {c.text} | {shown(c.found)} | {c.verdict} |" for c in criteria]
+  lines = ["| criterion | bound | found | verdict |", "|---|---:|---:|---|"]
+  return lines + [criterion_line(c) for c in criteria]
+
+
+def criterion_line(c: Criterion) -> str:
+  bounds = ("at least", c.least), ("at most", c.most)
+  bound = " and ".join(f"{word} {end:g}" for word, end in bounds if math.isfinite(end))
+  return f"| {c.text} | {bound} | {shown(c.found)} | {c.verdict} |"
 
 
 def arm_lines(study: Study, results: Results) -> list[str]:

@@ -3,8 +3,9 @@
   python -m experiments.run                       # every study
   python -m experiments.run brightness --seeds 3  # one of them
 
-One command regenerates every number: what is trained lies in folders named by all that it is made
-of (`--runs`), and so do the values; a killed command goes on with the same words.
+Each has a page, and `studies.md` a table of all. One command regenerates every number: what is
+trained lies in folders named by all that it is made of (`--runs`), and so do the values; a killed
+command goes on with the same words.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from benchmarks.basics import say
-from emu_jax import command_line
+from emu_jax import command_line, media
 from emu_jax.compilation import enable_cache
 from emu_jax.errors import InputError
 from experiments import report
@@ -56,6 +57,10 @@ def main(words: list[str] | None = None) -> None:
       asked = {"command": command(given), "size": arguments.size, "seeds": arguments.seeds}
       criteria = report.write(STUDIES[name], results, arguments.out, asked)
       print(f"{name}: the claim {report.said(criteria)}; see {arguments.out / name}.md")
+      table = "\n".join(
+        ["# The papers' claims", "", *report.overview(STUDIES.values(), arguments.out)]
+      )
+      media.write_whole(arguments.out / "studies.md", f"{table}\n".encode())
 
 
 def chosen(arguments: Arguments) -> tuple[str, ...]:

@@ -68,9 +68,11 @@ def ratio(values) -> float:
 def judge(results: Results) -> list[Criterion]:
   spread = lambda name: results.figure(name, ratio)
   return [
-    Criterion("zero SNR with v: at least 0.9 of the data's spread", spread(ZERO), least=0.9),
-    Criterion("SD's schedule with v: at most 0.6 of it", spread(SD), most=0.6),
-    Criterion("SD's schedule with eps: at most 0.6 of it", spread(EPS), most=0.6),
+    Criterion(
+      "zero SNR with v: spread of brightness over that of the data", spread(ZERO), least=0.9
+    ),
+    Criterion("SD's schedule with v: the same", spread(SD), most=0.6),
+    Criterion("SD's schedule with eps: the same", spread(EPS), most=0.6),
   ]
 
 

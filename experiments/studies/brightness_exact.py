@@ -60,11 +60,11 @@ def judge(results: Results) -> list[Criterion]:
   worst = one["zero SNR, 250 steps"][one["numbers"] <= 3 * 32**2].min()
   return [
     Criterion(
-      "SD: DDIM of 250 trailing steps misses the closed form by at most 2 %",
+      "SD: relative error of DDIM of 250 trailing steps to the closed form",
       exactly(off), most=0.02,
     ),
-    Criterion("zero SNR keeps at least 0.9 of the spread up to 32 x 32 x 3", exactly(worst), 0.9),
-    Criterion("the gap grows with every doubling and with frames", exactly(growth), least=0.0),
+    Criterion("zero SNR: least share of the spread, up to 32 x 32 x 3", exactly(worst), 0.9),
+    Criterion("least growth of the gap, with a doubling or with frames", exactly(growth), least=0.0),
   ]  # fmt: skip
 
 

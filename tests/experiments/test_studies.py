@@ -1,6 +1,7 @@
 """Every study: its cells, what it says of figures that are as claimed or are not, and its page."""
 
 import json
+import pathlib
 import types
 
 import chex
@@ -271,8 +272,17 @@ def test_a_study_runs_from_data_to_page(pretended, runs, name, tmp_path, capsys)
   assert found["setting"]["seeds"] == 2
   assert found["criteria"]
   assert (tmp_path / f"{name}.png").is_file()
+  assert f"({name}.md)" in (tmp_path / "studies.md").read_text()
 
 
 def test_a_study_that_there_is_not_is_named(capsys, tmp_path):
   line = tiny_recipe.refusal(run.main, ["frozne", "--runs", tmp_path], capsys)
   assert "frozne: there is no such study; choose of identity" in line
+
+
+def test_the_readme_says_what_the_studies_pages_say():
+  """All lines of the table, with links from there."""
+  root = pathlib.Path(run.__file__).parents[1]
+  pages, readme = root / "docs" / "results", (root / "README.md").read_text()
+  assert "\n".join(report.overview(STUDIES.values(), pages, "docs/results/")) in readme
+  assert "\n".join(report.overview(STUDIES.values(), pages)) in (pages / "studies.md").read_text()
