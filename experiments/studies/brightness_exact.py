@@ -64,7 +64,9 @@ def judge(results: Results) -> list[Criterion]:
       exactly(off), most=0.02,
     ),
     Criterion("zero SNR: least share of the spread, up to 32 x 32 x 3", exactly(worst), 0.9),
-    Criterion("least growth of the gap, with a doubling or with frames", exactly(growth), least=0.0),
+    Criterion(
+      "least growth of the gap, with a doubling or with frames", exactly(growth), least=0.0
+    ),
   ]  # fmt: skip
 
 
