@@ -8,11 +8,11 @@ import sys
 
 
 def commit() -> str:
-  """The checkout's commit, with a mark where files differ from it."""
+  """The checkout's commit, with a mark where files differ from it, other than pages of results."""
   git = lambda *words: subprocess.run(
     ["git", *words], capture_output=True, text=True, cwd=root()
   ).stdout.strip()
-  changed = git("status", "--porcelain", "--untracked-files=no")
+  changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/docs/results")
   return (git("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if changed else "")
 
 
