@@ -52,8 +52,8 @@ ARMS = {  # channels, octaves of Fourier features
   "16 channels, Fourier features": (16, 3),
 }
 EMU = "PSNR 28.64, 30.95, 34.00 and 34.19 dB, SSIM 0.80, 0.86, 0.92 and 0.93"
-STEPS = {"tiny": 2, "default": 500}
-WIDTHS = {"tiny": (8,), "default": (24,)}
+STEPS = {"tiny": 2, "default": 4000}
+WIDTHS = {"tiny": (8,), "default": (48,)}
 HELD_OUT = {"tiny": 8, "default": 256}  # pictures
 SHAPES = {"tiny": 16, "default": 2000}  # training pictures, where they are drawn
 BATCH = 4
@@ -134,7 +134,10 @@ def study(name: str, records: Artefact) -> Study:
       "order of pictures; only the layers that meet the latents, or the input with its Fourier "
       f"features, are wider. Of {HELD_OUT['default']} held-out pictures the mean of the posterior "
       "is decoded. The distance is Fréchet's, of the features of a random convolution network, "
-      "each scaled to unit spread on the real pictures: no FID, and comparable only with itself."
+      "each scaled to unit spread on the real pictures: no FID, and comparable only with itself. "
+      "The first version, 24 channels and 500 steps, ended far below what a linear code of each "
+      "4 x 4 patch gives (of sprites 29.8 dB with 16 numbers): width and steps were then chosen to "
+      "pass that with 16 channels and another seed, before Fourier features were looked at."
     ),
     cells=functools.partial(cells, records),
     statistics=averages("PSNR", "SSIM", "distance"),

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from emu_jax.evaluation import metrics, oracle
+from emu_jax.evaluation import frechet, metrics, oracle, shape_features
+from emu_jax.evaluation.features import accumulated
 from experiments.estimates import Values
 
+BATCH = 16  # clips whose features are computed at once
 Truths = Sequence[Mapping[str, Any]]
 
 
@@ -32,3 +34,10 @@ def picture_values(pictures: metrics.Clips, truths: Truths) -> Values:
   readings = oracle.read_clips(pictures, 1.0)
   hit = metrics.follows(readings, truths, metrics.APPEARANCE)
   return {"picture appearance": hit.astype(float)}
+
+
+def fvd_o(clips: metrics.Clips, others: metrics.Clips) -> Values:
+  """The Fréchet distance of clips from real ones of other prompts: one number for all of them."""
+  features = shape_features.clips()
+  found = (accumulated(features, some, BATCH) for some in (clips, others))
+  return {"FVD-o": np.array([frechet.frechet(*found).value])}
