@@ -2,6 +2,7 @@
 
 import datetime
 import pathlib
+import platform
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,14 @@ def commit() -> str:
 
 def root() -> pathlib.Path:
   return pathlib.Path(__file__).resolve().parents[1]
+
+
+def processor() -> str:
+  """Its model, where the system tells it; else its kind, or ""."""
+  cpuinfo = pathlib.Path("/proc/cpuinfo")
+  lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+  models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+  return models[0] if models else platform.processor()
 
 
 def say(text: str) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import jax
 import torch
 
-from benchmarks.basics import commit, root, say
+from benchmarks.basics import commit, processor, root, say
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "diffusers", "numpy")
 
@@ -78,13 +78,11 @@ def child(*words: str, given: str = "") -> dict:
 
 def machine(threads: int) -> dict:
   """Where and with what this was measured."""
-  lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-  model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
   pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   return {
     "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     "commit": commit(),
-    "processor": model or platform.processor(),
+    "processor": processor(),
     "cores": threads,
     "memory_GiB": round(pages / 2**30),
     "busy_before": round(busy(), 2),

@@ -3,14 +3,13 @@
 import json
 import os
 import pathlib
-import platform
 import time
 from importlib import metadata
 
 import jax
 import numpy as np
 
-from benchmarks.basics import commit, say
+from benchmarks.basics import commit, processor, say
 from emu_jax import media
 from experiments.artefact import digest, made
 from experiments.estimates import Values
@@ -59,12 +58,9 @@ def _cell(
 
 def origin() -> str:
   """By which code, where and with what something is measured, in words."""
-  cpuinfo = pathlib.Path("/proc/cpuinfo")
-  lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-  names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-  processor = f"{cores} core(s) of {names[0] if names else platform.processor()}"
-  first = jax.devices()[0]
-  where = processor if first.platform == "cpu" else f"{first.device_kind}, {processor}"
+  where, first = f"{cores} core(s) of {processor()}", jax.devices()[0]
+  if first.platform != "cpu":
+    where = f"{first.device_kind}, {where}"
   versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax", "numpy"))
   return f"at commit {commit()} on {where}; {versions}; float32"

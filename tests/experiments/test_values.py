@@ -1,10 +1,12 @@
 """Values are kept: a killed study measures what is missing, a finished one nothing."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
+from experiments import values
 from experiments.artefact import Artefact
 from experiments.report import write
 from experiments.study import Cell, Criterion, Study, averages
@@ -91,3 +93,10 @@ def test_a_page_says_where_every_kept_value_was_measured(tmp_path):
   write(one, results, tmp_path / "out", asked)
   page = (tmp_path / "out" / "toy.md").read_text()
   assert all(origin in page for origin in results.origins)
+
+
+def test_the_accelerator_is_said_where_there_is_one(monkeypatch):
+  on_cpu = values.origin()
+  accelerator = types.SimpleNamespace(platform="gpu", device_kind="Some GPU")
+  monkeypatch.setattr(values.jax, "devices", lambda: [accelerator])
+  assert values.origin() == on_cpu.replace(" on ", " on Some GPU, ", 1)
