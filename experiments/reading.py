@@ -36,8 +36,9 @@ def picture_values(pictures: metrics.Clips, truths: Truths) -> Values:
   return {"picture appearance": hit.astype(float)}
 
 
-def fvd_o(clips: metrics.Clips, others: metrics.Clips) -> Values:
-  """The Fréchet distance of clips from real ones of other prompts: one number for all of them."""
-  features = shape_features.clips()
+def distance(clips: metrics.Clips, others: metrics.Clips) -> Values:
+  """Fréchet's, from real clips of other prompts, or from pictures: one number for all of them."""
+  moving = clips.shape[1] > 1
+  features = shape_features.clips() if moving else shape_features.frames()
   found = (accumulated(features, some, BATCH) for some in (clips, others))
-  return {"FVD-o": np.array([frechet.frechet(*found).value])}
+  return {"FVD-o" if moving else "FID-o": np.array([frechet.frechet(*found).value])}

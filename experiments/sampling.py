@@ -98,3 +98,9 @@ def real_clips(asked: Asked, size: int, fps: float, num_frames: int) -> Clips:
   """The drawn clips of the same prompts, from their first frame on."""
   chosen = np.arange(num_frames) * round(shapes.FPS / fps)
   return np.stack([shapes.draw(scene, size)[chosen] for scene in asked.scenes])
+
+
+def other_clips(asked: Asked, size: int, fps: float, num_frames: int) -> Clips:
+  """The drawn clips of four times as many other prompts, which distances are to."""
+  more = dataclasses.replace(asked, num=5 * asked.num)
+  return real_clips(more, size, fps, num_frames)[asked.num :]

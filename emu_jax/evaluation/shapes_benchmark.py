@@ -90,7 +90,7 @@ def shape_distances(columns: dict[str, Clips], others: Clips) -> dict[str, dict[
 
 def real_clips(
   split: str, num: int, seed: int, size: int, generated: Clips, fps: float, first: int = 0
-) -> UInt8[np.ndarray, "N T H W 3"]:
+) -> Clips:
   """The drawn clips of prompts from `first` on, frames and rate as the generated ones'."""
   every = round(shapes.FPS / fps)
   chosen = np.arange(generated.shape[1]) * every

@@ -4,24 +4,27 @@ import dataclasses
 
 import numpy as np
 
-from experiments.reading import clip_values, picture_values
+from experiments.reading import clip_values, distance, picture_values
 from experiments.recipe import recipe
-from experiments.sampling import asked, drawn
+from experiments.sampling import asked, drawn, other_clips
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 
 FROZEN, TUNED = "frozen", "tuned"
-METRICS = ("appearance", "picture appearance", "colour", "shape", "direction")
+PROMPTS = {"tiny": 2, "default": 64}  # a cell
+METRICS = ("appearance", "picture appearance", "colour", "shape", "direction", "FID-o")
 
 
 def cells(size: Size, seed: int) -> dict[str, Cell]:
-  r = recipe(size)
+  r = dataclasses.replace(recipe(size), num_prompts=PROMPTS[size])
   given = r.stages["video_64"]
   clips, pictures = asked(r, "image_only", seed), asked(r, "image_only", seed, frames=1)
   options = {"clips": clips.options, "pictures": pictures.options}
 
   def measure(folders) -> dict[str, np.ndarray]:
     values = clip_values(drawn(folders[0], clips), clips.truths, r.model.fps)
-    return values | picture_values(drawn(folders[0], pictures), pictures.truths)
+    found = drawn(folders[0], pictures)
+    others = other_clips(pictures, r.model.image.size, r.model.fps, num_frames=1)
+    return values | picture_values(found, pictures.truths) | distance(found, others)
 
   runs = {
     FROZEN: r.video(seed),
@@ -32,10 +35,11 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
 
 def judge(results: Results) -> list[Criterion]:
   return [
-    Criterion(text, results.difference(FROZEN, TUNED, metric), least=0.0)
-    for text, metric in (
-      ("appearance of clips: frozen less tuned", "appearance"),
-      ("appearance of pictures: frozen less tuned", "picture appearance"),
+    Criterion(f"{text}: frozen less tuned", results.difference(FROZEN, TUNED, metric), **bound)
+    for text, metric, bound in (
+      ("appearance of clips", "appearance", {"least": 0.0}),
+      ("appearance of pictures", "picture appearance", {"least": 0.0}),
+      ("FID-o of pictures", "FID-o", {"most": 0.0}),
     )
   ]
 
@@ -51,11 +55,15 @@ STUDY = Study(
     "The same video stage, with the spatial layers frozen and with them trained along. Prompts ask "
     "for colours, shapes and textures that no clip has: of clips by the whole system, and of "
     "pictures by the image model that the stage leaves. Appearance: the oracle reads colour, "
-    "shape, size, texture and background as the caption says."
+    "shape, size, texture and background as the caption says. FID-o is the Fréchet distance of the "
+    "64 pictures to 256 real ones of other prompts for such looks, of features of a network that "
+    "reads the words of drawn pictures (`emu_jax/evaluation/shape_features.py`). The first version "
+    "had 32 prompts a seed and no distance."
   ),
   cells=cells,
   statistics=averages(*METRICS),
   judge=judge,
   pairs=((FROZEN, TUNED),),
   paired=METRICS,
+  version=2,
 )

@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from emu_jax.conditioning import TextFeatures, first_frame
-from emu_jax.evaluation.shapes_benchmark import real_clips
 from emu_jax.models.autoencoder import Autoencoder
 from emu_jax.systems.emu import init_spatial
 from emu_jax.systems.emu_video import EmuVideoConfig, init_temporal, video_loss
 from experiments.artefact import Artefact
-from experiments.reading import clip_values, fvd_o
+from experiments.reading import clip_values, distance
 from experiments.recipe import Recipe, recipe, resized, short
-from experiments.sampling import asked, drawn
+from experiments.sampling import asked, drawn, other_clips
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 from train.planning import flops
 
@@ -22,7 +21,6 @@ MULTI, SINGLE = "low, then high resolution", "high resolution alone"
 TENTH = "low, then high resolution, a tenth of the clips"
 LOW_SHARE = 0.8  # of the arithmetic; the paper's 256 px stage has about that
 PROMPTS = {"tiny": 2, "default": 64}  # a cell
-OTHERS = 4  # real clips of other prompts that a distance is to, times as many
 PARITY = 0.1  # ours: of the joint share, what a tenth of the clips may lose and still be near it
 METRICS = ("joint", "appearance", "direction", "consistency", "motion", "FVD-o")
 
@@ -47,9 +45,8 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
 
   def measure(folders):
     clips = drawn(folders[0], wanted)
-    side, num = r.model.image.size, wanted.num
-    others = real_clips("validation", OTHERS * num, seed, side, clips, r.model.fps, first=num)
-    return clip_values(clips, wanted.truths, r.model.fps) | fvd_o(clips, others)
+    others = other_clips(wanted, r.model.image.size, r.model.fps, r.model.num_frames)
+    return clip_values(clips, wanted.truths, r.model.fps) | distance(clips, others)
 
   return {arm: Cell((run,), wanted.options, measure) for arm, run in runs.items()}
 

@@ -18,6 +18,7 @@ from experiments.studies import (
   brightness_growth,
   convergence,
   factorized,
+  frozen,
   guidance,
   identity,
   interpolation,
@@ -154,6 +155,14 @@ def of_multistage(claimed):
   )
 
 
+def of_frozen(claimed):
+  metrics = {"share": frozen.METRICS, "far": ("FID-o",)}
+  kept, lost = ({"share": 0.8, "far": 2.0}, {"share": 0.4, "far": 5.0})
+  arms = (frozen.FROZEN, frozen.TUNED) if claimed else (frozen.TUNED, frozen.FROZEN)
+  mean = lambda of: {m: of[kind] for kind, names in metrics.items() for m in names}
+  return results({arm: mean(of) for arm, of in zip(arms, (kept, lost), strict=True)})
+
+
 FIGURES = {
   "identity": of_identity,
   "convergence": of_convergence,
@@ -165,7 +174,7 @@ FIGURES = {
   "high_motion": lambda claimed: better("high_motion", claimed),
   "multistage": of_multistage,
   "interpolation": of_interpolation,
-  "frozen": lambda claimed: better("frozen", claimed, (*CLIPS, "picture appearance")),
+  "frozen": of_frozen,
 }
 
 
