@@ -148,6 +148,21 @@ def test_fourier_features_and_patch_widen_the_first_convolution_only():
   assert plain["decoder"] == waves["decoder"]
 
 
+@pytest.mark.parametrize("patch", [1, 2])
+def test_fourier_features_begin_without_effect_and_are_learned_from(patch):
+  """The network at its start is the one without them; its first gradient reaches their weights."""
+  x, plain = noise(6, 2, 1, 8, 8, 3), dataclasses.replace(SMALL, patch=patch)
+  waves = dataclasses.replace(plain, fourier_features=2)
+  nets = [Autoencoder(config) for config in (plain, waves)]
+  before, after = (net.init(jax.random.key(7), x) for net in nets)
+  rebuilt = [net.apply(params, x) for net, params in zip(nets, (before, after), strict=True)]
+  # Sums of 27 or more products, some of them with 0, in another order.
+  np.testing.assert_allclose(*rebuilt, atol=1e-5)
+  gradient = jax.grad(lambda params: jnp.square(nets[1].apply(params, x) - x).mean())(after)
+  kernel = gradient["params"]["encoder"]["conv_in"]["kernel"].reshape(3, 3, patch**2, 15, 8)
+  assert (np.abs(kernel[:, :, :, 3:]).max(axis=(0, 1, 2, 4)) > 0).all()
+
+
 def test_patches_are_blocks_of_pixels_and_go_back_to_their_places():
   x = noise(4, 2, 3, 4, 6, 3)
   patches = to_patches(x, 2)
