@@ -160,9 +160,8 @@ def block_motion(
     raise ValueError(
       f"block_motion: frames of {H} x {W} are smaller than a block of {BLOCK} pixels"
     )
-  now = clip[1:, : rows * BLOCK, : cols * BLOCK].astype(np.float32)
+  now = clip[1:, : rows * BLOCK, : cols * BLOCK]
   before = np.pad(clip[:-1], ((0, 0), (REACH, REACH), (REACH, REACH), (0, 0)), mode="edge")
-  before = before.astype(np.float32)
   best = np.full((T - 1, rows, cols), np.inf, np.float32)
   residual, vectors = best.copy(), np.zeros((*best.shape, 2), int)
   steps = range(-REACH, REACH + 1)
@@ -170,7 +169,12 @@ def block_motion(
     # A block that moved by (dx, dy) is found at minus that in the frame before.
     top, left = REACH - dy, REACH - dx
     moved = before[:, top : top + rows * BLOCK, left : left + cols * BLOCK]
-    error = np.abs(now - moved).reshape(T - 1, rows, BLOCK, cols, BLOCK * 3).mean(axis=(2, 4))
+    # In whole numbers, and the long axis summed last: bit for bit the mean in float32, in less
+    # than half its time.
+    apart = np.maximum(now, moved) - np.minimum(now, moved)
+    lines = apart.reshape(T - 1, rows, BLOCK, cols * BLOCK * 3).sum(axis=2, dtype=np.uint16)
+    sums = lines.reshape(T - 1, rows, cols, BLOCK * 3).sum(axis=3, dtype=np.uint32)
+    error = sums.astype(np.float32) / np.float32(BLOCK * BLOCK * 3)
     cost = error + (PRICE + PRICE_OF_PIXEL * math.hypot(dx, dy) if dx or dy else 0)
     better = cost < best
     best = np.where(better, cost, best)
