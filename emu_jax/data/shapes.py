@@ -204,10 +204,11 @@ def _inside(
 
 
 def _coverage(samples: Bool[np.ndarray, "T N N"]) -> Float[np.ndarray, "T H H"]:
-  """Share of each pixel's samples that is set."""
+  """Share of each pixel's samples that is set, counted in bytes, rows first: that is quickest."""
   T, N, _ = samples.shape
   k = SUPERSAMPLING
-  return samples.reshape(T, N // k, k, N // k, k).mean((2, 4))
+  rows = samples.reshape(T, N // k, k, N).sum(axis=2, dtype=np.uint8)
+  return rows.reshape(T, N // k, N // k, k).sum(axis=3, dtype=np.uint8) / k**2
 
 
 def prompts(split: str, n: int, seed: int, *, moving: bool = True) -> Iterator[tuple[str, dict]]:
