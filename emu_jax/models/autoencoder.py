@@ -247,8 +247,12 @@ def conv(features: int, dtype: DTypeLike, name: str, **kwargs) -> nn.Conv:
   return nn.Conv(features, (3, 3), padding=((1, 1), (1, 1)), dtype=dtype, name=name, **kwargs)
 
 
-def first_kernel(key: jax.Array, shape: tuple[int, ...], dtype, *, known: int, channels: int):
+def first_kernel(
+  key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike, *, known: int, channels: int
+) -> Float[Array, "rows columns inputs outputs"]:
   """As if there were only the first `known` of each pixel's channels: the others' weights are 0.
+
+  Inputs are the `channels` of each pixel of a patch in turn (`to_patches`).
 
   Ours: Fourier features begin without effect. Weights as large as the colours' put waves into a
   stream that carries the picture itself on, and cost more than they gave; see docs/results.
