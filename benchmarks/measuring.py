@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import torch
@@ -67,10 +67,12 @@ def timed(task: str, contenders: dict[str, Callable], rounds: int) -> dict[str, 
   return seconds
 
 
-def child(*words: str, given: str = "") -> dict:
+def child(*words: str, given: str = "", environment: Mapping[str, str] | None = None) -> dict:
   """What modules of this benchmark print as their last line, from a process of their own."""
-  command = [sys.executable, "-m", *words]
-  done = subprocess.run(command, input=given, capture_output=True, text=True, cwd=root())
+  done = subprocess.run(
+    [sys.executable, "-m", *words], input=given, capture_output=True, text=True, cwd=root(),
+    env=os.environ | dict(environment or {}),
+  )  # fmt: skip
   if done.returncode:
     sys.exit(f"benchmark: {' '.join(words)} failed\n{done.stderr[-4000:]}")
   return json.loads(done.stdout.splitlines()[-1])
