@@ -26,7 +26,7 @@ def report(found: dict[str, list[dict]], about: dict, arguments: argparse.Namesp
   turns = zip(values["without"]["step_s"], values["with"]["step_s"], strict=True)
   versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items())
   rows = [
-    f"| {arm} | {spread(these['step_s'])} | {spread(these['peak_MiB'])} |"
+    f"| {arm} | {spread(these['step_s'])} | {spread([v / 1024 for v in these['peak_MiB']])} |"
     for arm, these in values.items()
   ]
   return f"""# Huge pages on a CPU
@@ -40,7 +40,7 @@ The training loop of {found["with"][0]["config"]}, {found["with"][0]["batch"]} c
 and without `{VARIABLE}={VALUE}`; each turn a process of its own, in alternated order. Median \
 (least to most).
 
-| huge pages | seconds a step | largest resident set, MiB, compilation included |
+| huge pages | seconds a step | largest resident set, GiB, compilation included |
 |---|---|---|
 {chr(10).join(rows)}
 

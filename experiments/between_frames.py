@@ -56,6 +56,21 @@ def centroids(share: Float[np.ndarray, "T H W"]) -> Float[np.ndarray, "T 2"]:
   return places
 
 
+def off_path(
+  places: Float[np.ndarray, "T 2"], keys: Float[np.ndarray, "8 2"]
+) -> Float[np.ndarray, " T"]:
+  """How far each frame's place is from an even motion along the keys' places, in pixels.
+
+  The motion is the line through space and time with the least squares to the keys that are seen;
+  NaN where a place is not, and everywhere if fewer than two keys are.
+  """
+  seen = np.isfinite(keys).all(axis=1)
+  if seen.sum() < 2:
+    return np.full(len(places), np.nan)
+  line = np.polyfit(np.array(KNOWN.positions)[seen], keys[seen], 1)
+  return np.linalg.norm(places - (np.arange(len(places))[:, None] * line[0] + line[1]), axis=1)
+
+
 def ghost(share: Float[np.ndarray, "T H W"]) -> float:
   """How much of the shape is half there: 0 for full or absent pixels, 1 for half ones.
 

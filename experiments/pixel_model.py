@@ -1,8 +1,9 @@
 """Small networks in pixel space for clips of one uniform brightness, by the project's one trainer.
 
 There is nothing to read: the loss draws brightness from the step's key. A clip is told its first
-frame beside x_t, with a mask; a direct model is told zeros. Patches of 2 x 2 pixels are channels,
-which turns the pixels about and leaves the diffusion as it is.
+frame beside x_t, with a mask; a direct model is told zeros; a picture with a caption is told which
+one. Patches of 2 x 2 pixels are channels, which turns the pixels about and leaves the diffusion as
+it is.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from emu_jax.compilation import Jit
 from emu_jax.conditioning import concat_known, first_frame
@@ -31,6 +33,8 @@ from train.optimiser import OptimConfig
 from train.stage import Stage
 
 PATCH = 2  # pixels on a side
+CAPTIONS = {"black": (-1.0, -1.0), "white": (1.0, 1.0), "": (-1.0, 1.0)}  # and their brightness
+UNTOLD = list(CAPTIONS).index("")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,7 @@ class PixelModel:
   size: int  # pixels on a side
   num_frames: int = 1
   told: bool = False  # the first frame, as a factorized model is
+  captioned: bool = False  # a picture, by one of `CAPTIONS`
   channels: tuple[int, ...] = (16, 32, 32)
 
   @property
@@ -52,10 +57,11 @@ class PixelModel:
   def unet(self) -> UNetConfig:
     levels, pixels = len(self.channels), 3 * PATCH**2
     video = self.num_frames > 1
+    told = pixels + 1 if video else len(CAPTIONS) if self.captioned else 0
     return UNetConfig(
       in_channels=pixels,
       out_channels=pixels,
-      concat_channels=pixels + 1 if video else 0,
+      concat_channels=told,
       channels=self.channels,
       num_res_blocks=(1,) * levels,
       transformer_depth=(0,) * levels,
@@ -78,30 +84,39 @@ class PixelModel:
     conditions = blank_conditions(self.unet, x.shape)
     return {"net": UNet(self.unet).init(key, x, jnp.zeros(1), conditions)["params"]}
 
-  def conditions(self, first: Video | None, batch: int) -> Conditions:
-    """What the network is told: the first frames of clips, zeros, or nothing of pictures."""
+  def conditions(
+    self, first: Video | None, batch: int, caption: Int[Array, " B"] | None = None
+  ) -> Conditions:
+    """What the network is told: the first frames of clips, zeros, captions, or nothing."""
     blank = blank_conditions(self.unet, (batch, *self.shape))
+    if self.captioned:
+      said = jax.nn.one_hot(caption, len(CAPTIONS))[:, None, None, None]
+      return dataclasses.replace(blank, concat=jnp.broadcast_to(said, blank.concat.shape))
     if first is None or not self.told:
       return blank
     return dataclasses.replace(blank, concat=concat_known(first_frame(self.num_frames), first))
 
   def loss(self, trained, frozen, batch, key, step):
-    """Of uniform clips, their brightness drawn from (-1, 1)."""
+    """Of uniform clips, their brightness drawn from (-1, 1) or as their caption has it."""
     key_brightness, key_loss = jax.random.split(key)
     B = batch["example"].shape[0]
-    brightness = jax.random.uniform(key_brightness, (B, 1, 1, 1, 1), minval=-1, maxval=1)
+    caption = batch["example"] % len(CAPTIONS) if self.captioned else jnp.full(B, UNTOLD)
+    low, high = jnp.array(list(CAPTIONS.values()))[caption].T[..., None, None, None, None]
+    brightness = jax.random.uniform(key_brightness, (B, 1, 1, 1, 1), minval=low, maxval=high)
     frames = jnp.broadcast_to(brightness, (B, self.num_frames, self.size, self.size, 3))
     x_0 = to_patches(frames, PATCH)
-    net, told = bound(UNet(self.unet), trained["net"]), self.conditions(x_0[:, :1], B)
+    net, told = bound(UNet(self.unet), trained["net"]), self.conditions(x_0[:, :1], B, caption)
     return diffusion_loss(lambda x_t, t: net(x_t, t, told), self.schedule, x_0, key_loss), {}
 
 
 @functools.partial(Jit, static_argnames=("model", "sampling", "num"))
-def sample(net, key, first=None, *, model: PixelModel, sampling: Sampling, num: int) -> Video:
-  """Clips [B, T, h, w, C] of a trained network, unclipped."""
+def sample(
+  net, key, first=None, caption=None, *, model: PixelModel, sampling: Sampling, num: int
+) -> Video:
+  """Clips [B, T, h, w, C] of a trained network, unclipped; `caption` [B] of a captioned model."""
   key_noise, key_steps = jax.random.split(key)
   noise = jax.random.normal(key_noise, (num, *model.shape))
-  told, predict = model.conditions(first, num), bound(UNet(model.unet), net)
+  told, predict = model.conditions(first, num, caption), bound(UNet(model.unet), net)
   return sampling.run(lambda x_t, t: predict(x_t, t, told), model.schedule, noise, key_steps)
 
 

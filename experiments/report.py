@@ -137,12 +137,16 @@ def pair_lines(study: Study, results: Results) -> list[str]:
 
 
 def comparisons(study: Study, results: Results) -> list[tuple]:
-  """((a, b), metric, (difference over seeds, over samples, share of wins)) of every pair."""
+  """((a, b), metric, (difference over seeds, over samples, share of wins)) of every pair.
+
+  Of the metrics that both arms have.
+  """
   how = (estimates.difference, estimates.resampled, estimates.wins)
   return [
     ((a, b), metric, tuple(f(results.arms[a], results.arms[b], metric) for f in how))
     for a, b in study.pairs
     for metric in study.paired
+    if all(metric in values for arm in (a, b) for values in results.arms[arm])
   ]
 
 

@@ -2,6 +2,7 @@
 
 from experiments.studies import (
   brightness,
+  brightness_captions,
   brightness_exact,
   brightness_growth,
   convergence,
@@ -21,6 +22,7 @@ STUDIES = {
     convergence,
     brightness_exact,
     brightness,
+    brightness_captions,
     brightness_growth,
     factorized,
     guidance,

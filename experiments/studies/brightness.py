@@ -1,5 +1,8 @@
 """Study 3b: brightness of trained picture models in pixel space, by schedule and prediction."""
 
+import pathlib
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
@@ -32,22 +35,35 @@ def cell(size: Size, seed: int, system: str, side: int, name: str) -> Cell:
   batch_size = 8 if size == "tiny" else 16
   runs = tuple(run_of(model, STEPS[size], batch_size, seed) for model in models)
 
-  def measure(folders):
-    chunks = []
-    for start in range(0, num, CHUNK):
-      drawn = None
-      for model, folder in zip(models, folders, strict=True):
-        key = jax.random.fold_in(jax.random.key(seed), start)
-        key = jax.random.fold_in(key, model.num_frames)
-        drawn = sample(
-          network(folder), key, drawn, model=model, sampling=sampling, num=min(CHUNK, num - start)
-        )
-      chunks.append(np.asarray(drawn, np.float64))
-    return read(np.concatenate(chunks))
-
   expected = uniform(schedule, models[0].numbers, sampling)
   options = {"sampling": vars(sampling), "num": num, "expected": round(expected, 6)}
-  return Cell(runs, options, lambda folders: measure(folders) | {"expected": [expected] * num})
+  return Cell(
+    runs,
+    options,
+    lambda folders: read(drawn(models, folders, size, seed)) | {"expected": [expected] * num},
+  )
+
+
+def drawn(
+  models: Sequence[PixelModel],
+  folders: Sequence[pathlib.Path],
+  size: Size,
+  seed: int,
+  captions: np.ndarray | None = None,
+) -> np.ndarray:
+  """Clips by the last model, each of the others' first; `captions` [N] of a captioned one."""
+  num, chunks = DRAWN[size], []
+  for start in range(0, num, CHUNK):
+    some, clips = slice(start, min(start + CHUNK, num)), None
+    for model, folder in zip(models, folders, strict=True):
+      key = jax.random.fold_in(jax.random.key(seed), start)
+      key = jax.random.fold_in(key, model.num_frames)
+      clips = sample(
+        network(folder), key, clips, None if captions is None else captions[some],
+        model=model, sampling=SAMPLING[size], num=some.stop - start,
+      )  # fmt: skip
+    chunks.append(np.asarray(clips, np.float64))
+  return np.concatenate(chunks)
 
 
 def read(clips: np.ndarray) -> dict[str, np.ndarray]:
@@ -88,14 +104,16 @@ def draw(axes, results: Results) -> None:
   axes.legend(fontsize=7)
 
 
-METHOD = (
+TRAINED = (
   "A small U-Net without attention is trained in pixel space (2 x 2 patches as channels) for 3000 "
   "steps of 16, and 128 samples are drawn by DDIM on 250 trailing steps, with the same noise in "
-  "all arms of a size. The ratio is that of the standard deviations of brightness, samples over "
-  "data; 'expected' is what an exact denoiser of this data gives (`experiments/brightness.py`). "
-  "Noise is the spread of pixels within a sample, 0 in the data. A first seed had 1000 steps and "
-  "ratios of 0.503 (SD) and 0.879 (zero SNR, which misses the criterion); its samples were still "
-  "noisy (0.45 and 0.50), and 3000 steps were chosen on seeing that."
+  "all arms of a size. Noise is the spread of pixels within a sample, 0 in the data. "
+)
+METHOD = TRAINED + (
+  "The ratio is that of the standard deviations of brightness, samples over data; 'expected' is "
+  "what an exact denoiser of this data gives (`experiments/brightness.py`). A first seed had 1000 "
+  "steps and ratios of 0.503 (SD) and 0.879 (zero SNR, which misses the criterion); its samples "
+  "were still noisy (0.45 and 0.50), and 3000 steps were chosen on seeing that."
 )
 
 STUDY = Study(

@@ -59,6 +59,19 @@ def test_repetition_lags_and_blending_leaves_ghosts():
   assert scores[2] > 1.5 * max(scores[:2])
 
 
+def test_what_moves_evenly_is_on_its_keys_path():
+  at = np.arange(37)[:, None]
+  places = np.array([3.0, 40.0]) + at * [0.5, -0.25]
+  keys = places[list(between.KNOWN.positions)]
+  np.testing.assert_allclose(between.off_path(places, keys), 0, atol=1e-12)
+  np.testing.assert_allclose(between.off_path(places + np.array([0.3, 0.4]), keys), 0.5)
+  unseen = keys.copy()
+  unseen[2:5] = np.nan
+  np.testing.assert_allclose(between.off_path(places, unseen), 0, atol=1e-12)
+  unseen[:7] = np.nan
+  assert np.isnan(between.off_path(places, unseen)).all()
+
+
 def test_a_jump_is_a_spike_of_speed():
   scene = between.long_scene(3)
   share = between.shares(between.long_clip(scene, SIDE).astype(float), scene)

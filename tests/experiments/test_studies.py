@@ -88,6 +88,17 @@ def of_brightness(claimed):
   return Results({name: spread(share) for name, share in kept.items()})
 
 
+def of_brightness_captions(claimed):
+  near, far = (0.02, 0.4) if claimed else (0.4, 0.02)
+  asked = np.resize([-1.0, 1.0], 20)
+  told = lambda off: (
+    [{"brightness": asked * (1 - off), "asked": asked, "off": np.full(20, off), "noise": asked * 0}]
+    * SEEDS
+  )
+  kept = {brightness.ZERO: near, brightness.SD: far, brightness.EPS: far}
+  return Results({name: told(off) for name, off in kept.items()})
+
+
 def of_brightness_growth(claimed):
   """The gap grows in the claimed order, or falls."""
   order = [("picture", 16), ("picture", 32), ("picture", 64), ("direct", 16), ("factorized", 16)]
@@ -137,6 +148,11 @@ def of_interpolation(claimed):
     for way, p in ways.items()
     for keys in interpolation.KEYS
   }
+  uneven = lambda wrong: dict.fromkeys((*interpolation.PATHS, "ghost"), wrong)
+  arms |= {
+    interpolation.arm(way, interpolation.GENERATED): uneven(40.0 - ways[way])
+    for way in (interpolation.MODEL, interpolation.KEPT, *interpolation.PLAIN)
+  }
   spike = {"published": 5.0, "gapless": 1.2 if claimed else 9.0}
   arms |= {f"16 frames, {s} seam": {"seam": v, "seam, drawn": 1.1} for s, v in spike.items()}
   return results(arms)
@@ -168,6 +184,7 @@ FIGURES = {
   "convergence": of_convergence,
   "brightness_exact": of_brightness_exact,
   "brightness": of_brightness,
+  "brightness_captions": of_brightness_captions,
   "brightness_growth": of_brightness_growth,
   "factorized": lambda claimed: better("factorized", claimed),
   "guidance": of_guidance,
@@ -256,8 +273,9 @@ def pretended(monkeypatch):
     build = lambda folder, parts: folder.mkdir(exist_ok=True) or True
     return Artefact("random-layers", {"seed": seed}, (image,), build)
 
-  def sample(net, key, first, *, model, sampling, num):
+  def sample(net, key, first, caption, *, model, sampling, num):
     assert (first is None) == (not model.told)
+    assert (caption is None) == (not model.captioned)
     return rng.normal(size=(num, *model.shape))
 
   direct = lambda pipeline, texts, request, given: noise(len(texts), 8)
