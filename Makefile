@@ -10,7 +10,7 @@ PROMPT ?= a large red circle moving left quickly on a black background
 
 BIN := $(VENV)/bin
 export PYTHONPATH := .
-# Linux: large arrays in pages of 2 MiB, where it lets programs ask (benchmarks/huge_pages.py).
+# Linux: large arrays in pages of 2 MiB, where it lets programs ask (docs/results/huge_pages.md).
 demo train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo train test browser clean

@@ -11,6 +11,7 @@ read when a process starts: each turn is a process of its own, A B B A a round.
 import argparse
 import collections
 import pathlib
+import statistics
 
 from benchmarks.basics import say, spread
 from benchmarks.measuring import child, compilations_kept, machine, pin
@@ -26,7 +27,7 @@ def report(found: dict[str, list[dict]], about: dict, arguments: argparse.Namesp
   turns = zip(values["without"]["step_s"], values["with"]["step_s"], strict=True)
   versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items())
   rows = [
-    f"| {arm} | {spread(these['step_s'])} | {spread([v / 1024 for v in these['peak_MiB']])} |"
+    f"| {arm} | {spread(these['step_s'])} | {tens(these['peak_MiB'])} |"
     for arm, these in values.items()
   ]
   return f"""# Huge pages on a CPU
@@ -40,12 +41,18 @@ The training loop of {found["with"][0]["config"]}, {found["with"][0]["batch"]} c
 and without `{VARIABLE}={VALUE}`; each turn a process of its own, in alternated order. Median \
 (least to most).
 
-| huge pages | seconds a step | largest resident set, GiB, compilation included |
+| huge pages | seconds a step | largest resident set, MiB, compilation included |
 |---|---|---|
 {chr(10).join(rows)}
 
 A step without takes {spread([a / b for a, b in turns])} times as long as one with.
 """
+
+
+def tens(values: list[float]) -> str:
+  """As `spread`, to the nearest ten."""
+  middle, low, high = (round(f(values), -1) for f in (statistics.median, min, max))
+  return f"{middle:.0f} ({low:.0f} to {high:.0f})"
 
 
 def main() -> None:
