@@ -16,6 +16,7 @@ FRAMES = 8  # of a clip
 STEPS = {"tiny": 2, "default": 3000}  # of training; after 1000 half of a sample is still noise
 DRAWN = {"tiny": 2, "default": 128}  # clips a cell
 SAMPLING = {"tiny": Sampling(num_steps=2), "default": Sampling(num_steps=250)}
+BATCH = {"tiny": 8, "default": 16}  # of training
 CHUNK = 64  # clips drawn at once
 
 SIDE = 32  # pixels
@@ -32,8 +33,7 @@ def cell(size: Size, seed: int, system: str, side: int, name: str) -> Cell:
   picture = PixelModel(schedule, side)
   clip = PixelModel(schedule, side, FRAMES, told=system == "factorized")
   models = {"picture": (picture,), "direct": (clip,), "factorized": (picture, clip)}[system]
-  batch_size = 8 if size == "tiny" else 16
-  runs = tuple(run_of(model, STEPS[size], batch_size, seed) for model in models)
+  runs = tuple(run_of(model, STEPS[size], BATCH[size], seed) for model in models)
 
   expected = uniform(schedule, models[0].numbers, sampling)
   options = {"sampling": vars(sampling), "num": num, "expected": round(expected, 6)}
@@ -107,13 +107,16 @@ def draw(axes, results: Results) -> None:
 TRAINED = (
   "A small U-Net without attention is trained in pixel space (2 x 2 patches as channels) for 3000 "
   "steps of 16, and 128 samples are drawn by DDIM on 250 trailing steps, with the same noise in "
-  "all arms of a size. Noise is the spread of pixels within a sample, 0 in the data. "
+  "all arms of a size. "
 )
-METHOD = TRAINED + (
-  "The ratio is that of the standard deviations of brightness, samples over data; 'expected' is "
-  "what an exact denoiser of this data gives (`experiments/brightness.py`). A first seed had 1000 "
-  "steps and ratios of 0.503 (SD) and 0.879 (zero SNR, which misses the criterion); its samples "
-  "were still noisy (0.45 and 0.50), and 3000 steps were chosen on seeing that."
+NOISE = "Noise is the spread of pixels within a sample, 0 in the data. "
+METHOD = (
+  TRAINED + "The ratio is that of the standard deviations of brightness, samples over data; "
+  "'expected' is what an exact denoiser of this data gives (`experiments/brightness.py`). "
+  + NOISE
+  + "A first seed had 1000 steps and ratios of 0.503 (SD) and 0.879 (zero SNR, which "
+  "misses the criterion); its samples were still noisy (0.45 and 0.50), and 3000 steps were chosen "
+  "on seeing that."
 )
 
 STUDY = Study(

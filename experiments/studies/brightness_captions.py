@@ -18,7 +18,7 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
 def cell(size: Size, seed: int, name: str) -> Cell:
   """A picture model that is told captions, asked for black and white in turn."""
   model = PixelModel(SCHEDULES[name], brightness.SIDE, captioned=True)
-  run = run_of(model, brightness.STEPS[size], 8 if size == "tiny" else 16, seed)
+  run = run_of(model, brightness.STEPS[size], brightness.BATCH[size], seed)
   words = [ASKED[i % len(ASKED)] for i in range(DRAWN[size])]
   numbers = np.array([list(CAPTIONS).index(word) for word in words])
   wanted = np.array([CAPTIONS[word][0] for word in words])
@@ -71,6 +71,7 @@ STUDY = Study(
     "that caption, a third white (1), with that one, a third of any brightness, without one. The "
     "caption is three more input channels. "
     + brightness.TRAINED
+    + brightness.NOISE
     + "Samples are asked to be black and white in turn, without guidance; distance is that "
     "of a sample's brightness to what was asked. An exact denoiser that is told black needs not "
     "see it: it is at distance 0 by every schedule. What is left is what a network does at pure "

@@ -147,12 +147,11 @@ def errors(wanted: Asked, side: int, levels: float, make: Make) -> dict[str, lis
     right = between_frames.shares(truth.astype(float), scene)
     off = between_frames.centroids(share) - between_frames.centroids(right)
     off = np.linalg.norm(off, axis=1)
-    off = np.where(np.isfinite(off), off, side / 2)  # no shape at all is as wrong as can be
     for name, where in (("between", BETWEEN), ("outside", OUTSIDE)):
       chosen = list(where)
       # Repeated frames of a clip that hardly moves may be right to the last level.
       found[f"PSNR {name}"].append(min(psnr(clip[chosen], truth[chosen]), MOST_PSNR))
-      found[f"off {name}"].append(float(np.sqrt(np.square(off[chosen]).mean())))
+      found[f"off {name}"].append(between_frames.rms(off, chosen, side))
     found["ghost"].append(between_frames.ghost(share[list(BETWEEN)]))
     found["ghost, drawn"].append(between_frames.ghost(right[list(BETWEEN)]))
   return found
@@ -164,9 +163,8 @@ def unevenness(clips: Clips, keys: Clips, scenes: Sequence[shapes.Scene]) -> dic
   for clip, known, scene in zip(clips, keys, scenes, strict=True):
     share, given = (between_frames.shares(frames.astype(float), scene) for frames in (clip, known))
     off = between_frames.off_path(*map(between_frames.centroids, (share, given)))
-    off = np.where(np.isfinite(off), off, side / 2)
     for name, where in zip(PATHS, (BETWEEN, OUTSIDE), strict=True):
-      found[name].append(float(np.sqrt(np.square(off[list(where)]).mean())))
+      found[name].append(between_frames.rms(off, where, side))
     found["ghost"].append(between_frames.ghost(share[list(BETWEEN)]))
   return found
 

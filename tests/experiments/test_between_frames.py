@@ -5,6 +5,7 @@ import numpy as np
 from emu_jax.data import shapes
 from experiments import between_frames as between
 from experiments.chosen_clips import least_window, without_speed
+from experiments.studies import interpolation
 
 SCENE = shapes.Scene("red", "square", "small", "plain", "black", "right", "quickly", (0.2, 0.5))
 SIDE = 32
@@ -70,6 +71,21 @@ def test_what_moves_evenly_is_on_its_keys_path():
   np.testing.assert_allclose(between.off_path(places, unseen), 0, atol=1e-12)
   unseen[:7] = np.nan
   assert np.isnan(between.off_path(places, unseen)).all()
+
+
+def test_without_true_frames_repetition_is_off_the_path_and_doubles_nothing():
+  frames = clip()
+  true, repeated = (
+    interpolation.unevenness(made, keys(frames), [SCENE])
+    for made in (frames[None], between.repeated(keys(frames)))
+  )
+  step = shapes.SPEEDS["quickly"] * SIDE / shapes.FPS  # pixels a frame
+  lag = lambda frames: step * np.sqrt(np.mean(np.square(frames)))
+  # 0.24 as above, of a frame and of the keys' line.
+  assert max(true["off path between"] + true["off path outside"]) < 0.48
+  np.testing.assert_allclose(repeated["off path between"], lag([1, 2, 1]), atol=0.48)
+  np.testing.assert_allclose(repeated["off path outside"], lag([1, 2, 3, 4]), atol=0.48)
+  np.testing.assert_allclose(repeated["ghost"], true["ghost"], atol=0.1)
 
 
 def test_a_jump_is_a_spike_of_speed():
