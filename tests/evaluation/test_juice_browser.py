@@ -116,7 +116,9 @@ OTHER = {"left": "right", "right": "left"}
 def saved(downloads, before):
   """The file that is new among the downloads, once it is whole."""
   for _ in range(200):
-    new = [p for p in downloads.iterdir() if p not in before and p.suffix == ".json"]
+    # Chromium takes the name with an empty file, which the whole one then replaces in one step.
+    files = [p for p in downloads.iterdir() if p not in before and p.suffix == ".json"]
+    new = [p for p in files if p.stat().st_size]
     if new:
       return new[0]
     time.sleep(0.05)
