@@ -21,7 +21,7 @@ from benchmarks.problem import HighWater
 from benchmarks.with_jax import drawn
 from configs.shapes_32 import STAGES
 from emu_jax.config import to_dict
-from emu_jax.data.pipeline import batches, open_source
+from emu_jax.data.batches import batches, open_source
 from emu_jax.data.shapes import prepare_shapes
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.systems.emu import init_autoencoder, init_spatial, init_text

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emu_jax.data.encoded import Encoding
-from emu_jax.sharding import make_mesh, place
+from emu_jax.data.latent_records import Encoding
+from emu_jax.parallel.mesh import make_mesh
+from emu_jax.parallel.placement import place
 from emu_jax.systems.emu import text_features
 from emu_jax.systems.latent import posterior
 from train.config import Experiment, load_stages

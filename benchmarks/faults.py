@@ -30,7 +30,7 @@ import time
 import jax
 
 from benchmarks.basics import commit, say
-from emu_jax.run import complete, load_numpy
+from emu_jax.checkpoints.run import complete, load_numpy
 from train import command
 
 # Every run is a process of its own, forked from one that has imported the program and done nothing

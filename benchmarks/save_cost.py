@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.basics import say, spread
 from benchmarks.data_wait import before, experiment
 from emu_jax.config import to_dict
-from emu_jax.data.pipeline import batches, open_source
+from emu_jax.data.batches import batches, open_source
 from emu_jax.data.shapes import prepare_shapes
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from train.config import Experiment

@@ -23,7 +23,7 @@ from configs.sprites_64 import MODEL as SPRITES
 from emu_jax.conditioning import TextFeatures, concat_known, first_frame
 from emu_jax.diffusion.loss import diffusion_loss
 from emu_jax.diffusion.sampler import time_grid
-from emu_jax.sharding import make_mesh
+from emu_jax.parallel.mesh import make_mesh
 from emu_jax.systems.emu import init_spatial
 from emu_jax.systems.emu_video import (
   TRAINED,

@@ -28,7 +28,7 @@ from emu_jax.models.autoencoder import AutoencoderConfig
 from emu_jax.models.temporal import Temporal
 from emu_jax.models.text import clip_vit_l, t5_xl
 from emu_jax.models.unet import UNetConfig
-from emu_jax.sharding import MeshConfig
+from emu_jax.parallel.mesh import MeshConfig
 from emu_jax.systems.emu import EmuConfig
 from emu_jax.systems.emu_video import EmuVideoConfig
 from train.config import DataConfig, Experiment

@@ -21,7 +21,7 @@ import dataclasses
 from configs.emu_2b7 import IMAGE, loop
 from emu_jax.diffusion.schedule import Schedule
 from emu_jax.models.temporal import TemporalConfig
-from emu_jax.sharding import MeshConfig
+from emu_jax.parallel.mesh import MeshConfig
 from emu_jax.systems.emu_video import EmuVideoConfig
 from train.config import DataConfig, Experiment
 from train.optimiser import OptimConfig

@@ -10,6 +10,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from emu_jax import command_line, media
+from emu_jax.checkpoints.convert import Form, convert
 from emu_jax.cli_juice import juice
 from emu_jax.cli_metrics import measure_folders
 from emu_jax.cli_pictures import animate_picture, edit_picture
@@ -24,16 +25,15 @@ from emu_jax.cli_shared import (
   working,
   write,
 )
-from emu_jax.compilation import enable_cache
-from emu_jax.convert import Form, convert
 from emu_jax.data import decode
+from emu_jax.data.batches import ClipSpec
 from emu_jax.data.own_files import load_clip, load_picture
-from emu_jax.data.pipeline import ClipSpec
 from emu_jax.errors import InputError
 from emu_jax.evaluation import report
 from emu_jax.evaluation.shapes_benchmark import measure
 from emu_jax.generation import check_frames, extend, generate, interpolate, usual_frames
 from emu_jax.loading import load_pipeline
+from emu_jax.parallel.compilation import enable_cache
 
 Prompt = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
 Clip = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")]

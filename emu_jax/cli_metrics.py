@@ -13,7 +13,7 @@ from emu_jax.evaluation import clip_score, features, report, shape_features
 from emu_jax.evaluation.clip_sets import ClipSet, captioned, open_set
 from emu_jax.evaluation.features import Features
 from emu_jax.evaluation.set_metrics import compared, measure
-from emu_jax.sharding import MeshConfig, sampling_mesh
+from emu_jax.parallel.mesh import MeshConfig, sampling_mesh
 
 
 def measure_folders(

@@ -18,7 +18,7 @@ from emu_jax.cli_shared import (
 from emu_jax.data.own_files import load_picture
 from emu_jax.errors import InputError
 from emu_jax.generation import edit
-from emu_jax.sharding import MeshConfig, sampling_mesh
+from emu_jax.parallel.mesh import MeshConfig, sampling_mesh
 from emu_jax.stable_video import HEIGHT, WIDTH, Motion, load_stable_video
 from emu_jax.systems.emu_video import Guidance
 from emu_jax.systems.svd import SvdSampling

@@ -15,8 +15,8 @@ from emu_jax import media
 from emu_jax.errors import InputError
 from emu_jax.generation import Request
 from emu_jax.loading import load_pipeline
+from emu_jax.parallel.mesh import MeshConfig, sampling_mesh
 from emu_jax.pipeline import Animation, Pipeline
-from emu_jax.sharding import MeshConfig, sampling_mesh
 from emu_jax.systems.emu_video import Guidance
 from emu_jax.systems.latent import Sampling
 from emu_jax.weights.model import Precision

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from emu_jax.compilation import Jit
 from emu_jax.conditioning import TextFeatures
-from emu_jax.data.encoded import fields_of_captions
+from emu_jax.data.latent_records import fields_of_captions
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import InputError
-from emu_jax.sharding import batch_sharding
+from emu_jax.parallel.compilation import Jit
+from emu_jax.parallel.placement import batch_sharding
 from emu_jax.systems.emu import EmuConfig, text_features
 from emu_jax.systems.latent import posterior
 from emu_jax.typing import Params
@@ -30,7 +30,7 @@ from emu_jax.typing import Params
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-  """Clips and captions to the fields of records (emu_jax.data.encoded).
+  """Clips and captions to the fields of records (emu_jax.data.latent_records).
 
   Attributes:
     trees: "autoencoder", and "text" where there are tokenizers, on the mesh.

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from emu_jax import public
+from emu_jax.checkpoints.release import is_release, load_release
+from emu_jax.checkpoints.run import latest_step, load_ema, read_config
 from emu_jax.config import from_dict
 from emu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import Autoencoder
+from emu_jax.parallel.placement import place
 from emu_jax.pipeline import MADE_BY, Animation, Pipeline
-from emu_jax.release import is_release, load_release
-from emu_jax.run import latest_step, load_ema, read_config
-from emu_jax.sharding import place
 from emu_jax.systems.emu import init_spatial, init_text
 from emu_jax.systems.emu_video import EmuVideoConfig, init_temporal
 from emu_jax.systems.latent import TextConfig

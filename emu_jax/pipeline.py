@@ -17,11 +17,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from emu_jax.compilation import Jit
 from emu_jax.conditioning import KnownFrames
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import InputError
-from emu_jax.sharding import on
+from emu_jax.parallel.compilation import Jit
+from emu_jax.parallel.mesh import on
 from emu_jax.systems.animatediff import AnimateDiffConfig, sample_clip
 from emu_jax.systems.emu import EmuConfig, sample_edit, sample_image, text_features, without_text
 from emu_jax.systems.emu_video import EmuVideoConfig, Guidance, sample_video

@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from emu_jax import public
-from emu_jax.compilation import Jit
 from emu_jax.config import refused
 from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from emu_jax.models.vision import ClipVision, ClipVisionConfig, svd_pixels
+from emu_jax.parallel.compilation import Jit
+from emu_jax.parallel.mesh import on
 from emu_jax.pipeline import Frames, Given, to_bytes
-from emu_jax.sharding import on
 from emu_jax.systems.svd import (
   Picture,
   SvdConfig,

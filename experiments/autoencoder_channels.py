@@ -25,14 +25,14 @@ from benchmarks.basics import say
 from configs.shapes_32 import optim
 from configs.sprites_64 import MODEL
 from emu_jax import command_line, media
-from emu_jax.compilation import enable_cache
+from emu_jax.checkpoints.run import load_ema
 from emu_jax.config import from_dict
-from emu_jax.data.pipeline import open_source
+from emu_jax.data.batches import open_source
 from emu_jax.errors import InputError
 from emu_jax.evaluation import frechet, metrics
 from emu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from emu_jax.models.discriminator import PatchDiscriminator, PatchDiscriminatorConfig
-from emu_jax.run import load_ema
+from emu_jax.parallel.compilation import enable_cache
 from emu_jax.systems.emu import AutoencoderObjective
 from emu_jax.systems.emu_video import EmuVideoConfig
 from experiments import report

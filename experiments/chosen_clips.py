@@ -10,7 +10,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from emu_jax.data import records, shapes
-from emu_jax.data.pipeline import open_source
+from emu_jax.data.batches import open_source
 from emu_jax.evaluation.metrics import block_motion
 from experiments.artefact import Artefact
 from experiments.recipe import packed

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from emu_jax.checkpoints.run import load_ema
 from emu_jax.config import from_dict
-from emu_jax.data.pipeline import ClipSpec, batches, open_source
-from emu_jax.run import load_ema
+from emu_jax.data.batches import ClipSpec, batches, open_source
 from emu_jax.systems.emu_video import EmuVideoConfig
 from emu_jax.systems.latent import decode_latents, encode_frames, latent_statistics
 

@@ -17,7 +17,7 @@ import tyro
 
 from emu_jax import command_line
 from emu_jax.data import records
-from emu_jax.data.pipeline import open_source
+from emu_jax.data.batches import open_source
 from emu_jax.errors import InputError
 from experiments.chosen_clips import ChosenClips, scores
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from emu_jax.compilation import Jit
+from emu_jax.checkpoints.run import latest_step, load_ema
 from emu_jax.conditioning import concat_known, first_frame
 from emu_jax.config import to_dict
 from emu_jax.diffusion.loss import diffusion_loss
@@ -24,7 +24,7 @@ from emu_jax.diffusion.schedule import Schedule
 from emu_jax.models.autoencoder import to_patches
 from emu_jax.models.temporal import Temporal, TemporalConfig
 from emu_jax.models.unet import UNet, UNetConfig, blank_conditions
-from emu_jax.run import latest_step, load_ema
+from emu_jax.parallel.compilation import Jit
 from emu_jax.systems.latent import Sampling, bound
 from emu_jax.typing import Conditions, Video
 from experiments.artefact import Artefact

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from emu_jax.checkpoints.release import write_release
 from emu_jax.data.records import staged
 from emu_jax.loading import load_pipeline
-from emu_jax.release import write_release
 from emu_jax.systems.emu_video import init_temporal
 from emu_jax.typing import Params
 from experiments.artefact import Artefact

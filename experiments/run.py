@@ -17,8 +17,8 @@ import tyro
 
 from benchmarks.basics import say
 from emu_jax import command_line, media
-from emu_jax.compilation import enable_cache
 from emu_jax.errors import InputError
+from emu_jax.parallel.compilation import enable_cache
 from experiments import report
 from experiments.artefact import StoppedError
 from experiments.studies import STUDIES

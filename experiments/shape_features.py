@@ -25,9 +25,9 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from emu_jax import media
-from emu_jax.compilation import enable_cache
 from emu_jax.data import shapes
 from emu_jax.evaluation import metrics, shape_features
+from emu_jax.parallel.compilation import enable_cache
 from emu_jax.typing import Params
 
 NUM_FRAMES, EVERY = 8, 4  # 8 frames at 4 a second, as Emu Video has them

@@ -18,11 +18,11 @@ import tyro
 from tqdm import tqdm
 
 from emu_jax import media
-from emu_jax.compilation import enable_cache
-from emu_jax.data.pipeline import open_source
+from emu_jax.data.batches import open_source
 from emu_jax.evaluation.metrics import proportion
 from emu_jax.generation import Request, generate
 from emu_jax.loading import load_pipeline
+from emu_jax.parallel.compilation import enable_cache
 from emu_jax.systems.latent import Sampling
 from experiments.sprites import ATTRIBUTES, Reader, caption, parse, unseen
 

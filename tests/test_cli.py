@@ -9,10 +9,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from emu_jax import cli, sharding
+from emu_jax import cli
+from emu_jax.checkpoints.run import load_ema
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.loading import furthest_stage
-from emu_jax.run import load_ema
 from tests import tiny_recipe
 from tests.data.video_files import numbered, numbers, write_numbered, write_video
 
@@ -86,9 +86,9 @@ def test_the_same_command_writes_the_same_bytes_and_another_seed_others(emu, tmp
 
 
 def test_devices_together_sample_the_clip_of_one(emu, tmp_path, monkeypatch):
-  monkeypatch.setattr(sharding, "SMALL", 64)  # weights of the tiny model lie in pieces too
-  split, put = [], sharding.leaf_spec
-  monkeypatch.setattr(sharding, "leaf_spec", lambda *leaf: split.append(put(*leaf)) or split[-1])
+  monkeypatch.setattr(placement, "SMALL", 64)  # weights of the tiny model lie in pieces too
+  split, put = [], placement.leaf_spec
+  monkeypatch.setattr(placement, "leaf_spec", lambda *leaf: split.append(put(*leaf)) or split[-1])
   together = ("--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.frames", 2)
   for name, mesh in (("one", ()), ("eight", together)):
     emu("sample", PROMPT, "--out", tmp_path / f"{name}.png", "--enlarge", 1, *mesh)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from emu_jax.data.encoded import Encoding, collate_captions, fields_of_captions
+from emu_jax.data.latent_records import Encoding, collate_captions, fields_of_captions
 from emu_jax.encoding import in_batches
 
 SIZE = 4

@@ -234,7 +234,7 @@ jax.config.update("jax_platforms", "cpu")
 counts = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: counts.update([event.split("/")[-1]]))
 
-from emu_jax.compilation import enable_cache
+from emu_jax.parallel.compilation import enable_cache
 from tests import test_pipeline as here
 
 enable_cache()

@@ -6,7 +6,7 @@ import functools
 import jax
 import pytest
 
-from emu_jax.sharding import make_mesh
+from emu_jax.parallel.mesh import make_mesh
 from train import command
 
 # Shapes hold 40 frames at 16 fps: enough for 37 of interpolation (4 x 4 fps), and 32 of extension.

@@ -30,8 +30,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from emu_jax.checkpoints.run import complete, latest_step, read_config, stored_metadata
 from emu_jax.errors import InputError
-from emu_jax.run import complete, latest_step, read_config, stored_metadata
 from emu_jax.typing import Params
 from train.state import TrainState, check_same
 
@@ -304,7 +304,7 @@ def _fields(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _position(data: Iterator) -> Any:
-  """Where the data is, as JSON; the same in every process (emu_jax.data.pipeline)."""
+  """Where the data is, as JSON; the same in every process (emu_jax.data.batches)."""
   state = data.get_state()
   return {"base64": base64.b64encode(state).decode()} if isinstance(state, bytes) else state
 

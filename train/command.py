@@ -12,17 +12,17 @@ import jax
 import tyro
 
 from emu_jax import command_line
-from emu_jax.compilation import enable_cache
+from emu_jax.checkpoints.release import is_release
+from emu_jax.checkpoints.run import latest_step
 from emu_jax.config import override, refused, to_dict
-from emu_jax.data.encoded import collate_captions
-from emu_jax.data.pipeline import batches, usable
+from emu_jax.data.batches import batches, usable
+from emu_jax.data.latent_records import collate_captions
 from emu_jax.data.tokenizer import load_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.loading import check_tokenizer, check_trees
+from emu_jax.parallel.compilation import enable_cache
+from emu_jax.parallel.mesh import make_mesh
 from emu_jax.public import check_text, is_public
-from emu_jax.release import is_release
-from emu_jax.run import latest_step
-from emu_jax.sharding import make_mesh
 from train.checkpoint import check_config, claim
 from train.config import Experiment, load_stages
 from train.encode import encode

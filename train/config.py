@@ -6,10 +6,10 @@ import pathlib
 from typing import Literal
 
 from emu_jax.conditioning import KnownFrames, every_fourth, first_frame, past_frames
-from emu_jax.data.pipeline import ClipSpec
+from emu_jax.data.batches import ClipSpec
 from emu_jax.diffusion.loss import Times
 from emu_jax.errors import InputError
-from emu_jax.sharding import MeshConfig
+from emu_jax.parallel.mesh import MeshConfig
 from emu_jax.systems.emu import AutoencoderObjective
 from emu_jax.systems.emu_video import EmuVideoConfig
 from emu_jax.systems.latent import Sampling

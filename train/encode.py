@@ -23,13 +23,15 @@ import tensorflow_datasets as tfds
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from emu_jax.data import encoded, records, shards
-from emu_jax.data.encoded import Encoded, Encoding
-from emu_jax.data.pipeline import Source
+from emu_jax.data import latent_records as encoded
+from emu_jax.data import records, shards
+from emu_jax.data.batches import Source
+from emu_jax.data.latent_records import Encoded, Encoding
 from emu_jax.encoding import Encoder
 from emu_jax.errors import InputError
 from emu_jax.loading import check_trees, load_tokenizers
-from emu_jax.sharding import MeshConfig, make_mesh, place
+from emu_jax.parallel.mesh import MeshConfig, make_mesh
+from emu_jax.parallel.placement import place
 from train.config import Experiment
 from train.encoders import encoding_of
 from train.inputs import inherit, opened

@@ -14,12 +14,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from emu_jax.checkpoints.run import ENCODERS, latest_step
 from emu_jax.config import to_dict
-from emu_jax.data.encoded import Encoding
-from emu_jax.data.pipeline import Source
+from emu_jax.data.batches import Source
+from emu_jax.data.latent_records import Encoding
 from emu_jax.errors import InputError
-from emu_jax.run import ENCODERS, latest_step
-from emu_jax.sharding import place
+from emu_jax.parallel.placement import place
 from emu_jax.typing import Params
 from train.config import Experiment
 from train.stages import packs_text, spared

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from emu_jax.data.pipeline import Source, check_alike, open_source
+from emu_jax.checkpoints.release import is_release, load_release
+from emu_jax.checkpoints.run import load_ema
+from emu_jax.data.batches import Source, check_alike, open_source
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import InputError
 from emu_jax.public import check_same, is_public, load_image_model, load_text
-from emu_jax.release import is_release, load_release
-from emu_jax.run import load_ema
 from emu_jax.typing import Params
 from train.config import Experiment
 

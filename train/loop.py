@@ -14,9 +14,10 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from emu_jax.compilation import Jit
 from emu_jax.errors import InputError
-from emu_jax.sharding import global_batch, make_mesh, place, replicated, with_shardings
+from emu_jax.parallel.compilation import Jit
+from emu_jax.parallel.mesh import make_mesh
+from emu_jax.parallel.placement import global_batch, place, replicated, with_shardings
 from emu_jax.typing import Params
 from train.checkpoint import EXEMPT, Checkpoints, alone_in, claim, restore_frozen, save_frozen
 from train.log import Log, Readings

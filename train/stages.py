@@ -10,11 +10,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from emu_jax.compilation import Jit
 from emu_jax.conditioning import TextFeatures
-from emu_jax.data.encoded import Encoding
+from emu_jax.data.latent_records import Encoding
 from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import Autoencoder
+from emu_jax.parallel.compilation import Jit
 from emu_jax.systems.emu import (
   autoencoder_loss,
   image_loss,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from emu_jax.errors import InputError
-from emu_jax.sharding import place, with_shardings
+from emu_jax.parallel.placement import place, with_shardings
 from emu_jax.typing import Params
 from train.optimiser import OptimConfig, optimiser
 from train.stage import Stage

@@ -10,9 +10,9 @@ import optax
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
-from emu_jax.compilation import Jit
 from emu_jax.errors import InputError
-from emu_jax.sharding import replicated
+from emu_jax.parallel.compilation import Jit
+from emu_jax.parallel.placement import replicated
 from emu_jax.typing import Params
 from train.optimiser import OptimConfig, ema_decay, learning_rate, optimiser
 from train.stage import Loss

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from jax.experimental import multihost_utils
 
-from emu_jax.data.pipeline import Source
+from emu_jax.data.batches import Source
 from emu_jax.data.tokenizer import Tokenizer, tokenizer_file, train_tokenizer
 from emu_jax.loading import load_tokenizers
 from emu_jax.public import is_public, tokenizer_folders

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from emu_jax.data import decode
-from emu_jax.data.pipeline import ClipSpec
+from emu_jax.data.batches import ClipSpec
 from emu_jax.errors import InputError
 
 

@@ -12,10 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
-from emu_jax.compilation import Jit
 from emu_jax.evaluation import frechet, i3d, inception
 from emu_jax.evaluation.frechet import Accumulated
-from emu_jax.sharding import global_batch, on, replicated
+from emu_jax.parallel.compilation import Jit
+from emu_jax.parallel.mesh import on
+from emu_jax.parallel.placement import global_batch, replicated
 from emu_jax.typing import Params
 
 Clip = UInt8[np.ndarray, "T H W 3"]

@@ -16,7 +16,7 @@ from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from emu_jax.placement import pin
+from emu_jax.parallel.activations import pin
 
 
 class Attention(nn.Module):

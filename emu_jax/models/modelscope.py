@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from emu_jax.models.attention import GroupNorm, TransformerLayer
 from emu_jax.models.temporal import Contexts, Features, Temporal, Unet
-from emu_jax.placement import exchange
+from emu_jax.parallel.activations import exchange
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from emu_jax.models.attention import Attention, FeedForward, GroupNorm
 from emu_jax.models.embedding import sinusoid
 from emu_jax.models.temporal import Features, Temporal, Unet
-from emu_jax.placement import exchange
+from emu_jax.parallel.activations import exchange
 
 
 @dataclasses.dataclass(frozen=True)

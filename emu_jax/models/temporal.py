@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from emu_jax.models.attention import GroupNorm, TransformerLayer, in_pieces
 from emu_jax.models.embedding import sinusoid
-from emu_jax.placement import exchange
+from emu_jax.parallel.activations import exchange
 
 Features = Float[Array, "B T H W C"]
 Contexts = Callable[[int], tuple[tuple, tuple]]

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from emu_jax.models.attention import FeedForward, Groups, TransformerLayer
 from emu_jax.models.embedding import EmbeddingMLP, sinusoid
 from emu_jax.models.temporal import AfterLayer, Features, Temporal
-from emu_jax.placement import exchange
+from emu_jax.parallel.activations import exchange
 
 MIX = 0.5  # alpha = sigmoid(MIX) = 0.62 at the start, as SVD was trained
 

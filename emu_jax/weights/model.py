@@ -18,10 +18,10 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
+from emu_jax.checkpoints.run import load_numpy
 from emu_jax.config import check_kinds
 from emu_jax.errors import InputError
-from emu_jax.run import load_numpy
-from emu_jax.sharding import leaf_sharding
+from emu_jax.parallel.placement import leaf_sharding
 from emu_jax.typing import Params
 from emu_jax.weights import files
 from emu_jax.weights.architecture import Architecture
@@ -61,7 +61,7 @@ def load(
       float32.
     widen: take float16 weights too, as float32. Without it they are refused: float16 has lost
       small numbers that no later precision brings back.
-    mesh: where each array goes, by the rules of emu_jax.sharding; None: one device, JAX's first.
+    mesh: where each array goes, by the rules of parallel.placement; None: JAX's first device.
     host: leave the arrays to numpy instead, for who places them later.
   Raises: InputError for anything but a whole checkpoint of a known class with known options.
   """

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emu_jax.compilation import Jit
 from emu_jax.conditioning import text_conditions
 from emu_jax.diffusion.guidance import guided, text_guidance
+from emu_jax.parallel.compilation import Jit
 from emu_jax.systems.emu import text_features
 from emu_jax.systems.emu_video import EmuVideoConfig, vectors, video_network
 from emu_jax.systems.latent import Sampling

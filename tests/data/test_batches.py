@@ -13,9 +13,9 @@ import tensorflow_datasets as tfds
 from orbax.checkpoint import v1 as ocp
 from video_files import numbers, write_numbered
 
-from emu_jax.data import folder, pipeline, records
+from emu_jax.data import folder, records
+from emu_jax.data.batches import ClipSpec, Source, batches, open_source
 from emu_jax.data.own_files import load_clip, load_picture
-from emu_jax.data.pipeline import ClipSpec, Source, batches, open_source
 from emu_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def test_a_batch_is_what_the_contract_says():
 def test_clips_keep_the_asked_rate_and_repeat_no_frame(stored, asked):
   rng, spec, steps = np.random.default_rng(0), ClipSpec(5, asked), []
   for _ in range(300):
-    chosen = pipeline.clip_indices(40, stored, spec, rng)
+    chosen = reading.clip_indices(40, stored, spec, rng)
     assert chosen[0] >= 0
     assert chosen[-1] <= 39
     steps.append(np.diff(chosen))
@@ -103,11 +103,11 @@ def test_clips_keep_the_asked_rate_and_repeat_no_frame(stored, asked):
 
 def test_every_start_is_equally_likely():
   rng = np.random.default_rng(0)
-  starts = [pipeline.clip_indices(10, 8.0, SPEC, rng)[0] for _ in range(7000)]
+  starts = [reading.clip_indices(10, 8.0, SPEC, rng)[0] for _ in range(7000)]
   counts = np.bincount(starts, minlength=7)  # 10 - 4 + 1 starts fit
   assert len(counts) == 7
   assert np.abs(counts - 1000).max() < 5 * (7000 / 7 * 6 / 7) ** 0.5
-  pictures = [pipeline.clip_indices(10, 0.0, ClipSpec(1, 4.0), rng)[0] for _ in range(7000)]
+  pictures = [reading.clip_indices(10, 0.0, ClipSpec(1, 4.0), rng)[0] for _ in range(7000)]
   assert np.abs(np.bincount(pictures) - 700).max() < 5 * (7000 * 0.1 * 0.9) ** 0.5
 
 
@@ -115,14 +115,14 @@ def test_a_picture_that_begins_a_clip_is_one_of_its_possible_first_frames():
   rng = np.random.default_rng(0)
   clip, picture = ClipSpec(8, 4.0), ClipSpec(1, 4.0, begins=8)
   starts, pictures = (
-    [pipeline.clip_indices(40, 16.0, spec, rng)[0] for _ in range(13_000)]
+    [reading.clip_indices(40, 16.0, spec, rng)[0] for _ in range(13_000)]
     for spec in (clip, picture)
   )
   counts = [np.bincount(found, minlength=40) for found in (starts, pictures)]
   assert (counts[0] > 0).tolist() == (counts[1] > 0).tolist()
   assert np.abs(counts[0] - counts[1]).max() < 6 * np.sqrt(2 * max(counts[0]))
   # Records that hold no such clip still give any of their frames.
-  short = {int(pipeline.clip_indices(5, 16.0, picture, rng)[0]) for _ in range(200)}
+  short = {int(reading.clip_indices(5, 16.0, picture, rng)[0]) for _ in range(200)}
   assert short == set(range(5))
   with pytest.raises(ValueError, match="begins=8 with num_frames=2"):
     ClipSpec(2, 4.0, begins=8)
@@ -143,11 +143,11 @@ def mixed_lengths():
 
 def test_what_would_repeat_frames_is_left_out_and_counted(caplog):
   with caplog.at_level(logging.WARNING):
-    chosen = pipeline.usable(mixed_lengths(), SPEC)
+    chosen = reading.usable(mixed_lengths(), SPEC)
   # Too short, stored at too low a rate, too short for its rate (10 / 30 s), a picture.
   assert chosen.tolist() == [0, 3]
   assert "4 of 6 records" in caplog.text
-  assert pipeline.usable(mixed_lengths(), ClipSpec(1, 8.0)).tolist() == [0, 1, 2, 3, 4, 5]
+  assert reading.usable(mixed_lengths(), ClipSpec(1, 8.0)).tolist() == [0, 1, 2, 3, 4, 5]
   seen = {i for batch in take(stream(mixed_lengths(), 2), 4) for i in which(batch)}
   assert seen == {0, 3}
 

@@ -12,7 +12,7 @@ import pytest
 from video_files import write_numbered
 
 from emu_jax.data import beam, folder
-from emu_jax.data.pipeline import open_source
+from emu_jax.data.batches import open_source
 from emu_jax.errors import InputError
 from tests.tiny_recipe import refusal
 from train import command

@@ -15,7 +15,7 @@ import pytest
 from video_files import numbers, write_numbered
 
 from emu_jax.data import folder, records
-from emu_jax.data.pipeline import open_source
+from emu_jax.data.batches import open_source
 from emu_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -299,10 +299,10 @@ def test_a_killed_run_leaves_nothing_under_the_name(clips, tmp_path):
 
 READER = """
 import sys
-from emu_jax.data import folder, pipeline, shapes
-source = pipeline.open_source(sys.argv[1], "train")
-spec = pipeline.ClipSpec(4, 8.0)
-with_frames = next(pipeline.batches(source, spec=spec, batch_size=2, seed=0))
+from emu_jax.data import batches, folder, shapes
+source = batches.open_source(sys.argv[1], "train")
+spec = batches.ClipSpec(4, 8.0)
+with_frames = next(batches.batches(source, spec=spec, batch_size=2, seed=0))
 print(with_frames["frames"].shape, "tensorflow" in sys.modules)
 """
 

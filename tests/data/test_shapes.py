@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from emu_jax.data import shapes
-from emu_jax.data.pipeline import open_source
+from emu_jax.data.batches import open_source
 from emu_jax.errors import InputError
 
 GRAMMAR = re.compile(

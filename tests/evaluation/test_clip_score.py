@@ -10,7 +10,7 @@ from PIL import Image
 from emu_jax.errors import InputError
 from emu_jax.evaluation import clip_score
 from emu_jax.evaluation.features import Stream
-from emu_jax.sharding import MeshConfig, make_mesh
+from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.weights.oracle import drawn_anew, torch
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle")

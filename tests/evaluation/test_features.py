@@ -7,7 +7,7 @@ import pytest
 
 from emu_jax.evaluation import frechet
 from emu_jax.evaluation.features import Features, Stream, accumulated, distances
-from emu_jax.sharding import MeshConfig, make_mesh
+from emu_jax.parallel.mesh import MeshConfig, make_mesh
 
 RNG = np.random.default_rng(0)
 CLIPS = RNG.integers(0, 256, (37, 3, 8, 8, 3), np.uint8)

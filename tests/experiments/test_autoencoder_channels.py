@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from emu_jax.data import shapes
-from emu_jax.data.pipeline import open_source
+from emu_jax.data.batches import open_source
 from emu_jax.errors import InputError
 from experiments import autoencoder_channels as channels
 from experiments.artefact import made

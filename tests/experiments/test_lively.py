@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from emu_jax.data.pipeline import open_source
+from emu_jax.data.batches import open_source
 from emu_jax.data.shapes import prepare_shapes
 from experiments.chosen_clips import scores
 from experiments.lively import main

@@ -12,9 +12,9 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny_run import OPTIM, config, data, init, noisy_loss, run, sample, stage
 
+from emu_jax.checkpoints.run import latest_step, load_ema
 from emu_jax.errors import InputError
-from emu_jax.run import latest_step, load_ema
-from emu_jax.sharding import make_mesh
+from emu_jax.parallel.mesh import make_mesh
 from train.checkpoint import Checkpoints, alone_in
 from train.loop import LoopConfig
 from train.stage import Stage

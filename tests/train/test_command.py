@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from emu_jax import cli
-from emu_jax.data.pipeline import Source
+from emu_jax.checkpoints.run import latest_step, load_ema
+from emu_jax.data.batches import Source
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
-from emu_jax.run import latest_step, load_ema
 from tests import tiny_recipe
 from tests.data.video_files import write_numbered, write_video
 from train import command, packing

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 from emu_jax import cli
+from emu_jax.checkpoints.run import stored_metadata
 from emu_jax.config import to_dict
-from emu_jax.data.encoded import collate_captions
-from emu_jax.data.pipeline import batches, open_source
+from emu_jax.data.batches import batches, open_source
+from emu_jax.data.latent_records import collate_captions
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.errors import InputError
-from emu_jax.run import stored_metadata
-from emu_jax.sharding import make_mesh
+from emu_jax.parallel.mesh import make_mesh
 from emu_jax.systems.latent import posterior
 from tests import tiny, tiny_recipe
 from train import command, encode

@@ -19,8 +19,8 @@ import tiny_run
 from rich.console import Console
 from tiny_run import OPTIM, data, plain_loss, run, stage, validation
 
+from emu_jax.checkpoints.run import latest_step, load_ema
 from emu_jax.errors import InputError
-from emu_jax.run import latest_step, load_ema
 from train.log import Readings, side_by_side
 from train.loop import LoopConfig, StopSignal
 from train.progress import Clock, ProgressLine, describe

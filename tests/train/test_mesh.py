@@ -12,13 +12,13 @@ import optax
 import pytest
 import tiny_run
 
-from emu_jax import sharding
 from emu_jax.diffusion.guidance import guided, text_guidance
 from emu_jax.diffusion.schedule import Schedule
 from emu_jax.errors import InputError
 from emu_jax.models.temporal import TemporalConfig
 from emu_jax.models.unet import UNet, UNetConfig
-from emu_jax.sharding import MeshConfig, global_batch, make_mesh, place, replicated
+from emu_jax.parallel.mesh import MeshConfig, make_mesh
+from emu_jax.parallel.placement import global_batch, place, replicated
 from emu_jax.systems.latent import Sampling
 from emu_jax.typing import Conditions
 from tests.tiny import perturbed
@@ -41,7 +41,7 @@ OPTIM = OptimConfig(peak_lr=1e-1, warmup_steps=0, eps=1.0, ema_decay=0.5, clip_n
 @pytest.fixture(autouse=True)
 def nothing_is_small(monkeypatch):
   """The parameters of these tests are split too."""
-  monkeypatch.setattr(sharding, "SMALL", 64)
+  monkeypatch.setattr(placement, "SMALL", 64)
 
 
 @functools.cache
@@ -163,7 +163,7 @@ def test_samples_are_those_of_one_device():
 
 
 def test_checkpoints_of_eight_devices_are_read_on_fewer(tmp_path, monkeypatch):
-  monkeypatch.setattr(sharding, "SMALL", 16)
+  monkeypatch.setattr(placement, "SMALL", 16)
   wrote = tiny_run.run(tmp_path, 3, mesh=make_mesh(None, MeshConfig(data=2, fsdp=4)))
   kernel = lambda state: state.params["net"]["first"]["kernel"]
   assert kernel(wrote).addressable_shards[0].data.shape == (4, 2)

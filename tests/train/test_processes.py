@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import tiny_run
 
+from emu_jax.checkpoints.run import latest_step, load_numpy
 from emu_jax.errors import InputError
-from emu_jax.run import latest_step, load_numpy
 from train.processes import join, launcher
 
 STEPS = 12

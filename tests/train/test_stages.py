@@ -12,13 +12,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from emu_jax.checkpoints.run import load_ema, stored_metadata
 from emu_jax.conditioning import TextFeatures
 from emu_jax.diffusion.loss import Times
 from emu_jax.errors import InputError
 from emu_jax.generation import Request, generate
 from emu_jax.loading import load_pipeline
-from emu_jax.run import load_ema, stored_metadata
-from emu_jax.sharding import make_mesh
+from emu_jax.parallel.mesh import make_mesh
 from emu_jax.systems import emu, emu_video
 from emu_jax.systems.latent import Sampling, encode_frames
 from tests import tiny_recipe

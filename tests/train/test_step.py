@@ -11,7 +11,8 @@ import pytest
 from tiny_run import OPTIM, data, noisy_loss, plain_loss, stage
 
 from emu_jax.errors import InputError
-from emu_jax.sharding import global_batch, make_mesh, replicated
+from emu_jax.parallel.mesh import make_mesh
+from emu_jax.parallel.placement import global_batch, replicated
 from train.state import initial_state, leaf_names
 from train.step import jitted_step, train_step
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emu_jax import sharding
-from emu_jax.data.pipeline import ClipSpec, Source, batches
-from emu_jax.sharding import MeshConfig, make_mesh
+from emu_jax.data.batches import ClipSpec, Source, batches
+from emu_jax.parallel import placement
+from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from train.loop import LoopConfig, train
 from train.optimiser import OptimConfig
 from train.processes import join, together
@@ -130,7 +130,7 @@ class Slow:
 
 def main(run_dir, num_steps, seconds="0.01", fsdp="1", coordinator="", processes="0", process="-1"):
   jax.config.update("jax_platforms", "cpu")
-  sharding.SMALL = 16  # so few numbers lie in pieces too, where they are asked to
+  placement.SMALL = 16  # so few numbers lie in pieces too, where they are asked to
   with together("tiny_run"):
     join(coordinator, int(processes), int(process))
     alone = jax.process_count() == 1

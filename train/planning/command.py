@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 
 from emu_jax.config import override
 from emu_jax.errors import InputError
-from emu_jax.sharding import MeshConfig, make_mesh, with_shardings
+from emu_jax.parallel.mesh import MeshConfig, make_mesh
+from emu_jax.parallel.placement import with_shardings
 from train.config import Experiment, load_stages
 from train.planning import compiling, piecewise, report, search, topologies
 from train.planning.programs import Program, Sampling, Training

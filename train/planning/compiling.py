@@ -11,7 +11,7 @@ import warnings
 
 import jax
 
-from emu_jax.compilation import TPU_OPTIONS
+from emu_jax.parallel.compilation import TPU_OPTIONS
 from train.planning import hlo
 from train.planning.topologies import Topology
 

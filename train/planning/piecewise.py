@@ -26,9 +26,9 @@ import jax
 from jax.extend import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from emu_jax.compilation import Jit
-from emu_jax.placement import video_spec
-from emu_jax.sharding import leaf_spec
+from emu_jax.parallel.activations import video_spec
+from emu_jax.parallel.compilation import Jit
+from emu_jax.parallel.placement import leaf_spec
 from train.planning import compiling, flops
 from train.planning.blocks import Array, Call
 from train.planning.compiling import Measured

@@ -15,9 +15,9 @@ from jax.extend import core
 from jax.sharding import Mesh
 
 from emu_jax import encoding
-from emu_jax.data.encoded import Encoding
+from emu_jax.data.latent_records import Encoding
 from emu_jax.models.autoencoder import Autoencoder
-from emu_jax.sharding import batch_sharding, replicated, with_shardings
+from emu_jax.parallel.placement import batch_sharding, replicated, with_shardings
 from emu_jax.systems.emu import init_spatial, init_text
 from emu_jax.systems.emu_video import init_temporal
 from emu_jax.typing import Params

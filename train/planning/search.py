@@ -8,7 +8,7 @@ compiled; where the compiler's temporaries are too many the batch is halved.
 import dataclasses
 from collections.abc import Sequence
 
-from emu_jax.sharding import MeshConfig
+from emu_jax.parallel.mesh import MeshConfig
 from train.config import Experiment
 from train.planning.blocks import Call
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from emu_jax.sharding import make_mesh
+from emu_jax.parallel.mesh import make_mesh
 from tests.tiny import MODEL
 from train.config import DataConfig, Experiment
 from train.planning import blocks, flops, piecewise

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from emu_jax.errors import InputError
-from emu_jax.sharding import MeshConfig, make_mesh
+from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.tiny_recipe import refusal
 from train import command
 from train.planning import search, topologies

@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 from emu_jax import cli
+from emu_jax.checkpoints.run import latest_step
 from emu_jax.loading import load_pipeline
-from emu_jax.run import latest_step
 from tests import tiny_public, tiny_recipe
 from train import command
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from emu_jax.compilation import Jit
-from emu_jax.sharding import MeshConfig, make_mesh
+from emu_jax.parallel.compilation import Jit
+from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from train.planning import topologies
 
 needs_libtpu = pytest.mark.skipif(

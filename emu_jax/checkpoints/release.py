@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from emu_jax.checkpoints.run import read_config
 from emu_jax.config import to_dict
 from emu_jax.errors import InputError
-from emu_jax.run import read_config
 from emu_jax.typing import Params
 from emu_jax.weights import files
 

@@ -21,7 +21,13 @@ import tensorflow_datasets as tfds
 from jaxtyping import Bool, Float, Int
 
 from emu_jax.data import decode, records
-from emu_jax.data.encoded import Encoded, Encoding, caption_fields, collate_captions, read_encoding
+from emu_jax.data.latent_records import (
+  Encoded,
+  Encoding,
+  caption_fields,
+  collate_captions,
+  read_encoding,
+)
 from emu_jax.errors import InputError
 
 # texts, overflow="error" | "truncate" -> tokens int32 [B, L], mask bool [B, L]
@@ -183,9 +189,9 @@ def batches(
   A batch is numpy, and this process's own part of the global one: "frames" uint8 [B, T, H, W, 3],
   "tokens" and "masks" tuples of [B, L], one an encoder, "fps" float32 [B] (the spec's),
   "image_dropped" bool [B]. Of encoded records "moments" [B, T, h, w, 2 C] stand in place of frames
-  and, without tokenizers, "text" in place of tokens and masks (emu_jax.data.encoded). The parts of
-  all processes, one after another, are the batch that one process would read; no process reads
-  another's part. Close it when done.
+  and, without tokenizers, "text" in place of tokens and masks (emu_jax.data.latent_records).
+  The parts of all processes, one after another, are the batch that one process would read; no
+  process reads another's part. Close it when done.
 
   Source: dropout rates are not published; 0.1 and 0.1 are this project's defaults (InstructPix2Pix,
     arXiv:2211.09800, uses 0.05 for each of text, image, both).

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Literal
 
 from emu_jax import public
+from emu_jax.checkpoints.release import copy_texts, write_json, write_release
+from emu_jax.checkpoints.run import read_config
 from emu_jax.errors import InputError
 from emu_jax.loading import load_pipeline
 from emu_jax.pipeline import MADE_BY, Pipeline
-from emu_jax.release import copy_texts, write_json, write_release
-from emu_jax.run import read_config
 from emu_jax.weights import files
 from emu_jax.weights.architectures import ARCHITECTURES
 from emu_jax.weights.model import Precision, architecture_of, load, save, save_orbax

@@ -10,11 +10,12 @@ import pytest
 import tiny
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from emu_jax import sharding
 from emu_jax.errors import InputError
 from emu_jax.models.discriminator import PatchDiscriminator, PatchDiscriminatorConfig
-from emu_jax.placement import AXES, exchange, pin, video_spec
-from emu_jax.sharding import MeshConfig, make_mesh, place, tree_shardings
+from emu_jax.parallel import placement
+from emu_jax.parallel.activations import AXES, exchange, pin, video_spec
+from emu_jax.parallel.mesh import MeshConfig, make_mesh
+from emu_jax.parallel.placement import place, tree_shardings
 from emu_jax.weights.architectures import ARCHITECTURES
 
 WIDE = AbstractMesh((2, 16, 1), AXES, axis_types=(AxisType.Auto,) * 3)
@@ -42,11 +43,11 @@ def shipped():
 
 def test_every_parameter_has_a_rule_and_every_rule_a_parameter(shipped):
   paths = [path for tree in shipped.values() for path, _ in names(tree)]
-  used = {sharding.matching_rule(path) for path in paths}
+  used = {placement.matching_rule(path) for path in paths}
   # Leaves of states, of other configurations than the defaults, and of adapters.
   others = ("step", "opt_state/0/count", "layer_0/positions", "temporal_mid/factor", "x/mix")
-  used |= {sharding.matching_rule(path) for path in others}
-  assert used == set(range(len(sharding.RULES)))
+  used |= {placement.matching_rule(path) for path in others}
+  assert used == set(range(len(placement.RULES)))
 
 
 def test_an_unknown_parameter_is_refused():
@@ -67,7 +68,7 @@ def test_large_parameters_are_split_evenly(shipped):
 
 
 def test_the_largest_divisible_axis_is_split():
-  spec = lambda *shape: sharding.leaf_spec("conv/kernel", shape, 16)
+  spec = lambda *shape: placement.leaf_spec("conv/kernel", shape, 16)
   assert spec(3, 3, 320, 640) == PartitionSpec(None, None, None, "fsdp")
   assert spec(3, 3, 640, 320) == PartitionSpec(None, None, "fsdp", None)
   assert spec(3, 3, 640, 640) == PartitionSpec(None, None, "fsdp", None)
