@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from orbax.checkpoint import v1 as ocp
 from video_files import numbers, write_numbered
 
+from emu_jax.data import batches as reading
 from emu_jax.data import folder, records
 from emu_jax.data.batches import ClipSpec, Source, batches, open_source
 from emu_jax.data.own_files import load_clip, load_picture
