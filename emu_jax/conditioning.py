@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from emu_jax.diffusion.schedule import Schedule, target, to_x_0_and_eps
+from emu_jax.diffusion.process import Process
 from emu_jax.typing import Conditions, PerExample, Predict, Video
 
 
@@ -75,7 +75,7 @@ def concat_known(
 
 
 def keeping(
-  predict: Predict, schedule: Schedule, known: KnownFrames, given: Float[Array, "B K H W C"]
+  predict: Predict, process: Process, known: KnownFrames, given: Float[Array, "B K H W C"]
 ) -> Predict:
   """`predict` with a denoiser that is right about the known frames: x_0 there is `given`.
 
@@ -89,9 +89,7 @@ def keeping(
   given = given.astype(jnp.float32)
 
   def kept(x_t: Video, t: PerExample) -> Video:
-    alpha, sigma = schedule(t)
-    _, eps = to_x_0_and_eps("x_0", given, x_t[:, where], alpha, sigma)
-    right = target(schedule.prediction, given, eps, alpha, sigma)
+    right = process.output(given, x_t[:, where], t)
     return predict(x_t, t).at[:, where].set(right)
 
   return kept

@@ -2,14 +2,16 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import cattrs
+from cattrs.gen import make_dict_structure_fn
 from cattrs.preconf.json import make_converter
 
 from emu_jax.errors import InputError
@@ -17,6 +19,9 @@ from emu_jax.errors import InputError
 Config = TypeVar("Config")
 
 _CONVERTER = make_converter(forbid_extra_keys=True)
+KIND = "@kind"  # the key of a JSON object that names its class; no field can have it
+_KINDS: dict[str, type] = {}
+_FINDERS: list[Callable[[str], None]] = []  # import the module of a kind that is not known yet
 
 
 def _exactly(value: Any, kind: type) -> Any:
@@ -30,9 +35,109 @@ for _kind in (int, float, bool, str):
   _CONVERTER.register_structure_hook(_kind, _exactly)
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-  """A frozen dataclass as JSON-able values."""
-  return _CONVERTER.unstructure(config)
+def kind(name: str) -> Callable[[type], type]:
+  """Class decorator: JSON of this dataclass carries `"@kind": name`, and comes back as itself.
+
+  It is needed where a field is declared as a base class, a protocol or a union of dataclasses.
+  """
+
+  def register(cls: type) -> type:
+    known = _KINDS.setdefault(name, cls)
+    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+      raise ValueError(f"kind {name!r} is {known.__qualname__} already; name {cls.__name__} else")
+    _KINDS[name] = cls
+    cls.config_kind = name
+    return cls
+
+  return register
+
+
+def kind_of(config: Any) -> str | None:
+  """The name under which a config's class was registered; None where it was not."""
+  return type(config).__dict__.get("config_kind")
+
+
+def add_finder(find: Callable[[str], None]) -> None:
+  """Has `find(name)` import the module of a kind that nothing has registered yet."""
+  _FINDERS.append(find)
+
+
+def class_of_kind(name: Any, base: type) -> type:
+  """The class of a kind. Raises: ValueError where none is known, or it is no `base`."""
+  for find in _FINDERS if name not in _KINDS else ():
+    find(name)
+  found = _KINDS.get(name) if isinstance(name, str) else None
+  fitting = [known for known, cls in _KINDS.items() if _is_a(cls, base)]
+  if found is None or not _is_a(found, base):
+    raise ValueError(
+      f"kind {name!r} is no {base.__name__}; choose one of {', '.join(sorted(fitting))}"
+    )
+  return found
+
+
+def _is_a(cls: type, base: type) -> bool:
+  if getattr(base, "_is_protocol", False):
+    return all(hasattr(cls, name) for name in base.__protocol_attrs__)
+  return issubclass(cls, base)
+
+
+def to_dict(config: Any) -> Any:
+  """A frozen dataclass as JSON-able values.
+
+  Raises: TypeError where a field holds a subclass of what it is declared as that has no kind:
+    JSON would lose what the subclass adds.
+  """
+  if not dataclasses.is_dataclass(config):
+    if isinstance(config, tuple | list):
+      return [to_dict(value) for value in config]
+    if isinstance(config, Mapping):
+      return {name: to_dict(value) for name, value in config.items()}
+    return config
+  declared = typing.get_type_hints(type(config))
+  values = {} if kind_of(config) is None else {KIND: kind_of(config)}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value) and kind_of(value) is None:
+      classes = typing.get_args(declared[field.name]) or (declared[field.name],)
+      if type(value) not in classes:
+        raise TypeError(
+          f"{type(config).__name__}: {field.name} holds a {type(value).__name__}, which JSON would "
+          f"lose; give that class a kind (emu_jax.config.kind)"
+        )
+    values[field.name] = to_dict(value)
+  return values
+
+
+def _structure_by_kind(values: Any, declared: Any) -> Any:
+  """A dataclass of the kind that its JSON names; of the declared class where it names none."""
+  if isinstance(values, dict) and KIND in values:
+    values = dict(values)
+    name = values.pop(KIND)
+    bases = typing.get_args(declared) or (declared,)
+    known = [base for base in bases if _KINDS.get(name) and _is_a(_KINDS[name], base)]
+    declared = class_of_kind(name, known[0] if known else bases[0])
+  elif typing.get_args(declared):
+    declared = typing.get_args(declared)[0]  # the first of a union, as before there were kinds
+  elif getattr(declared, "_is_protocol", False):
+    raise ValueError(f"it has no {KIND!r}, which tells the class of a {declared.__name__}")
+  if not isinstance(values, dict):
+    raise TypeError(f"{values!r} is no JSON object")
+  return _plain_hook(declared)(values, declared)
+
+
+@functools.cache
+def _plain_hook(cls: type) -> Callable:
+  return make_dict_structure_fn(cls, _CONVERTER, _cattrs_forbid_extra_keys=True)
+
+
+def _has_kinds(declared: Any) -> bool:
+  if typing.get_origin(declared) in (typing.Union, types.UnionType):
+    parts = typing.get_args(declared)
+    return all(dataclasses.is_dataclass(p) and "config_kind" in p.__dict__ for p in parts)
+  return dataclasses.is_dataclass(declared) or getattr(declared, "_is_protocol", False)
+
+
+_CONVERTER.register_structure_hook_func(_has_kinds, _structure_by_kind)
 
 
 def from_dict(values: Any, kind: type[Config], who: str) -> Config:
@@ -52,7 +157,7 @@ def check_kinds(config: Any) -> None:
       check_kinds(value)  # as what it is: a field may hold a subclass
       continue
     try:
-      _CONVERTER.structure(_CONVERTER.unstructure(value), kinds[field.name])
+      _CONVERTER.structure(to_dict(value), kinds[field.name])
     except (cattrs.BaseValidationError, TypeError, ValueError) as error:
       raise TypeError(
         f"{type(config).__name__}: {field.name}={value!r} is not of kind {kinds[field.name]}"

@@ -4,92 +4,260 @@ Source: Emu, arXiv:2309.15807. With other values of the same configuration it is
 """
 
 import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from emu_jax.conditioning import TextFeatures, image_branches, known_branches, text_conditions
-from emu_jax.diffusion.guidance import emu_video_guidance, guided, rescale, text_guidance
-from emu_jax.diffusion.loss import Times, diffusion_loss
-from emu_jax.diffusion.schedule import Schedule
-from emu_jax.models.autoencoder import (
-  Autoencoder,
-  AutoencoderConfig,
-  kl_divergence,
-  sample_posterior,
+from emu_jax.conditioning import TextFeatures, image_branches, text_conditions
+from emu_jax.config import kind, to_dict
+from emu_jax.data.inputs import ClipSpec, clip_inputs
+from emu_jax.diffusion.guidance import guided, rescale, text_guidance
+from emu_jax.diffusion.noise import normal, split
+from emu_jax.diffusion.discrete import Discrete
+from emu_jax.diffusion.process import Process
+from emu_jax.diffusion.process import Sampling
+from emu_jax.errors import InputError
+from emu_jax.models.net import network
+from emu_jax.models.unet import UNetConfig
+from emu_jax.systems import pipelines
+from emu_jax.systems.autoencoder import (
+  AutoencoderObjective,
+  autoencoder_part,
+  discriminator_tree,
 )
-from emu_jax.models.discriminator import (
-  PatchDiscriminator,
-  PatchDiscriminatorConfig,
-  feature_distance,
-  hinge_discriminator,
-  hinge_generator,
+from emu_jax.systems.first_stage import (
+  FirstStage,
+  KlAutoencoder,
+  flat,
+  latent_shape,
+  pixels_or_posterior,
+  to_bytes,
 )
-from emu_jax.models.text import text_encoder
-from emu_jax.models.unet import UNet, UNetConfig, blank_conditions
-from emu_jax.systems.latent import (
-  Posterior,
-  Sampling,
+from emu_jax.systems.requests import Prompted, numbers
+from emu_jax.systems.system import (
+  Encoder,
+  Part,
+  Pipeline,
+  Step,
+  System,
+  Task,
+  Tree,
+  example_keys,
+)
+from emu_jax.systems.text import (
   TextConfig,
-  bound,
-  encode_frames,
   encode_text,
   pooled_dim,
+  repeated,
+  stored_features,
+  text_tree,
 )
-from emu_jax.systems.pyramid import pyramid_error
 from emu_jax.typing import Params, PerExample, Video
 
 SIZES = 6  # SDXL's micro-conditions: original size, crop corner and target size, height and width
 
 
+@kind("emu")
 @dataclasses.dataclass(frozen=True)
-class EmuConfig:
-  """A text-to-image model: its networks, its schedule and the size of its pictures."""
+class Emu(System):
+  """A text-to-image model: its networks, its noise, the size of its pictures, how it trains."""
 
-  autoencoder: AutoencoderConfig
-  text: tuple[TextConfig, ...]
   unet: UNetConfig
-  schedule: Schedule = Schedule()  # scaled-linear with epsilon: Stable Diffusion's and Emu's
-  size: int = 512  # pixels on a side
+  text: tuple[TextConfig, ...]
+  first_stage: FirstStage = KlAutoencoder()
+  process: Process = Discrete()  # scaled-linear with epsilon: Stable Diffusion's and Emu's
+  size: tuple[int, int] = (512, 512)  # height and width, pixels
   zero_empty: bool = False  # guidance leads away from zeros, not from the empty prompt: SDXL
+  guidance: float = 7.5  # scale of the text; source: Emu Video, arXiv:2311.10709, sec. 4
+  # Training of the autoencoder, and of the image model.
+  objective: AutoencoderObjective = AutoencoderObjective()
+  train_text: bool = False  # the text encoders train along with the image model
+  offset_noise: float = 0.0  # Emu: 0.02 late in pretraining, 0.1 in quality-tuning
+  preview: Sampling = Sampling(num_steps=25)  # of samples that are drawn while training
+
+  pipelines: ClassVar = dict.fromkeys(pipelines.TEXT_TO_IMAGE, ())
 
   def __post_init__(self):
-    z, widths = self.autoencoder.z_channels, tuple(t.width for t in self.text)
+    z, widths = self.first_stage.channels, tuple(t.width for t in self.text)
     if (self.unet.in_channels, self.unet.out_channels) != (z, z):
       raise ValueError(
-        f"EmuConfig: unet.in_channels={self.unet.in_channels} and unet.out_channels="
-        f"{self.unet.out_channels} must both be autoencoder.z_channels={z}"
+        f"Emu: unet.in_channels={self.unet.in_channels} and unet.out_channels="
+        f"{self.unet.out_channels} must both be the first stage's channels={z}"
       )
     if self.unet.context_dims not in (widths, (sum(widths),)):
       raise ValueError(
-        f"EmuConfig: unet.context_dims={self.unet.context_dims} must be the widths {widths} of the "
+        f"Emu: unet.context_dims={self.unet.context_dims} must be the widths {widths} of the "
         "text encoders, or their sum"
       )
     if self.unet.num_micro not in (0, SIZES):
       raise ValueError(
-        f"EmuConfig: unet.num_micro={self.unet.num_micro} must be 0, or {SIZES} for SDXL's sizes"
+        f"Emu: unet.num_micro={self.unet.num_micro} must be 0, or {SIZES} for SDXL's sizes"
       )
     if self.unet.pooled_dim and self.unet.pooled_dim != pooled_dim(self.text[-1]):
       raise ValueError(
-        f"EmuConfig: unet.pooled_dim={self.unet.pooled_dim} must be projection_dim="
+        f"Emu: unet.pooled_dim={self.unet.pooled_dim} must be projection_dim="
         f"{pooled_dim(self.text[-1])} of the last text encoder"
       )
-    factor = self.autoencoder.downsample * self.unet.downsample
-    if self.size % factor:
+    factor = self.first_stage.downsample * self.unet.downsample
+    if self.size[0] % factor or self.size[1] % factor:
       raise ValueError(
-        f"EmuConfig: size={self.size} pixels must be a multiple of {factor}: autoencoder.downsample"
-        f"={self.autoencoder.downsample} times unet.downsample={self.unet.downsample}"
+        f"Emu: size={self.size[0]}x{self.size[1]} pixels must be multiples of {factor}: the first "
+        f"stage's factor {self.first_stage.downsample} times the U-Net's {self.unet.downsample}"
       )
 
+  @property
+  def texts(self) -> tuple[TextConfig, ...]:
+    """Its text encoders."""
+    return self.text
+
   def latent_shape(self, batch: int, num_frames: int = 1) -> tuple[int, int, int, int, int]:
-    """B T H W C of the latents."""
-    side = self.size // self.autoencoder.downsample
-    return batch, num_frames, side, side, self.autoencoder.z_channels
+    """B T h w C of the latents of frames of its own size."""
+    return latent_shape(self.first_stage, batch, num_frames, self.size)
+
+  def trees(self) -> Mapping[str, Tree]:
+    """The first stage's, "text" and "spatial", the image U-Net."""
+    critic = {}
+    if isinstance(self.first_stage, KlAutoencoder):
+      critic = {"discriminator": discriminator_tree(self.objective.discriminator)}
+    spatial = Tree(functools.partial(init_spatial, self), (("*", self.unet.dtype),))
+    return {**critic, **self.first_stage.trees(), "text": text_tree(self.text), "spatial": spatial}
+
+  def parts(self) -> Mapping[str, Part]:
+    """The autoencoder, and the image model on its latents."""
+    parts = {}
+    if isinstance(self.first_stage, KlAutoencoder):
+      config = self.first_stage.config
+      parts["autoencoder"] = autoencoder_part(config, self.objective, self.size)
+    text_rate = 1.0 if self.train_text else 0.0
+    parts["image"] = Part(
+      trains=(("spatial/*", 1.0), ("text/*", text_rate), ("*", 0.0)),
+      reads=(*self.first_stage.trees(), "text", "spatial"),
+      inputs=clip_inputs(ClipSpec(1, 1.0), self.size),
+      texts=self.text,
+      loss=functools.partial(image_loss, self),
+      samples=functools.partial(image_samples, self),
+      measures=self.first_stage.measures(),
+      encoders=encoders(self),
+    )
+    return parts
+
+  def tasks(self) -> Mapping[str, Task]:
+    """Pictures of prompts."""
+    return {
+      "sample": Task(
+        DrawPicture,
+        steps=functools.partial(picture_steps, self),
+        arrays=functools.partial(_picture_arrays, self),
+        fps=lambda request, names: 1.0,
+      )
+    }
+
+  @classmethod
+  def read_pipeline(cls, folder: pathlib.Path, **options: Any) -> Pipeline:
+    """Stable Diffusion's folders: 1, 2, XL, inpainting, upscaler."""
+    return pipelines.read(folder, pipelines.TEXT_TO_IMAGE, functools.partial(image_system, cls))
+
+  def write_pipeline(self, model: Any, folder: pathlib.Path, say: Callable[[str], None]) -> None:
+    """A folder that diffusers' StableDiffusionPipeline reads."""
+    pipelines.write(self, model, folder, say)
+
+
+def image_system(cls: type, folder: pathlib.Path, parts: pipelines.Parts) -> Emu:
+  """An image model of what the folders of a pipeline's parts describe."""
+  zero_empty = parts.index.get("force_zeros_for_empty_prompt", False)
+  return cls(
+    first_stage=KlAutoencoder(parts.autoencoder),
+    text=parts.texts,
+    unet=parts.unet,
+    process=Discrete(pipelines.read_schedule(folder / "scheduler")),
+    size=pipelines.picture_size(folder, parts.autoencoder),
+    zero_empty=bool(zero_empty),
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DrawPicture(Prompted):
+  """Generates a picture from a prompt."""
+
+  picture_guidance: float | None = None
+  """how strongly the picture follows the prompt, 1 = no guidance; None: the model's own"""
+  frames: int | None = None
+  """length: 1, since this model draws pictures"""
+
+
+def check_reads(config: Emu, channels: int) -> None:
+  """Raises InputError where the image model does not read so many channels beside x_t."""
+  unet = config.unet
+  if unet.concat_channels == channels and not unet.num_classes:
+    return
+  given = f"{unet.concat_channels} channels of a given picture" + (
+    " and its noise level" if unet.num_classes else ""
+  )
+  raise InputError(
+    f"sample: the image model reads {given}; give one that reads prompts alone, or change a picture "
+    "with emu-jax edit"
+  )
+
+
+def picture_steps(
+  config: Emu, request: DrawPicture, names: Collection[str]
+) -> tuple[Step, ...]:
+  """Text to latents to pixels."""
+  if request.frames not in (None, 1):
+    raise InputError(
+      f"sample: frames={request.frames} cannot be had; this model draws pictures of 1 frame"
+    )
+  check_reads(config, 0)
+  config.process.check(request.sampling)
+  return draw_step(config, request.sampling), decode_step(config.first_stage)
+
+
+def draw_step(config: Emu, sampling: Sampling) -> Step:
+  """Leaves "latents" of a picture of each prompt."""
+  reads = (*config.first_stage.trees(), "text", "spatial")
+  return Step("text -> image", draw, (config, sampling), reads)
+
+
+def decode_step(stage: FirstStage) -> Step:
+  """Leaves "frames" of "latents"."""
+  return Step("latents -> pixels", decode, stage, tuple(stage.trees()))
+
+
+def _picture_arrays(config: Emu, request: DrawPicture) -> dict[str, Array]:
+  scale = config.guidance if request.picture_guidance is None else request.picture_guidance
+  return numbers(picture_guidance=scale, rescale=request.rescale)
+
+
+def draw(trees: Params, arrays: Mapping[str, Any], static: tuple[Emu, Sampling]) -> dict[str, Any]:
+  """One program: prompts to latents of pictures."""
+  config, sampling = static
+  text, empty = prompts(config, trees, arrays)
+  key, *_ = split(example_keys(arrays), 3)
+  scale, rescaled = arrays["picture_guidance"], arrays["rescale"]
+  latents = sample_image(config, trees, text, empty, key, scale, rescaled, sampling=sampling)
+  return {"latents": latents}
+
+
+def decode(trees: Params, arrays: Mapping[str, Any], static: FirstStage) -> dict[str, Any]:
+  """One program: latents to bytes."""
+  return {"frames": to_bytes(static.decode(trees, arrays["latents"]))}
+
+
+def prompts(
+  config: Emu, trees: Params, arrays: Mapping[str, Any]
+) -> tuple[TextFeatures, TextFeatures]:
+  """Features of the prompts, and of what guidance leads away from."""
+  text, negative = (text_features(config, trees, *arrays[n]) for n in ("prompt", "negative"))
+  return text, without_text(config, negative, arrays["blank"])
 
 
 def text_features(
-  config: EmuConfig,
+  config: Emu,
   trees: Params,
   tokens: tuple[Int[Array, "B _"], ...],
   masks: tuple[Bool[Array, "B _"], ...],
@@ -104,13 +272,34 @@ def text_features(
   if config.unet.context_dims != tuple(t.width for t in config.text):
     texts, seen = (jnp.concatenate(texts, axis=-1),), (None,)
   if config.unet.num_micro:
-    size = (config.size, config.size)  # of the original, corner of the crop, of the target
-    vectors["micro"] = jnp.tile(jnp.array((*size, 0, 0, *size), jnp.float32), (len(tokens[0]), 1))
+    sizes = (*config.size, 0, 0, *config.size)  # of the original, corner of the crop, of the target
+    vectors["micro"] = jnp.tile(jnp.array(sizes, jnp.float32), (len(tokens[0]), 1))
   return TextFeatures(texts, seen, vectors)
 
 
+def batch_text(config: Emu, trees: Params, batch: Mapping[str, Any]) -> TextFeatures:
+  """What the network is told of a batch's captions, be they tokens or features."""
+  if "text" in batch:
+    return stored_features(batch["text"])
+  return text_features(config, trees, batch["tokens"], batch["masks"])
+
+
+def encoders(config: Emu) -> Mapping[str, Encoder]:
+  """What of a batch may be encoded ahead: frames, and captions unless their encoders train."""
+  if config.train_text:
+    return config.first_stage.encoders()
+  fields = {"text": to_dict(config.text)}
+  read = {name: getattr(config.unet, name) for name in ("context_dims", "pooled_dim", "num_micro")}
+  captions = Encoder(
+    ("text",),
+    lambda trees, words: text_features(config, trees, *words),
+    flat(fields, "captions") | flat(read, "unet"),
+  )
+  return {**config.first_stage.encoders(), "captions": captions}
+
+
 def without_text(
-  config: EmuConfig, negative: TextFeatures, blank: bool | Bool[Array, ""]
+  config: Emu, negative: TextFeatures, blank: bool | Bool[Array, ""]
 ) -> TextFeatures:
   """What guidance leads away from: a negative prompt, or where it is `blank` no text at all.
 
@@ -125,60 +314,53 @@ def without_text(
   return TextFeatures(tuple(text * keep for text in negative.texts), negative.masks, vectors)
 
 
-def init_text(config: EmuConfig, key: jax.Array) -> Params:
-  """Trees of the text encoders: {"0": …, "1": …}."""
-  trees = {}
-  for i, (encoder, k) in enumerate(
-    zip(config.text, jax.random.split(key, len(config.text)), strict=True)
-  ):
-    tokens = jnp.zeros((1, encoder.max_length), jnp.int32)
-    mask = jnp.ones(tokens.shape, bool)
-    trees[str(i)] = text_encoder(encoder).init(k, tokens, mask)["params"]
-  return trees
-
-
-def init_spatial(config: EmuConfig, key: jax.Array) -> Params:
+def init_spatial(config: Emu, key: jax.Array) -> Params:
   """The image U-Net's tree."""
-  x = jnp.zeros(config.latent_shape(1))
-  conditions = blank_conditions(config.unet, config.latent_shape(1))
-  return UNet(config.unet).init(key, x, jnp.zeros(1), conditions)["params"]
+  shape = config.latent_shape(1)
+  net = config.unet
+  return net.module().init(key, jnp.zeros(shape), jnp.zeros(1), net.blank(shape))["params"]
 
 
 def image_loss(
-  config: EmuConfig,
-  trees: Params,
-  frames: Video | Posterior,
-  text: TextFeatures,
-  key: jax.Array,
-  *,
-  offset_noise: float = 0.0,
-  times: Times = Times(),
-) -> PerExample:
-  """Text-to-image loss on pixels in [-1, 1], T = 1, or on what was encoded of them ahead.
+  config: Emu, trees: Params, batch: Mapping[str, Any], key: jax.Array, step: Array
+) -> tuple[PerExample, dict[str, Any]]:
+  """Text-to-image loss on "frames", T = 1, or on what was encoded of them ahead.
 
   Source: arXiv:2112.10752, eq. 3.
   """
   key_encode, key_diffuse = jax.random.split(key)
-  latents = encode_frames(config.autoencoder, trees, frames, key_encode)
-  net = bound(UNet(config.unet), trees["spatial"])
-  conditions = text_conditions(text)
-  return diffusion_loss(
+  latents = config.first_stage.encode(trees, pixels_or_posterior(batch), key_encode)
+  conditions = text_conditions(batch_text(config, trees, batch))
+  net = network(config.unet, trees["spatial"])
+  losses = config.process.loss(
     lambda x_t, t: net(x_t, t, conditions),
-    config.schedule,
     jax.lax.stop_gradient(latents),
     key_diffuse,
-    offset_noise=offset_noise,
-    times=times,
+    offset_noise=config.offset_noise,
   )
+  return losses, {}
+
+
+def image_samples(
+  config: Emu, trees: Params, batch: Mapping[str, Any], empty: Mapping[str, Any], key: jax.Array
+) -> dict[str, Video]:
+  """Pictures of a batch's captions."""
+  text = batch_text(config, trees, batch)
+  none = batch_text(config, trees, repeated(empty, len(text.texts[0])))
+  latents = sample_image(
+    config, trees, text, none, key, config.guidance, sampling=config.preview
+  )
+  return {"image": config.first_stage.decode(trees, latents)}
 
 
 def sample_image(
-  config: EmuConfig,
+  config: Emu,
   trees: Params,
   text: TextFeatures,
   empty: TextFeatures,
   key: jax.Array,
   text_scale: float | Float[Array, ""],
+  rescaled: float | Float[Array, ""] = 0.0,
   *,
   sampling: Sampling,
 ) -> Video:
@@ -188,164 +370,13 @@ def sample_image(
 
   Args:
     empty: features of what guidance leads away from: the empty prompt, or a negative one.
+    key: one, or one an example.
+    rescaled: share of arXiv:2305.08891, sec. 3.4.
   """
-  combine = text_guidance(text_scale)
-  return _sampled(config, trees, image_branches(text, empty), combine, key, sampling)
-
-
-def sample_edit(
-  config: EmuConfig,
-  trees: Params,
-  source: Video,
-  text: TextFeatures,
-  empty: TextFeatures,
-  key: jax.Array,
-  image_scale: float | Float[Array, ""],
-  text_scale: float | Float[Array, ""],
-  *,
-  sampling: Sampling,
-) -> Video:
-  """Normalised latents [B, 1, H, W, C] of pictures changed as an instruction says.
-
-  Source: InstructPix2Pix, arXiv:2211.09800, sec. 3.2: scales 1.5 and 7.5.
-
-  Args:
-    source: latents of the pictures as the autoencoder gives them (the mean, not normalised).
-  """
-  combine = emu_video_guidance(image_scale, text_scale)
-  return _sampled(config, trees, known_branches(text, empty, source), combine, key, sampling)
-
-
-def _sampled(config, trees, branches, combine, key, sampling: Sampling) -> Video:
-  key_noise, key_steps = jax.random.split(key)
-  noise = jax.random.normal(key_noise, config.latent_shape(branches[0].texts[0].shape[0]))
-  net = bound(UNet(config.unet), trees["spatial"])
-  predict = guided(net, branches, rescale(combine, sampling.rescale))
-  return sampling.run(predict, config.schedule, noise, key_steps)
-
-
-@dataclasses.dataclass(frozen=True)
-class AutoencoderObjective:
-  """Weights of the autoencoder's losses. None is published; ours, after VQGAN's."""
-
-  squared_weight: float = 2.0  # of the squared error, beside the absolute one
-  kl_weight: float = 1e-6  # of the divergence, beside an error summed over pixels
-  adversarial_weight: float = 0.5  # times the adaptive weight below
-  adversarial_start: int = 10_000  # updates of reconstruction alone, before the adversaries begin
-  pyramid_weight: float = 0.0  # of the error of each band of a Laplacian pyramid
-  # Of the distance of the discriminator's features, from the first update on; those are features of
-  # a random convolution network until an adversary begins, and without one for good.
-  matching_weight: float = 0.0
-  discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.name != "discriminator" and value < 0:
-        raise ValueError(f"AutoencoderObjective: {field.name}={value} is negative; 0 = off")
-
-  @property
-  def judged(self) -> bool:
-    """Whether any of the losses needs the discriminator."""
-    return self.adversarial_weight > 0 or self.matching_weight > 0
-
-
-def init_autoencoder(
-  config: AutoencoderConfig, objective: AutoencoderObjective, size: int, key: jax.Array
-) -> Params:
-  """{"autoencoder": …, "discriminator": …}; the second only where a loss needs it.
-
-  Merely carried along, its 2.8 million parameters made a step of configs/shapes_32.py take 50 ms of
-  a core in place of 22.
-  """
-  key_autoencoder, key_discriminator = jax.random.split(key)
-  x = jnp.zeros((1, 1, size, size, 3))
-  trees = {"autoencoder": Autoencoder(config).init(key_autoencoder, x)["params"]}
-  if objective.judged:
-    critic = PatchDiscriminator(objective.discriminator)
-    trees["discriminator"] = critic.init(key_discriminator, x)["params"]
-  return trees
-
-
-def autoencoder_loss(
-  config: AutoencoderConfig,
-  objective: AutoencoderObjective,
-  trees: Params,
-  frames: Video,
-  key: jax.Array,
-  step: Array,
-) -> tuple[PerExample, dict[str, Float[Array, ""]]]:
-  """Reconstruction, KL and the sum of both adversaries' losses, one number an example.
-
-  Each adversary sees the other under `stop_gradient`, so that one gradient of the sum is one update
-  of both.
-
-  Source: VQGAN, arXiv:2012.09841, eq. 6 and 7 (hinge losses, adaptive weight); Latent Diffusion,
-    arXiv:2112.10752, app. G (KL weight).
-  Differs: no perceptual network, and a squared error beside the absolute one, which alone leaves
-    small objects out for long; the adaptive weight compares gradients at the reconstruction, not at
-    the decoder's last kernel, and for each example by itself. In the perceptual network's place
-    may stand a pyramid's bands (systems/pyramid.py) and the discriminator's own features.
-  """
-  net = Autoencoder(config)
-  mean, log_var = net.apply({"params": trees["autoencoder"]}, frames, method="encode")
-  z = sample_posterior(mean, log_var, key)
-  decoded = net.apply({"params": trees["autoencoder"]}, z, method="decode")
-
-  def unlike(x):
-    error = reconstruction_error(x, frames, objective.squared_weight)
-    if objective.pyramid_weight:
-      error += objective.pyramid_weight * pyramid_error(x - frames)
-    return error
-
-  error = unlike(decoded)
-  pixels = frames.shape[2] * frames.shape[3] * frames.shape[4]
-  kl = kl_divergence(mean, log_var) / pixels
-  mse = jnp.square(decoded - frames).mean(axis=(1, 2, 3, 4))
-  metrics = {"reconstruction": error.mean(), "kl": kl.mean(), "latent_std": z.std()}
-  metrics["psnr"] = (-10 * jnp.log10(mse / 4)).mean()  # dB, of pixels that range over 2
-  losses = error + objective.kl_weight * kl
-  if not objective.judged:
-    return losses, metrics
-
-  critic = PatchDiscriminator(objective.discriminator)
-  fixed = jax.lax.stop_gradient(trees["discriminator"])
-  if objective.matching_weight:
-    real, fake = (critic.apply({"params": fixed}, x, method="layers") for x in (frames, decoded))
-    matching = feature_distance(real, fake)
-    metrics["matching"] = matching.mean()
-    losses += objective.matching_weight * matching
-  if objective.adversarial_weight == 0:
-    return losses, metrics
-
-  def logits(x, params):
-    return critic.apply({"params": params}, x)
-
-  generator = hinge_generator(logits(decoded, fixed))
-  discriminator = hinge_discriminator(
-    logits(frames, trees["discriminator"]),
-    logits(jax.lax.stop_gradient(decoded), trees["discriminator"]),
+  key_noise, key_steps = split(key, 2)
+  noise = normal(key_noise, config.latent_shape(text.texts[0].shape[0]))
+  net = network(config.unet, trees["spatial"])
+  combine = rescale(text_guidance(text_scale), rescaled)
+  return config.process.sample(
+    guided(net, image_branches(text, empty), combine), noise, key_steps, sampling
   )
-  weight = objective.adversarial_weight * adaptive_weight(
-    decoded, unlike, lambda x: hinge_generator(logits(x, fixed))
-  )
-  active = jnp.where(step >= objective.adversarial_start, 1.0, 0.0)
-  metrics |= {"generator": generator.mean(), "discriminator": discriminator.mean()}
-  metrics["adaptive_weight"] = weight.mean()
-  return losses + active * (weight * generator + discriminator), metrics
-
-
-def reconstruction_error(decoded: Video, frames: Video, squared_weight: float) -> PerExample:
-  """Mean over pixels of |e| + squared_weight * e^2."""
-  e = decoded - frames
-  return (jnp.abs(e) + squared_weight * jnp.square(e)).mean(axis=(1, 2, 3, 4))
-
-
-def adaptive_weight(decoded: Video, error, adversary) -> PerExample:
-  """|gradient of the error| / |gradient of the adversary|, at the decoded picture."""
-  decoded = jax.lax.stop_gradient(decoded)
-  own, theirs = (
-    jnp.sqrt(jnp.square(jax.grad(lambda x, f=f: f(x).sum())(decoded)).sum(axis=(1, 2, 3, 4)))
-    for f in (error, adversary)
-  )
-  return jnp.clip(own / (theirs + 1e-6), 0.0, 1e4)

@@ -1,0 +1,233 @@
+"""InstructPix2Pix: a picture is changed as an instruction says.
+
+An image model that reads the latents of the picture beside the noisy ones.
+
+Source: InstructPix2Pix, arXiv:2211.09800.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from emu_jax.conditioning import TextFeatures, known_branches, text_conditions
+from emu_jax.config import kind
+from emu_jax.data.inputs import ClipSpec, Frames, Inputs
+from emu_jax.diffusion.guidance import emu_video_guidance, guided, rescale
+from emu_jax.diffusion.noise import normal, split
+from emu_jax.diffusion.process import Sampling
+from emu_jax.models.net import network
+from emu_jax.systems import pipelines
+from emu_jax.systems.emu import (
+  Emu,
+  batch_text,
+  decode_step,
+  image_system,
+  prompts,
+)
+from emu_jax.systems.first_stage import pixels, unnormalised
+from emu_jax.systems.requests import Media, Prompted, numbers, pictures
+from emu_jax.systems.system import Part, Pipeline, Step, System, Task, Tree, example_keys
+from emu_jax.systems.text import TextConfig, repeated
+from emu_jax.typing import Params, PerExample, Video
+
+PIPELINE = "StableDiffusionInstructPix2PixPipeline"
+
+
+@kind("instruct_pix2pix")
+@dataclasses.dataclass(frozen=True)
+class InstructPix2Pix(System):
+  """An image model whose U-Net has the first stage's channels twice.
+
+  Source: arXiv:2211.09800, sec. 3.2: scales 1.5 and 7.5.
+  """
+
+  image: Emu
+  image_guidance: float = 1.5
+  text_guidance: float = 7.5
+
+  pipelines: ClassVar = {PIPELINE: ()}
+
+  def __post_init__(self):
+    channels, beside = self.image.first_stage.channels, self.image.unet.concat_channels
+    if beside != channels:
+      raise ValueError(
+        f"InstructPix2Pix: unet.concat_channels={beside}, a picture's latents have {channels}; "
+        "give a network that reads them beside the noisy ones"
+      )
+
+  @property
+  def texts(self) -> tuple[TextConfig, ...]:
+    """The image model's."""
+    return self.image.text
+
+  def trees(self) -> Mapping[str, Tree]:
+    """The image model's."""
+    return self.image.trees()
+
+  def parts(self) -> Mapping[str, Part]:
+    """The image model's autoencoder, and the network on pairs "source" and "frames"."""
+    parts = dict(self.image.parts())
+    picture = ClipSpec(1, 1.0)
+    frames = {name: Frames(picture, self.image.size, name) for name in ("frames", "source")}
+    parts["edit"] = dataclasses.replace(
+      parts.pop("image"),
+      inputs=Inputs(frames),
+      loss=functools.partial(edit_loss, self),
+      samples=functools.partial(edit_samples, self),
+      encoders={},
+    )
+    return parts
+
+  def tasks(self) -> Mapping[str, Task]:
+    """A picture changed."""
+    return {
+      "edit": Task(
+        Edit,
+        steps=functools.partial(edit_steps, self),
+        arrays=functools.partial(_edit_arrays, self),
+        fps=lambda request, names: 1.0,
+        suffix=".png",
+      )
+    }
+
+  @classmethod
+  def read_pipeline(cls, folder: pathlib.Path, **options: Any) -> Pipeline:
+    """The public folder of InstructPix2Pix."""
+    make = lambda folder, parts: cls(image_system(Emu, folder, parts))
+    return pipelines.read(folder, {PIPELINE: (pipelines.LAST,)}, make)
+
+  def write_pipeline(self, model: Any, folder: pathlib.Path, say: Callable[[str], None]) -> None:
+    """The public form, as that of the image model."""
+    pipelines.write(self.image, model, folder, say)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Edit(Prompted):
+  """Changes a picture as an instruction says, by InstructPix2Pix or another model of its kind."""
+
+  picture: Media
+  """file; its central part is taken, at the model's size"""
+  image_guidance: float | None = None
+  """how closely the result follows the picture, 1 = no guidance; None: the model's own"""
+  text_guidance: float | None = None
+  """how strongly it follows the instruction, 1 = no guidance; None: the model's own"""
+
+
+def edit_steps(
+  config: InstructPix2Pix, request: Edit, names: Collection[str]
+) -> tuple[Step, ...]:
+  """Picture and instruction to latents to pixels."""
+  config.image.process.check(request.sampling)
+  reads = (*config.image.first_stage.trees(), "text", "spatial")
+  return (
+    Step("picture + instruction -> picture", edit, (config, request.sampling), reads),
+    decode_step(config.image.first_stage),
+  )
+
+
+def _edit_arrays(config: InstructPix2Pix, request: Edit) -> dict[str, Any]:
+  given = (request.image_guidance, request.text_guidance)
+  usual = (config.image_guidance, config.text_guidance)
+  image, text = (u if g is None else g for g, u in zip(given, usual, strict=True))
+  return numbers(image_guidance=image, text_guidance=text, rescale=request.rescale) | {
+    "picture": pictures(request.picture, config.image.size, "edit")
+  }
+
+
+def edit(
+  trees: Params, arrays: Mapping[str, Any], static: tuple[InstructPix2Pix, Sampling]
+) -> dict[str, Any]:
+  """One program: pictures and instructions to latents."""
+  config, sampling = static
+  text, empty = prompts(config.image, trees, arrays)
+  latents = config.image.first_stage.encode(trees, pixels(arrays["picture"]))
+  scales = arrays["image_guidance"], arrays["text_guidance"]
+  keys, source = example_keys(arrays), unnormalised(trees, latents)
+  return {
+    "latents": sample_edit(
+      config.image, trees, source, text, empty, keys, *scales, arrays["rescale"], sampling=sampling
+    )
+  }
+
+
+def sample_edit(
+  config: Emu,
+  trees: Params,
+  source: Video,
+  text: TextFeatures,
+  empty: TextFeatures,
+  key: jax.Array,
+  image_scale: float | Float[Array, ""],
+  text_scale: float | Float[Array, ""],
+  rescaled: float | Float[Array, ""] = 0.0,
+  *,
+  sampling: Sampling,
+) -> Video:
+  """Normalised latents [B, 1, H, W, C] of pictures changed as an instruction says.
+
+  Source: arXiv:2211.09800, sec. 3.2 and eq. 3.
+
+  Args:
+    source: latents of the pictures as the autoencoder gives them (the mean, not normalised).
+    key: one, or one an example.
+  """
+  key_noise, key_steps = split(key, 2)
+  noise = normal(key_noise, config.latent_shape(text.texts[0].shape[0]))
+  combine = rescale(emu_video_guidance(image_scale, text_scale), rescaled)
+  net = network(config.unet, trees["spatial"])
+  predict = guided(net, known_branches(text, empty, source), combine)
+  return config.process.sample(predict, noise, key_steps, sampling)
+
+
+def edit_loss(
+  config: InstructPix2Pix, trees: Params, batch: Mapping[str, Any], key: jax.Array, step: Array
+) -> tuple[PerExample, dict[str, Any]]:
+  """Loss on pairs: the network is told "source" and the instruction, and draws "frames".
+
+  Source: arXiv:2211.09800, sec. 3.2. Differs: the source is dropped where the batch says so and
+    never alone with another rate; its shares are the data's (`DataConfig`).
+  """
+  image = config.image
+  key_encode, key_diffuse = jax.random.split(key)
+  latents = image.first_stage.encode(trees, pixels(batch["frames"]), key_encode)
+  source = unnormalised(trees, image.first_stage.encode(trees, pixels(batch["source"])))
+  dropped = batch["image_dropped"].reshape(-1, 1, 1, 1, 1)
+  conditions = text_conditions(
+    batch_text(image, trees, batch), jnp.where(dropped, 0.0, jax.lax.stop_gradient(source))
+  )
+  net = network(image.unet, trees["spatial"])
+  losses = image.process.loss(
+    lambda x_t, t: net(x_t, t, conditions),
+    jax.lax.stop_gradient(latents),
+    key_diffuse,
+    offset_noise=image.offset_noise,
+  )
+  return losses, {}
+
+
+def edit_samples(
+  config: InstructPix2Pix,
+  trees: Params,
+  batch: Mapping[str, Any],
+  empty: Mapping[str, Any],
+  key: jax.Array,
+) -> dict[str, Video]:
+  """Source, target and what the model makes of the source, side by side."""
+  image = config.image
+  text = batch_text(image, trees, batch)
+  none = batch_text(image, trees, repeated(empty, len(text.texts[0])))
+  source, target = pixels(batch["source"]), pixels(batch["frames"])
+  latents = unnormalised(trees, image.first_stage.encode(trees, source))
+  scales = config.image_guidance, config.text_guidance
+  made = sample_edit(
+    image, trees, latents, text, none, key, *scales, sampling=image.preview
+  )
+  return {
+    "edit": jnp.concatenate([source, target, image.first_stage.decode(trees, made)], axis=3)
+  }

@@ -1,0 +1,111 @@
+"""Systems by name: those of the house, and those of any package that names an entry point.
+
+A package adds one with `[project.entry-points."emu_jax.systems"]`, name = "module:Class".
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import pathlib
+from typing import Any
+
+from emu_jax import config
+from emu_jax.errors import InputError
+from emu_jax.systems.pipelines import INDEX, class_name
+from emu_jax.systems.system import Pipeline, System
+
+ENTRY_POINTS = "emu_jax.systems"
+BUILT_IN = {
+  "emu": "emu_jax.systems.emu:Emu",
+  "emu_video": "emu_jax.systems.emu_video:EmuVideo",
+  "svd": "emu_jax.systems.svd:StableVideo",
+  "animatediff": "emu_jax.systems.animatediff:AnimateDiff",
+  "instruct_pix2pix": "emu_jax.systems.instruct_pix2pix:InstructPix2Pix",
+}
+UNVERSIONED = "emu_video"  # what configurations were of before they had a version
+
+
+def names() -> dict[str, str]:
+  """Every system's name, and "module:Class" of it; the house's own go first."""
+  found = importlib.metadata.entry_points(group=ENTRY_POINTS)
+  return {point.name: point.value for point in found} | BUILT_IN
+
+
+def system_class(name: str) -> type[System]:
+  """The class of a system.
+
+  Raises: InputError for an unknown name, and for an entry point that does not import.
+  """
+  known = names()
+  if name not in known:
+    raise InputError(f"system {name!r} is unknown; choose one of {', '.join(sorted(known))}")
+  return _loaded(name, known[name])
+
+
+@functools.cache
+def _loaded(name: str, value: str) -> type[System]:
+  module, _, attribute = value.partition(":")
+  try:
+    found = getattr(importlib.import_module(module), attribute)
+  except Exception as error:  # whatever somebody else's module raises
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise InputError(
+      f"system {name!r}: its entry point {value!r} does not import ({type(error).__name__}: "
+      f"{reason}); mend or uninstall the package that names it"
+    ) from error
+  if not isinstance(found, type) or not issubclass(found, System):
+    raise InputError(f"system {name!r}: its entry point {value!r} is no System; name a class")
+  return found
+
+
+def read_pipeline(folder: pathlib.Path, **options: Any) -> Pipeline:
+  """A folder of diffusers, by the system that reads its class.
+
+  Args:
+    options: folders that go with it, such as `motion_adapter`; the system that takes them reads it.
+  """
+  kind, wanted = class_name(folder), {name for name, value in options.items() if value is not None}
+  readers = [system_class(name) for name in names()]
+  for cls in readers:
+    if kind in cls.pipelines and set(cls.pipelines[kind]) == wanted:
+      return cls.read_pipeline(folder, **{name: options[name] for name in wanted})
+  classes = sorted({name for cls in readers for name in cls.pipelines})
+  extra = f" with {', '.join(sorted(wanted))}" if wanted else ""
+  raise InputError(
+    f"{folder / INDEX}: _class_name={kind!r}{extra} is not read here; {', '.join(classes)} are"
+  )
+
+
+def from_config(values: dict[str, Any], where: str) -> System:
+  """The system of a run's or release's config.json, whatever version wrote it.
+
+  Raises: InputError, beginning with `where`, for a newer version or another system's fields.
+  """
+  return config.from_dict(upgraded(values, where)["system"], System, where)
+
+
+VERSION = 2
+
+
+def upgraded(values: dict[str, Any], where: str) -> dict[str, Any]:
+  """A config.json in today's form.
+
+  Raises: InputError, beginning with `where`, where a newer version wrote it.
+  """
+  version = values.get("version", 1)
+  if not isinstance(version, int) or version > VERSION:
+    raise InputError(
+      f"{where}: was written by a newer version of emu_jax (its configurations are version "
+      f"{version}, these are {VERSION}); install that version"
+    )
+  system = values.get("system")
+  name = system.get(config.KIND, "") if isinstance(system, dict) else UNVERSIONED
+  return system_class(name).upgraded(values, version)
+
+
+def _import_kind(name: str) -> None:
+  if isinstance(name, str) and name in names():
+    system_class(name)
+
+
+config.add_finder(_import_kind)

@@ -1,0 +1,100 @@
+"""What requests have in common; a task's own request adds its fields.
+
+A field's annotation says what a command makes of it, and its docstring is the command's help.
+"""
+
+import dataclasses
+import math
+import pathlib
+from typing import Annotated, Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from emu_jax.data.own_files import load_picture
+from emu_jax.diffusion.process import Sampling
+from emu_jax.errors import InputError
+
+# A prompt, or one an example in Python.
+Prompt = Annotated[
+  str | tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT", constructor=str)
+]
+# A file, or in Python also uint8 frames [B or 1, T, H, W, 3] of the model's size.
+Media = Annotated[Any, tyro.conf.arg(metavar="FILE", constructor=pathlib.Path)]
+SEEDS = 2**32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seeded:
+  """A request that draws noise."""
+
+  seed: int = 0
+  """of all noise, 0 or more; the same request with the same seed gives the same frames. Of several
+  examples the first has this seed, the next one more, and so on"""
+
+  def __post_init__(self):
+    if not 0 <= self.seed < SEEDS:
+      raise InputError(f"seed={self.seed} is not from 0 to {SEEDS - 1}; give one that is")
+    for name, value in vars(self).items():
+      if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name}={value} is not a number; give one")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompted(Seeded):
+  """A request with a prompt, sampled on a discrete schedule."""
+
+  prompt: Prompt
+  """what to show"""
+  negative: str = ""
+  """prompt that guidance leads away from"""
+  steps: int = 50
+  """network evaluations of each sampling run, 1 to the 1000 of the model's schedule"""
+  solver: Literal["ddim", "dpm++"] = "ddim"
+  """DDIM, or DPM-Solver++ (2M), which needs fewer steps"""
+  rescale: float = 0.0
+  """how far guided predictions are brought back to the spread of unguided ones, 0 to 1"""
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 0 <= self.rescale <= 1:
+      raise InputError(f"rescale={self.rescale} is not from 0 to 1; 0 = off")
+
+  @property
+  def sampling(self) -> Sampling:
+    """How a sampling run is discretised."""
+    return Sampling(solver=self.solver, num_steps=self.steps)
+
+
+def numbers(**values: float) -> dict[str, jnp.ndarray]:
+  """Inputs of a program, not values of it: 3 and 3.0 are one program."""
+  return {name: jnp.float32(value) for name, value in values.items()}
+
+
+def pictures(given: Any, size: tuple[int, int], who: str) -> np.ndarray:
+  """uint8 [B, 1, H, W, 3] of a file, or of the caller's own frames.
+
+  Raises: InputError for frames of another size.
+  """
+  if isinstance(given, str | pathlib.Path):
+    return load_picture(given, *size)[None]
+  return frames_of_size(given, size, who)
+
+
+def frames_of_size(given: Any, size: tuple[int, int], who: str) -> np.ndarray:
+  """The caller's own frames, checked.
+
+  Raises: InputError for anything but uint8 [B, T, H, W, 3] of a size.
+  """
+  frames = np.asarray(given)
+  if frames.ndim != 5 or frames.dtype != np.uint8 or frames.shape[-1] != 3:
+    raise InputError(
+      f"{who}: {frames.dtype} {list(frames.shape)} are no frames; give uint8 [B, T, H, W, 3]"
+    )
+  if frames.shape[2:4] != size:
+    raise InputError(
+      f"{who}: frames of {frames.shape[2]}x{frames.shape[3]} pixels; this model works at "
+      f"{size[0]}x{size[1]}, so resize them"
+    )
+  return frames

@@ -1,0 +1,214 @@
+"""The contract: what a system is to the trainer, to the sampler and to the command line.
+
+A system is a frozen dataclass with a kind; its configuration is the system. It names the trees of
+parameters that it is made of, the parts of it that can be trained, and the tasks that it can be
+asked for. The trainer, the loaders, the planner and both commands know nothing else of it.
+"""
+
+import abc
+import dataclasses
+import pathlib
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+from jax.typing import ArrayLike
+
+from emu_jax.data.inputs import Inputs
+from emu_jax.typing import Params, PerExample, Video
+
+Trees = Mapping[str, Params]  # by name: "autoencoder", "spatial", …
+Batch = Mapping[str, Any]  # by name; emu_jax.data.inputs says which arrays
+Arrays = dict[str, Any]  # what the steps of a task hand on, by name
+Metrics = Mapping[str, ArrayLike]
+FROZEN = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+  """A named tree of parameters.
+
+  Attributes:
+    init: key -> parameters. Its shapes are what checks, loaders and plans expect.
+    dtypes: (glob over the path in the tree, dtype) in which it lies on the devices while it does
+      not train: that of the network that reads it. The first glob that matches decides.
+    released: whether a task may read it; a discriminator is needed by training alone.
+  """
+
+  init: Callable[[jax.Array], Params]
+  dtypes: tuple[tuple[str, str], ...] = (("*", "float32"),)
+  released: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+  """A frozen part of the loss that may be computed once, before training (`emu-train encode`).
+
+  Attributes:
+    trees: that it reads, and that a step on encoded records does without.
+    apply: of frames, (trees, pixels [B, T, H, W, 3]) -> moments [B, T, h, w, 2 C]; of captions,
+      (trees, (tokens, masks)) -> `TextFeatures`.
+    depends_on: every value of the configuration that its results depend on, by dotted path.
+  """
+
+  trees: tuple[str, ...]
+  apply: Callable[[Trees, Any], Any]
+  depends_on: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+  """A tree that is measured before training, in batches on the mesh, and then frozen.
+
+  Attributes:
+    one: (trees, batch) -> statistics of one batch, compiled.
+    all: statistics of every batch, as numpy arrays -> the tree.
+    num_examples: that are read for it.
+  """
+
+  one: Callable[[Trees, Batch], Any]
+  all: Callable[[Sequence[Any]], Params]
+  num_examples: int = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One thing to train.
+
+  Attributes:
+    trains: (glob over "tree/path of a leaf", factor of the learning rate), 0 for frozen. The first
+      glob that matches a leaf decides; every leaf of the trees that the part trains or reads must
+      be covered. A tree may train in some of its leaves only.
+    inputs: the arrays of a batch.
+    loss: (trees, batch, key, step) -> losses [B], metrics. The step is needed by what sets in late.
+    reads: trees that the loss or the samples need besides those that train.
+    texts: encoders whose tokenizers a batch's captions go through.
+    samples: (trees, batch, empty, key) -> videos in [-1, 1] by name, drawn while training; `empty`
+      is what the batch says of text, for one empty prompt. None draws none.
+    begins: tree -> the tree that it is copied from where no earlier run has left one.
+    measures: trees that are measured where no earlier run has left them.
+    encoders: of "frames" and "captions", where they may be encoded ahead.
+  """
+
+  trains: tuple[tuple[str, float], ...]
+  inputs: Inputs
+  loss: Callable[[Trees, Batch, jax.Array, jax.Array], tuple[PerExample, Metrics]]
+  reads: tuple[str, ...] = ()
+  texts: tuple[Any, ...] = ()
+  samples: Callable[[Trees, Batch, Batch, jax.Array], Mapping[str, Video]] | None = None
+  begins: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)
+  encoders: Mapping[str, Encoder] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One jitted program of a task.
+
+  Attributes:
+    says: what it does, for people who wait: "text -> image".
+    program: (trees, arrays, static) -> arrays; a function of a module, since programs are kept by
+      their identity. The arrays of all steps before are among its arguments.
+    static: what the program's shape depends on; another value is another program.
+    reads: the trees that it needs.
+  """
+
+  says: str
+  program: Callable[[Trees, Arrays, Any], Arrays]
+  static: Hashable = None
+  reads: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One thing that can be asked of a model.
+
+  Attributes:
+    request: a frozen dataclass: the options of a command, the keyword arguments of a method, their
+      defaults, their help and their checks. Fields named `prompt` and `negative` are tokenised; a
+      field `seed` gives every example a seed of its own.
+    steps: (request, names of the trees that there are) -> programs, in order. The last one leaves
+      "frames", uint8 [B, T, H, W, 3]. Raises InputError or ValueError for what cannot be had.
+    arrays: request -> arrays beside those that every task has: pictures and clips as uint8
+      [B or 1, T, H, W, 3], numbers as float32. It runs on the host, before any program. Every task
+      has "seeds" uint32 [B], one an example (`example_keys`); one with prompts "prompt" and
+      "negative" (tokens, masks) and "blank", whether the negative prompt is empty.
+    fps: (request, names of the trees that there are) -> frames a second of the result.
+    suffix: of the file that a command writes where nothing else is asked for.
+  """
+
+  request: type
+  steps: Callable[[Any, Collection[str]], tuple[Step, ...]]
+  arrays: Callable[[Any], Arrays]
+  fps: Callable[[Any, Collection[str]], float]
+  suffix: str = ".mp4"
+
+
+def example_keys(arrays: Arrays) -> jax.Array:
+  """A key an example, [B], of "seeds": what is drawn of it does not depend on its batch."""
+  return jax.vmap(jax.random.key)(arrays["seeds"])
+
+
+class System(abc.ABC):
+  """A model of a paper: its configuration, and what that means.
+
+  A subclass is a frozen dataclass with a kind (emu_jax.config.kind).
+
+  Attributes:
+    pipelines: classes of diffusers' pipelines that `read_pipeline` understands, each with the
+      names of the options that it needs for it.
+  """
+
+  pipelines: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+  @property
+  def texts(self) -> tuple[Any, ...]:
+    """Text encoders whose tokenizers belong to a model, in order."""
+    return ()
+
+  @abc.abstractmethod
+  def trees(self) -> Mapping[str, Tree]:
+    """Every tree of parameters by its name, in the order in which they are trained."""
+
+  @abc.abstractmethod
+  def parts(self) -> Mapping[str, Part]:
+    """What can be trained, by name, in the order in which one builds on another."""
+
+  @abc.abstractmethod
+  def tasks(self) -> Mapping[str, Task]:
+    """What can be asked of it, by the names of commands."""
+
+  @classmethod
+  def upgraded(cls, values: dict[str, Any], version: int) -> dict[str, Any]:
+    """The JSON of this configuration as an earlier version wrote it, in today's form."""
+    return values
+
+  @classmethod
+  def read_pipeline(cls, folder: pathlib.Path, **options: Any) -> "Pipeline":
+    """A folder of one of `pipelines`.
+
+    Args:
+      options: names of other folders that it takes, such as a motion adapter's.
+    """
+    raise TypeError(f"{cls.__name__} reads no pipelines; name none in `pipelines`")
+
+  def write_pipeline(self, model: Any, folder: pathlib.Path, say: Callable[[str], None]) -> None:
+    """Writes a model as a folder that diffusers reads."""
+    raise ValueError(f"{type(self).__name__} has no form that diffusers reads")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+  """What a folder of diffusers holds, before its weights are read.
+
+  Attributes:
+    load: (names of trees, options of `emu_jax.weights.load` that are its keyword arguments) -> the
+      trees.
+    names: of its trees.
+    tokenizers: folders, one a text encoder.
+  """
+
+  system: System
+  load: Callable[[Collection[str], Mapping[str, Any]], Trees]
+  names: tuple[str, ...]
+  tokenizers: tuple[pathlib.Path, ...] = ()
