@@ -24,7 +24,7 @@ Diffusion, arXiv:2311.15127, app. D.
 
 import dataclasses
 import itertools
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -32,23 +32,27 @@ import numpy as np
 from jaxtyping import Float64
 
 from emu_jax.diffusion.loss import training_noise
-from emu_jax.diffusion.schedule import per_example
+from emu_jax.diffusion.noise import normal
+from emu_jax.diffusion.process import Sampling, Solver, check_continuous
+from emu_jax.diffusion.schedule import add_noise, per_example
 from emu_jax.typing import PerExample, Predict, Video
 
-Output = Literal["v", "edm"]
+Prediction = Literal["v", "edm"]
 Levels = Float64[np.ndarray, "S"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Edm:
-  """Noise levels and what a network says at them; hashable, static under jit.
+  """A `Process`: noise levels and what a network says at them; hashable, static under jit.
+
+  As a process: x_t is c_in x, of alpha = c_in and sigma_t = c_in sigma; a level is c_noise.
 
   Defaults: Stable Video Diffusion's image to video at high resolution.
 
   Raises: ValueError where the numbers have no meaning.
   """
 
-  output: Output = "v"  # what F is: v of (23), or the opposite of it, (21)
+  prediction: Prediction = "v"  # what F is: v of (23), or the opposite of it, (21)
   data_std: float = 1.0  # s
   sigma_min: float = 0.002
   sigma_max: float = 700.0
@@ -58,9 +62,11 @@ class Edm:
   log_mean: float = 1.0
   log_std: float = 1.6
 
+  solvers: ClassVar[tuple[Solver, ...]] = ("euler", "heun")
+
   def __post_init__(self):
-    if self.output not in get_args(Output):
-      raise ValueError(f"Edm: output={self.output!r} is none of {get_args(Output)}")
+    if self.prediction not in get_args(Prediction):
+      raise ValueError(f"Edm: prediction={self.prediction!r} is none of {get_args(Prediction)}")
     if not 0 < self.sigma_min < self.sigma_max:
       raise ValueError(
         f"Edm: sigma_min={self.sigma_min}, sigma_max={self.sigma_max} break "
@@ -87,7 +93,7 @@ class Edm:
     """c_skip, c_out, c_in and c_noise of (21) and (23)."""
     s = self.data_std
     root = jnp.sqrt(jnp.square(sigma) + s**2)
-    sign = -1.0 if self.output == "v" else 1.0
+    sign = -1.0 if self.prediction == "v" else 1.0
     return jnp.square(s / root), sign * s * sigma / root, 1 / root, jnp.log(sigma) / 4
 
   def denoised(self, predict: Predict, x: Video, sigma: PerExample) -> Video:
@@ -96,6 +102,49 @@ class Edm:
     c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
     output = predict(per_example(c_in, x) * x, c_noise).astype(jnp.float32)
     return per_example(c_skip, x) * x + per_example(c_out, x) * output
+
+  def loss(
+    self, predict: Predict, x_0: Video, key: jax.Array, *, offset_noise: float = 0.0
+  ) -> PerExample:
+    """`edm_loss`."""
+    return edm_loss(predict, self, x_0, key, offset_noise=offset_noise)
+
+  def sample(
+    self, predict: Predict, noise: Video, key: jax.Array | None, sampling: Sampling
+  ) -> Video:
+    """`edm_euler` or `edm_heun` on the levels of (25)."""
+    self.check(sampling)
+    solve = edm_heun if sampling.solver == "heun" else edm_euler
+    return solve(predict, self, noise, self.levels(sampling.num_steps))
+
+  def noised(self, clean: Video, level: PerExample, key: jax.Array) -> Video:
+    """c_in x: with data of standard deviation s, of variance 1 at every level."""
+    eps = normal(key, clean.shape)
+    return add_noise(clean.astype(jnp.float32), eps, *self.alpha_sigma(level))
+
+  def clean(self, output: Video, x_t: Video, level: PerExample) -> Video:
+    """D of (21)."""
+    x_t, output = x_t.astype(jnp.float32), output.astype(jnp.float32)
+    skip, scale = self._skip_and_scale(level, x_t)
+    return skip * x_t + scale * output
+
+  def output(self, x_0: Video, x_t: Video, level: PerExample) -> Video:
+    x_t, x_0 = x_t.astype(jnp.float32), x_0.astype(jnp.float32)
+    skip, scale = self._skip_and_scale(level, x_t)
+    return (x_0 - skip * x_t) / scale
+
+  def alpha_sigma(self, level: PerExample) -> tuple[PerExample, PerExample]:
+    sigma = jnp.exp(4 * level)
+    c_in = self.coefficients(sigma)[2]
+    return c_in, sigma * c_in
+
+  def _skip_and_scale(self, level: PerExample, like: Video) -> tuple[jax.Array, jax.Array]:
+    """Factors of c_in x and of F in (21)."""
+    c_skip, c_out, c_in, _ = self.coefficients(jnp.exp(4 * level))
+    return per_example(c_skip / c_in, like), per_example(c_out, like)
+
+  def check(self, sampling: Sampling) -> None:
+    check_continuous("Edm", sampling, self.solvers)
 
 
 def edm_loss(

@@ -16,7 +16,7 @@ Weighting = Callable[[PerExample, PerExample], PerExample]  # alpha, sigma -> fa
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-  """How often training visits each step of a schedule. The default: all alike.
+  """How often training visits each noise level of a process. The default: all alike.
 
   What a network can learn lies in the middle: at pure noise the loss is large whatever it does, and
   that drowns the gradient of the rest. A share of uniform times keeps the ends, where the logistic
@@ -41,6 +41,11 @@ class Times:
     """0-based steps of `num` examples."""
     if self == Times():
       return jax.random.randint(key, (num,), 0, num_steps)
+    u = self.fraction(key, num)
+    return jnp.clip(jnp.floor(u * num_steps).astype(jnp.int32), 0, num_steps - 1)
+
+  def fraction(self, key: jax.Array, num: int) -> PerExample:
+    """Times of `num` examples as parts of the whole, 0 (clean) to 1 (noisiest)."""
     key_quantile, key_order, key_kind = jax.random.split(key, 3)
     quantile = jax.random.uniform(key_quantile, (num,))
     if self.stratified:  # in random order, for examples of a batch may stand in one themselves
@@ -48,8 +53,7 @@ class Times:
         key_order, (jnp.arange(num, dtype=jnp.float32) + quantile) / num
       )
     logit_normal = jax.nn.sigmoid(self.mean + self.std * ndtri(quantile))
-    u = jnp.where(jax.random.bernoulli(key_kind, self.uniform, (num,)), quantile, logit_normal)
-    return jnp.clip(jnp.floor(u * num_steps).astype(jnp.int32), 0, num_steps - 1)
+    return jnp.where(jax.random.bernoulli(key_kind, self.uniform, (num,)), quantile, logit_normal)
 
 
 def training_noise(key: jax.Array, shape: tuple[int, ...], offset: float = 0.0) -> Video:

@@ -6,18 +6,21 @@ is descending; a last step, from its last time to the clean end (alpha, sigma) =
 and there every sampler returns the predicted x_0 itself.
 """
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int32
+from jaxtyping import Array, Float32, Float64, Int32
 
+from emu_jax.diffusion.noise import normal, split
 from emu_jax.diffusion.schedule import Schedule, target, to_x_0_and_eps
-from emu_jax.typing import Predict, Video
+from emu_jax.typing import PerExample, Predict, Video
 
 Spacing = Literal["trailing", "leading", "linspace"]
 Grid = Int32[np.ndarray, "S"]
+Column = Float64[np.ndarray, "_"]  # one number a step, or one a level
 Trajectory = Float32[Array, "S B T H W C"]  # the state after each step
 
 
@@ -130,7 +133,7 @@ def ddim(
     predict: the network's raw output, in the schedule's prediction; called once a step.
     eta: share of fresh noise; static. Above 1 it is legal as long as no step would have to draw
       more noise than its level holds.
-    key: needed, and used, only if eta > 0.
+    key: needed, and used, only if eta > 0; one for the batch, or one an example [B].
     trajectory: return what each step leads to, the last one being x_0.
   """
   grid = _checked("ddim", schedule, grid)
@@ -151,10 +154,10 @@ def ddim(
     x_0, eps, *_ = _estimate(predict, schedule, x_t, t)
     x_s = alpha_s * x_0 + kept * eps
     if eta:
-      x_s += tau * jax.random.normal(key, x_s.shape)
+      x_s += tau * normal(key, x_s.shape)
     return x_s, x_s if trajectory else None
 
-  keys = jax.random.split(key, len(grid)) if eta else None
+  keys = split(key, len(grid)) if eta else None
   steps = _steps(grid, alpha_s, kept, tau)
   x_0, states = jax.lax.scan(step, noise.astype(jnp.float32), (*steps, keys))
   return states if trajectory else x_0
@@ -216,3 +219,36 @@ def dpm_solver_pp_2m(predict: Predict, schedule: Schedule, noise: Video, grid: G
   noise = noise.astype(jnp.float32)
   steps = _steps(grid, shrink, alpha_s - alpha_t * shrink, slope)
   return jax.lax.scan(step, (noise, jnp.zeros_like(noise)), steps)[0][0]
+
+
+def first_order(
+  predict: Predict,
+  clean: Callable[[Video, Video, PerExample], Video],
+  noise: Video,
+  levels: Column,
+  alpha: Column,
+  sigma: Column,
+) -> Video:
+  """x_0 from noise along any levels, x_0 and eps held over each step (7); float32.
+
+  A step is x_s = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) x_0, which is
+  finite at alpha_t = 0. It is Euler's step on x / alpha along sigma / alpha, and, where
+  alpha = 1 - sigma, Euler's step on x along sigma.
+
+  Source: arXiv:2010.02502, eq. 12 and 14.
+
+  Args:
+    clean: x_0 from the network's output, x_t and the level.
+    levels: what the network receives as its time at each of S steps.
+    alpha, sigma: S + 1 of each, at `levels` and at the end; sigma above 0 but at the end.
+  """
+  shrink = sigma[1:] / sigma[:-1]
+
+  def step(x_t, inputs):
+    level, shrink, weight = inputs
+    times = jnp.full(x_t.shape[:1], level)
+    x_0 = clean(predict(x_t, times), x_t, times)
+    return shrink * x_t + weight * x_0, None
+
+  steps = _steps(levels, shrink, alpha[1:] - alpha[:-1] * shrink)
+  return jax.lax.scan(step, noise.astype(jnp.float32), steps)[0]

@@ -42,6 +42,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from emu_jax.diffusion.noise import normal
 from emu_jax.typing import PerExample, Video
 
 Kind = Literal["scaled_linear", "linear", "cosine"]
@@ -141,8 +142,11 @@ def noise_at(
 
   Source: Emu Video, arXiv:2311.10709, sec. 3.3: t drawn from {0, ..., 250} in training and 100 when
     sampling, on the condition of the interpolation model.
+
+  Args:
+    key: one for the batch, or one an example [B].
   """
-  eps = jax.random.normal(key, clean.shape)
+  eps = normal(key, clean.shape)
   return add_noise(clean.astype(jnp.float32), eps, *schedule(t))
 
 

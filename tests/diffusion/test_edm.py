@@ -15,7 +15,7 @@ import pytest
 from emu_jax.diffusion.edm import Edm, edm_euler, edm_heun, edm_loss
 from emu_jax.diffusion.schedule import add_noise, per_example, target
 
-V, KARRAS = Edm(), Edm(output="edm", data_std=0.5, sigma_max=80.0, log_mean=-1.2, log_std=1.2)
+V, KARRAS = Edm(), Edm(prediction="edm", data_std=0.5, sigma_max=80.0, log_mean=-1.2, log_std=1.2)
 BOTH = pytest.mark.parametrize("edm", [V, KARRAS], ids=["v", "edm"])
 SAMPLERS = pytest.mark.parametrize("sampler", [edm_euler, edm_heun])
 
@@ -134,9 +134,9 @@ def test_levels_that_rise_or_are_none_do_not_start():
 
 
 def test_numbers_without_meaning_do_not_start():
-  with pytest.raises(ValueError, match="output='epsilon' is none of"):
+  with pytest.raises(ValueError, match="prediction='epsilon' is none of"):
     # Past the annotations, which only tests enforce.
-    Edm.__post_init__(types.SimpleNamespace(**dataclasses.asdict(V) | {"output": "epsilon"}))
+    Edm.__post_init__(types.SimpleNamespace(**dataclasses.asdict(V) | {"prediction": "epsilon"}))
   with pytest.raises(ValueError, match="break 0 < sigma_min < sigma_max"):
     Edm(sigma_min=1.0, sigma_max=0.5)
   with pytest.raises(ValueError, match="rho=0"):

@@ -1,0 +1,67 @@
+"""The process of a table of steps: DDPM's, Stable Diffusion's, Emu Video's."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+
+from emu_jax.diffusion.loss import Times, diffusion_loss
+from emu_jax.diffusion.process import Sampling, Solver, check_solver
+from emu_jax.diffusion.sampler import check_grid, ddim, dpm_solver_pp_2m, time_grid
+from emu_jax.diffusion.schedule import Schedule, noise_at, target, to_x_0_and_eps
+from emu_jax.typing import PerExample, Predict, Video
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+  """A `Process`: a schedule of N steps, and how often training visits each of them.
+
+  A level is a 0-based step. With zero terminal SNR, where alpha = 0 at the last step, `clean` and
+  `output` are finite there for "v" and "x_0"; "epsilon" needs alpha > 0.
+  """
+
+  schedule: Schedule = Schedule()
+  times: Times = Times()
+
+  solvers: ClassVar[tuple[Solver, ...]] = ("ddim", "dpm++")
+
+  def loss(
+    self, predict: Predict, x_0: Video, key: jax.Array, *, offset_noise: float = 0.0
+  ) -> PerExample:
+    """`loss.diffusion_loss`."""
+    return diffusion_loss(
+      predict, self.schedule, x_0, key, offset_noise=offset_noise, times=self.times
+    )
+
+  def sample(
+    self, predict: Predict, noise: Video, key: jax.Array | None, sampling: Sampling
+  ) -> Video:
+    """`sampler.ddim` or `sampler.dpm_solver_pp_2m`."""
+    self.check(sampling)
+    grid = self._grid(sampling)
+    if sampling.solver == "dpm++":
+      return dpm_solver_pp_2m(predict, self.schedule, noise, grid)
+    key = key if sampling.eta else None
+    return ddim(predict, self.schedule, noise, grid, eta=sampling.eta, key=key)
+
+  def noised(self, clean: Video, level: PerExample, key: jax.Array) -> Video:
+    return noise_at(self.schedule, clean, level, key)
+
+  def clean(self, output: Video, x_t: Video, level: PerExample) -> Video:
+    return to_x_0_and_eps(self.schedule.prediction, output, x_t, *self.schedule(level))[0]
+
+  def output(self, x_0: Video, x_t: Video, level: PerExample) -> Video:
+    alpha, sigma = self.schedule(level)
+    x_0, eps = to_x_0_and_eps("x_0", x_0, x_t, alpha, sigma)
+    return target(self.schedule.prediction, x_0, eps, alpha, sigma)
+
+  def alpha_sigma(self, level: PerExample) -> tuple[PerExample, PerExample]:
+    return self.schedule(level)
+
+  def check(self, sampling: Sampling) -> None:
+    check_solver("Discrete", sampling, self.solvers)
+    check_grid(self.schedule, sampling.spacing, sampling.eta)
+    self._grid(sampling)
+
+  def _grid(self, sampling: Sampling):
+    return time_grid(self.schedule.num_steps, sampling.num_steps, sampling.spacing, sampling.offset)
