@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax
 
+from emu_jax.config import kind
 from emu_jax.diffusion.loss import Times, diffusion_loss
 from emu_jax.diffusion.process import Sampling, Solver, check_solver
 from emu_jax.diffusion.sampler import check_grid, ddim, dpm_solver_pp_2m, time_grid
@@ -12,6 +13,7 @@ from emu_jax.diffusion.schedule import Schedule, noise_at, target, to_x_0_and_ep
 from emu_jax.typing import PerExample, Predict, Video
 
 
+@kind("discrete")
 @dataclasses.dataclass(frozen=True)
 class Discrete:
   """A `Process`: a schedule of N steps, and how often training visits each of them.

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
+from emu_jax.config import kind
 from emu_jax.diffusion.loss import training_noise
 from emu_jax.diffusion.noise import normal
 from emu_jax.diffusion.process import Sampling, Solver, check_continuous
@@ -41,6 +42,7 @@ Prediction = Literal["v", "edm"]
 Levels = Float64[np.ndarray, "S"]
 
 
+@kind("edm")
 @dataclasses.dataclass(frozen=True)
 class Edm:
   """A `Process`: noise levels and what a network says at them; hashable, static under jit.

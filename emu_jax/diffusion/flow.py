@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu_jax.config import kind
 from emu_jax.diffusion.loss import Times, training_noise
 from emu_jax.diffusion.noise import normal
 from emu_jax.diffusion.process import TIME_SCALE, Sampling, Solver, check_continuous
@@ -28,6 +29,7 @@ from emu_jax.diffusion.schedule import add_noise, per_example
 from emu_jax.typing import PerExample, Predict, Video
 
 
+@kind("flow")
 @dataclasses.dataclass(frozen=True)
 class Flow:
   """A `Process`: rectified flow; a level is 1000 t. `output` needs t > 0, as samplers visit it.

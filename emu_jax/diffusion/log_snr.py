@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu_jax.config import kind
 from emu_jax.diffusion.loss import Times, training_noise
 from emu_jax.diffusion.noise import normal
 from emu_jax.diffusion.process import TIME_SCALE, Sampling, Solver, check_continuous
@@ -31,6 +32,7 @@ from emu_jax.typing import PerExample, Predict, Video
 SnrWeighting = Literal["prediction", "truncated_snr"]
 
 
+@kind("log_snr")
 @dataclasses.dataclass(frozen=True)
 class LogSnr:
   """A `Process`: the cosine schedule between two log-SNRs; a level is 1000 u.

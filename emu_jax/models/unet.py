@@ -55,6 +55,12 @@ class UNetConfig:
   remat_keeps: Keeps = "nothing"  # of a recomputed block; products: of dense layers, convolutions
   dtype: str = "float32"
 
+  def module(self):
+    return UNet(self)
+
+  def blank(self, shape):
+    return blank_conditions(self, shape)
+
   def __post_init__(self):
     levels = len(self.channels)
     for name in ("num_res_blocks", "transformer_depth"):

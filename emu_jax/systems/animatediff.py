@@ -190,8 +190,8 @@ def _system(
     raise InputError(f"{where}: holds no motion modules; give AnimateDiff's")
   if unet.concat_channels:
     raise InputError(
-      f"{where}: its U-Net reads {unet.concat_channels} channels of a given picture (PIA), which no "
-      "command gives it; choose an adapter of AnimateDiff"
+      f"{where}: its U-Net reads {unet.concat_channels} channels of a given picture (PIA), which "
+      "no command gives it; choose an adapter of AnimateDiff"
     )
   with refused(str(where)):
     image = image_system(Emu, folder, dataclasses.replace(parts, unet=unet.image()))

@@ -16,11 +16,10 @@ from jaxtyping import Array, Bool, Float, Int
 from emu_jax.conditioning import TextFeatures, image_branches, text_conditions
 from emu_jax.config import kind, to_dict
 from emu_jax.data.inputs import ClipSpec, clip_inputs
+from emu_jax.diffusion.discrete import Discrete
 from emu_jax.diffusion.guidance import guided, rescale, text_guidance
 from emu_jax.diffusion.noise import normal, split
-from emu_jax.diffusion.discrete import Discrete
-from emu_jax.diffusion.process import Process
-from emu_jax.diffusion.process import Sampling
+from emu_jax.diffusion.process import Process, Sampling
 from emu_jax.errors import InputError
 from emu_jax.models.net import network
 from emu_jax.models.unet import UNetConfig
@@ -199,14 +198,12 @@ def check_reads(config: Emu, channels: int) -> None:
     " and its noise level" if unet.num_classes else ""
   )
   raise InputError(
-    f"sample: the image model reads {given}; give one that reads prompts alone, or change a picture "
-    "with emu-jax edit"
+    f"sample: the image model reads {given}; give one that reads prompts alone, or change a "
+    "picture with emu-jax edit"
   )
 
 
-def picture_steps(
-  config: Emu, request: DrawPicture, names: Collection[str]
-) -> tuple[Step, ...]:
+def picture_steps(config: Emu, request: DrawPicture, names: Collection[str]) -> tuple[Step, ...]:
   """Text to latents to pixels."""
   if request.frames not in (None, 1):
     raise InputError(
@@ -347,9 +344,7 @@ def image_samples(
   """Pictures of a batch's captions."""
   text = batch_text(config, trees, batch)
   none = batch_text(config, trees, repeated(empty, len(text.texts[0])))
-  latents = sample_image(
-    config, trees, text, none, key, config.guidance, sampling=config.preview
-  )
+  latents = sample_image(config, trees, text, none, key, config.guidance, sampling=config.preview)
   return {"image": config.first_stage.decode(trees, latents)}
 
 

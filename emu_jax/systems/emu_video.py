@@ -505,8 +505,8 @@ def sample_steps(config: EmuVideo, request: Sample, names: Collection[str]) -> t
   possible = lengths(config)
   if frames not in possible:
     raise InputError(
-      f"sample: frames={frames} cannot be had of a model trained on {config.num_frames}; choose one "
-      f"of {', '.join(map(str, possible))}"
+      f"sample: frames={frames} cannot be had of a model trained on {config.num_frames}; choose "
+      f"one of {', '.join(map(str, possible))}"
     )
   check_reads(config.image, 0)
   for process in (config.image.process, config.process):

@@ -155,7 +155,7 @@ class KlAutoencoder:
   def measures(self) -> Mapping[str, Measure]:
     """Shift and scale under which each channel has mean 0 and standard deviation 1.
 
-    Source: ours. Latent Diffusion (arXiv:2112.10752, sec. G) divides by one number for all channels.
+    Source: ours. Latent Diffusion (arXiv:2112.10752, sec. G) divides by one number for all.
     """
     return {"latents": Measure(self._moments_of_batch, latent_statistics)}
 
@@ -180,9 +180,7 @@ class KlAutoencoder:
     """What the autoencoder makes of pixels in [-1, 1], not yet of unit spread."""
 
     def encode(x):
-      return Autoencoder(self.config).apply(
-        {"params": trees["autoencoder"]}, x, method="encode"
-      )
+      return Autoencoder(self.config).apply({"params": trees["autoencoder"]}, x, method="encode")
 
     return Posterior(*in_chunks(encode, frames, FRAMES_AT_A_TIME))
 
@@ -200,13 +198,9 @@ class KlAutoencoder:
     """Pixels, `FRAMES_AT_A_TIME` frames at a time."""
 
     def decode(z):
-      return Autoencoder(self.config).apply(
-        {"params": trees["autoencoder"]}, z, method="decode"
-      )
+      return Autoencoder(self.config).apply({"params": trees["autoencoder"]}, z, method="decode")
 
-    return jnp.clip(
-      in_chunks(decode, unnormalised(trees, latents), FRAMES_AT_A_TIME), -1.0, 1.0
-    )
+    return jnp.clip(in_chunks(decode, unnormalised(trees, latents), FRAMES_AT_A_TIME), -1.0, 1.0)
 
 
 def unnormalised(trees: Params, latents: Video) -> Video:

@@ -119,9 +119,7 @@ class Edit(Prompted):
   """how strongly it follows the instruction, 1 = no guidance; None: the model's own"""
 
 
-def edit_steps(
-  config: InstructPix2Pix, request: Edit, names: Collection[str]
-) -> tuple[Step, ...]:
+def edit_steps(config: InstructPix2Pix, request: Edit, names: Collection[str]) -> tuple[Step, ...]:
   """Picture and instruction to latents to pixels."""
   config.image.process.check(request.sampling)
   reads = (*config.image.first_stage.trees(), "text", "spatial")
@@ -225,9 +223,5 @@ def edit_samples(
   source, target = pixels(batch["source"]), pixels(batch["frames"])
   latents = unnormalised(trees, image.first_stage.encode(trees, source))
   scales = config.image_guidance, config.text_guidance
-  made = sample_edit(
-    image, trees, latents, text, none, key, *scales, sampling=image.preview
-  )
-  return {
-    "edit": jnp.concatenate([source, target, image.first_stage.decode(trees, made)], axis=3)
-  }
+  made = sample_edit(image, trees, latents, text, none, key, *scales, sampling=image.preview)
+  return {"edit": jnp.concatenate([source, target, image.first_stage.decode(trees, made)], axis=3)}

@@ -93,7 +93,10 @@ def read(
     system = make(folder, parts)
   loaders = image_loaders(folder, parts)
   return Pipeline(
-    system, functools.partial(load_by_name, loaders), tuple(loaders), tokenizer_folders(folder, parts)
+    system,
+    functools.partial(load_by_name, loaders),
+    tuple(loaders),
+    tokenizer_folders(folder, parts),
   )
 
 
@@ -106,9 +109,7 @@ def image_loaders(folder: pathlib.Path, parts: Parts) -> Loaders:
   return {
     "autoencoder": lambda how: load(folder / "vae", **how).params,
     "latents": lambda how: constant_statistics(parts.autoencoder),
-    "text": lambda how: {
-      str(i): load(folder / name, **how).params for i, name in enumerate(names)
-    },
+    "text": lambda how: {str(i): load(folder / name, **how).params for i, name in enumerate(names)},
     "spatial": lambda how: load(folder / "unet", **how).params,
   }
 
