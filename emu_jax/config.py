@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import math
 import re
 import types
@@ -118,7 +119,7 @@ def _structure_by_kind(values: Any, declared: Any) -> Any:
     declared = class_of_kind(name, known[0] if known else bases[0])
   elif typing.get_args(declared):
     declared = typing.get_args(declared)[0]  # the first of a union, as before there were kinds
-  elif getattr(declared, "_is_protocol", False):
+  elif _is_open(declared):
     raise ValueError(f"it has no {KIND!r}, which tells the class of a {declared.__name__}")
   if not isinstance(values, dict):
     raise TypeError(f"{values!r} is no JSON object")
@@ -134,7 +135,12 @@ def _has_kinds(declared: Any) -> bool:
   if typing.get_origin(declared) in (typing.Union, types.UnionType):
     parts = typing.get_args(declared)
     return all(dataclasses.is_dataclass(p) and "config_kind" in p.__dict__ for p in parts)
-  return dataclasses.is_dataclass(declared) or getattr(declared, "_is_protocol", False)
+  return dataclasses.is_dataclass(declared) or _is_open(declared)
+
+
+def _is_open(declared: Any) -> bool:
+  """Whether it is a protocol or an abstract class, of which only a kind tells the dataclass."""
+  return getattr(declared, "_is_protocol", False) or inspect.isabstract(declared)
 
 
 _CONVERTER.register_structure_hook_func(_has_kinds, _structure_by_kind)
