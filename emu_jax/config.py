@@ -78,7 +78,8 @@ def class_of_kind(name: Any, base: type) -> type:
 
 def _is_a(cls: type, base: type) -> bool:
   if getattr(base, "_is_protocol", False):
-    return all(hasattr(cls, name) for name in base.__protocol_attrs__)
+    members = (name for name in vars(base) if not name.startswith("_"))
+    return all(hasattr(cls, name) for name in members)
   return issubclass(cls, base)
 
 
