@@ -1,8 +1,10 @@
 """Trees of parameters taken apart and put together by rules over their paths."""
 
 import fnmatch
+import functools
 from collections.abc import Sequence
 
+import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emu_jax.typing import Params
@@ -37,3 +39,10 @@ def merge(*trees: Params) -> Params:
         raise ValueError(f"merge: two trees hold {path}")
       merged[path] = leaf
   return unflatten_dict(merged, sep="/")
+
+
+def leaf_shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+  """Shape of every leaf by its path, such as `mid/conv/kernel`."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+  return {name(path): tuple(leaf.shape) for path, leaf in leaves}
