@@ -66,8 +66,6 @@ class Inputs:
     return next(iter(self.frames.values()))
 
 
-def clip_inputs(
-  clip: ClipSpec, size: tuple[int, int], *, numbers: tuple[str, ...] = ()
-) -> Inputs:
+def clip_inputs(clip: ClipSpec, size: tuple[int, int], *, numbers: tuple[str, ...] = ()) -> Inputs:
   """Captioned clips or pictures alone, as "frames"."""
   return Inputs({"frames": Frames(clip, size)}, numbers)
