@@ -26,8 +26,8 @@ def opened(experiment: Experiment, split: str) -> list[Source]:
   for path, source in zip(experiment.data.sources, sources, strict=True):
     if source.encoded and not experiment.definition.encoders:
       raise InputError(
-        f"--data.sources {path}: holds latents, and part {experiment.part!r} trains on pixels; name "
-        "the clips that they were encoded from"
+        f"--data.sources {path}: holds latents, and part {experiment.part!r} trains on pixels; "
+        "name the clips that they were encoded from"
       )
     size = experiment.definition.inputs.first.size
     if source.encoded and source.size != size:

@@ -33,7 +33,7 @@ from train.clips import (
 )
 from train.config import Experiment, config_json, load_stages, todays_form
 from train.encode import encode
-from train.encoding import check_encoding
+from train.frozen_encoders import check_encoding
 from train.inherit import (
   SAME_WEIGHTS,
   begin,
@@ -215,8 +215,8 @@ def planned(
     source = experiment.init_from
     if source and source not in ready and not is_stored(newest_run(source)):
       raise InputError(
-        f"stage {experiment.run_name!r} begins with {source}, which holds no checkpoint, release or "
-        "pipeline of diffusers; train that stage first, or name another folder with --init_from"
+        f"stage {experiment.run_name!r} begins with {source}, which holds no checkpoint, release "
+        "or pipeline of diffusers; train that stage first, or name another folder with --init_from"
       )
   return chosen
 

@@ -1,4 +1,4 @@
-"""The trees that a run begins with: of another run, of a release, of public weights, or measured."""
+"""The trees that a run begins with: of another run, a release, public weights, or measured."""
 
 import dataclasses
 import itertools
@@ -128,8 +128,8 @@ def check_same(ours: Any, theirs: Any, free: tuple[str, ...], who: str, where: s
   for name in sorted(ours.keys() | theirs.keys()):
     if ours.get(name) != theirs.get(name) and name.rpartition(".")[2] not in free:
       raise InputError(
-        f"{who}: its {where}{name} is {theirs.get(name)!r}, the config's is {ours.get(name)!r}; use "
-        "the config of this checkpoint, or change that field"
+        f"{who}: its {where}{name} is {theirs.get(name)!r}, the config's is {ours.get(name)!r}; "
+        "use the config of this checkpoint, or change that field"
       )
 
 
