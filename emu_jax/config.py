@@ -185,6 +185,19 @@ def override(config: Config, words: Sequence[str]) -> Config:
   return _structured(values, type(config), " ".join(words)) if words else config
 
 
+def replaced(config: Config, field: str, value: Any) -> Config:
+  """A config with every field of that name, at any depth, set to a value."""
+  if isinstance(config, tuple):
+    return tuple(replaced(part, field, value) for part in config)
+  if not dataclasses.is_dataclass(config):
+    return config
+  changes = {
+    one.name: value if one.name == field else replaced(getattr(config, one.name), field, value)
+    for one in dataclasses.fields(config)
+  }
+  return dataclasses.replace(config, **changes)
+
+
 @contextlib.contextmanager
 def refused(who: str) -> Iterator[None]:
   """A plain ValueError, as configs and samplers raise, leaves as an InputError that says where."""

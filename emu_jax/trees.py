@@ -1,8 +1,12 @@
 """Trees of parameters taken apart and put together by rules over their paths."""
 
 import fnmatch
+import functools
 from collections.abc import Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emu_jax.typing import Params
@@ -37,3 +41,21 @@ def merge(*trees: Params) -> Params:
         raise ValueError(f"merge: two trees hold {path}")
       merged[path] = leaf
   return unflatten_dict(merged, sep="/")
+
+
+def leaf_shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+  """Shape of every leaf by its path, such as `mid/conv/kernel`."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+  return {name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def dtype_of(rules: Sequence[tuple[str, str]], path: str) -> Any:
+  """The dtype that rules of (glob, dtype) give a leaf; the first that matches decides.
+
+  Raises: ValueError where none does.
+  """
+  for glob, dtype in rules:
+    if fnmatch.fnmatchcase(path, glob):
+      return jnp.dtype(dtype)
+  raise ValueError(f"dtype_of: no rule covers {path}; add one to {[g for g, _ in rules]}")

@@ -3,19 +3,23 @@
 import jax
 import jax.numpy as jnp
 
+from emu_jax.diffusion.discrete import Discrete
 from emu_jax.diffusion.schedule import Schedule
-from emu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from emu_jax.models.autoencoder import AutoencoderConfig
 from emu_jax.models.temporal import TemporalConfig
 from emu_jax.models.text import ClipTextConfig, T5Config
 from emu_jax.models.unet import UNetConfig
-from emu_jax.systems.emu import EmuConfig, init_spatial, init_text
-from emu_jax.systems.emu_video import EmuVideoConfig, init_temporal
+from emu_jax.systems.emu import Emu
+from emu_jax.systems.emu_video import EmuVideo
+from emu_jax.systems.first_stage import KlAutoencoder
 
-MODEL = EmuVideoConfig(
-  image=EmuConfig(
-    size=16,
-    autoencoder=AutoencoderConfig(
-      channels=(8,), num_res_blocks=1, z_channels=4, norm_groups=4, mid_attention=False, patch=4
+MODEL = EmuVideo(
+  image=Emu(
+    size=(16, 16),
+    first_stage=KlAutoencoder(
+      AutoencoderConfig(
+        channels=(8,), num_res_blocks=1, z_channels=4, norm_groups=4, mid_attention=False, patch=4
+      )
     ),
     text=(
       ClipTextConfig(
@@ -40,24 +44,21 @@ MODEL = EmuVideoConfig(
     ),
   ),
   temporal=TemporalConfig(num_layers=1, noise_level=True),
-  schedule=Schedule(zero_terminal_snr=True, prediction="v"),
+  process=Discrete(Schedule(zero_terminal_snr=True, prediction="v")),
   num_frames=8,
   fps=4.0,
 )
 
 
 def trees(config=MODEL, seed=0):
-  """All trees of a model, at their initialisation; the temporal ones are drawn anew."""
+  """All trees that sampling needs, at their initialisation; the temporal ones are drawn anew."""
   keys = iter(jax.random.split(jax.random.key(seed), 8))
-  image = config.image
-  x = jnp.zeros((1, 1, image.size, image.size, 3))
+  table = config.trees()
   made = {
-    "autoencoder": jax.jit(Autoencoder(image.autoencoder).init)(next(keys), x)["params"],
-    "latents": {"shift": jnp.full(4, 0.1), "scale": jnp.full(4, 2.0)},
-    "text": jax.jit(lambda k: init_text(image, k))(next(keys)),
-    "spatial": jax.jit(lambda k: init_spatial(image, k))(next(keys)),
+    name: jax.jit(table[name].init)(next(keys)) for name in ("autoencoder", "text", "spatial")
   }
-  temporal = jax.jit(lambda k: init_temporal(config, k))(next(keys))
+  made["latents"] = {"shift": jnp.full(4, 0.1), "scale": jnp.full(4, 2.0)}
+  temporal = jax.jit(table["temporal"].init)(next(keys))
   return made | {
     name: perturbed(temporal, next(keys)) for name in ("temporal", "interpolation", "extension")
   }

@@ -1,6 +1,6 @@
 """A trained model in one small folder, to be handed on: any number of stages, no trainer's state.
 
-config.json            {"model": …}, as of a run
+config.json            {"version": …, "system": …}, as of a run
 model.safetensors      every tree; a tensor's name is the tree's and the path in it
 tokenizers/<i>/        one a text encoder
 
@@ -11,7 +11,7 @@ them. Where several stages are held, one folder is what `emu-jax sample` needs o
 import json
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emu_jax.checkpoints.run import read_config
-from emu_jax.config import to_dict
 from emu_jax.errors import InputError
 from emu_jax.typing import Params
 from emu_jax.weights import files
@@ -34,29 +33,41 @@ def is_release(folder: str | pathlib.Path) -> bool:
   folder = pathlib.Path(folder)
   if not (folder / f"{STEM}.safetensors").is_file():
     return False
-  return "model" in (read_config(folder) or {})
+  return not {"system", "model"}.isdisjoint(read_config(folder) or {})  # "model" before version 2
 
 
-def load_release(folder: str | pathlib.Path) -> tuple[dict, Params]:
-  """config.json as a dict, and the trees by name as float32 numpy arrays on this host.
+def release_names(folder: str | pathlib.Path) -> tuple[str, ...]:
+  """Names of the trees in a release."""
+  return tuple(dict.fromkeys(name.split("/")[0] for name in files.Tensors(pathlib.Path(folder))))
 
+
+def load_release(folder: str | pathlib.Path, names: Collection[str] | None = None) -> Params:
+  """Trees of a release by name, float32 numpy arrays on this host.
+
+  Args:
+    names: of the trees; None: all.
   Raises: InputError for a file that is cut off.
   """
-  folder = pathlib.Path(folder)
-  tensors = files.Tensors(folder)
-  flat = {name: tensors.read(name).astype(np.float32) for name in tensors}
-  return read_config(folder) or {}, unflatten_dict(flat, sep="/")
+  tensors = files.Tensors(pathlib.Path(folder))
+  wanted = [name for name in tensors if names is None or name.split("/")[0] in names]
+  flat = {name: tensors.read(name).astype(np.float32) for name in wanted}
+  return unflatten_dict(flat, sep="/")
 
 
 def write_release(
   folder: pathlib.Path,
-  config: Any,  # an EmuVideoConfig, which stands above this module
+  config: Mapping[str, Any],
   trees: Params,
   tokenizers: Sequence[pathlib.Path] = (),
   dtype: str | None = None,
 ) -> None:
-  """Writes a model's config, trees by name and tokenizers' files; `dtype` as `write_weights`."""
-  write_json(folder / "config.json", {"model": to_dict(config)})
+  """Writes a model: what `config.json` says, trees by name and tokenizers' files.
+
+  Args:
+    config: {"version": …, "system": …}.
+    dtype: as `write_weights`.
+  """
+  write_json(folder / "config.json", dict(config))
   write_weights(folder, trees, dtype)
   for i, tokenizer in enumerate(tokenizers):
     copy_texts(tokenizer, folder / "tokenizers" / str(i))

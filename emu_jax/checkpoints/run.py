@@ -1,24 +1,32 @@
 """What a run of emu-train leaves on disk, read without the trainer.
 
 config.json            what the run is
-frozen/                arrays that did not train
-encoders/              those of them that the data was encoded with ahead, which the steps lacked
+frozen/                trees that did not train and that no earlier run holds
+inherited.json         trees that an earlier run holds: which, where, and the digest of each
 checkpoints/<step>/    state, ema (averages of what trained), data (position)
 tokenizers/<i>/        one a text encoder
+
+Of a tree that trained in some of its leaves, the average holds these and an earlier run the rest.
+Runs of before version 2 hold every tree themselves, some in encoders/.
 """
 
+import dataclasses
+import hashlib
 import json
 import logging
+import os
 import pathlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emu_jax.errors import InputError
 
-ENCODERS = "encoders"
+FROZEN, ENCODERS, INHERITED = "frozen", "encoders", "inherited.json"
 
 # Orbax warns of each metadata file that a folder of a single item does not have, of folders that
 # it cannot read, and, with a traceback, of writes that failed; the last two are errors here.
@@ -42,27 +50,131 @@ def latest_step(run_dir: str | pathlib.Path) -> int | None:
   return max(steps, default=None)
 
 
-def load_ema(run_dir: str | pathlib.Path) -> tuple[dict, dict]:
-  """A run's config and its trees: the frozen ones and the averages of the trained ones.
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """Where a tree lies that a run inherited.
 
-  Returns:
-    config.json as a dict, and the trees by name as numpy arrays on this host, so that a caller
-    may cast and place them before a device holds any.
+  Attributes:
+    run: the folder that holds it, relative to the folder of the run that inherited it.
+    item: what of it: "frozen", "encoders" or "checkpoints/<step>/ema".
+    digest: of the tree's names, shapes, dtypes and bytes.
+  """
+
+  run: str
+  item: str
+  digest: str
+
+
+def origins(run_dir: str | pathlib.Path) -> dict[str, Origin]:
+  """Where the trees of a run lie that it inherited from others, by name."""
+  path = pathlib.Path(run_dir) / INHERITED
+  if not path.is_file():
+    return {}
+  try:
+    return {name: Origin(**values) for name, values in json.loads(path.read_text()).items()}
+  except (ValueError, TypeError, AttributeError) as error:
+    raise InputError(f"{path} cannot be read ({error}); copy it from the original run") from error
+
+
+def write_origins(run_dir: pathlib.Path, found: Mapping[str, Origin]) -> None:
+  """Writes what `origins` reads, whole or not at all."""
+  path = run_dir / INHERITED
+  part = path.with_name(path.name + ".part")
+  values = {name: dataclasses.asdict(origin) for name, origin in found.items()}
+  part.write_text(json.dumps(values, indent=1) + "\n")
+  os.replace(part, path)
+
+
+def items(run_dir: str | pathlib.Path) -> dict[str, str]:
+  """Which item of a run holds each tree that lies in its own folder, by the tree's name.
+
+  Raises: InputError where it holds no checkpoint.
   """
   run_dir = pathlib.Path(run_dir).absolute()
   step = latest_step(run_dir)
   if step is None:
     raise InputError(
-      f"load_ema: {run_dir} holds no checkpoint; give the folder of a run of emu-train,"
-      " one with checkpoints/<step>/ in it"
+      f"{run_dir} holds no checkpoint; give the folder of a run of emu-train, one with"
+      " checkpoints/<step>/ in it"
     )
-  config = read_config(run_dir)
+  ema = f"checkpoints/{step}/ema"
+  stored = (item for item in (FROZEN, ENCODERS, ema) if (run_dir / item).is_dir())
+  return {name: item for item in stored for name in stored_metadata(run_dir / item)}
+
+
+def origin_of(run_dir: str | pathlib.Path, name: str, tree: Any) -> Origin | None:
+  """Where a run's tree lies, as an absolute path; None where several places hold parts of it.
+
+  Args:
+    tree: as it was loaded.
+  """
+  run_dir = pathlib.Path(run_dir).absolute()
+  held, inherited = items(run_dir).get(name), origins(run_dir).get(name)
+  if held and inherited:
+    return None
+  if held:
+    return Origin(str(run_dir), held, digest(tree))
+  return dataclasses.replace(inherited, run=str((run_dir / inherited.run).resolve()))
+
+
+def load_trees(run_dir: str | pathlib.Path, names: Collection[str] | None = None) -> dict[str, Any]:
+  """Trees of a run as numpy arrays on this host: averages of what trained, and what it inherited.
+
+  Args:
+    names: of the trees; None: all.
+
+  Raises: InputError where a tree is missing, or is not what the run began with.
+  """
+  run_dir = pathlib.Path(run_dir).absolute()
+  held, inherited = items(run_dir), origins(run_dir)
+  wanted = set(held) | set(inherited) if names is None else set(names)
+  trees = {name: _inherited(run_dir, name, inherited[name]) for name in wanted & set(inherited)}
+  for item in dict.fromkeys(held.values()):
+    chosen = [name for name in wanted if held.get(name) == item]
+    for name, tree in load_numpy(run_dir / item, chosen).items() if chosen else ():
+      trees[name] = overlaid(trees[name], tree) if name in trees else tree
+  return trees
+
+
+def load_ema(run_dir: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """A run's config.json, as some version wrote it, and all of its trees, as `load_trees`."""
+  trees, config = load_trees(run_dir), read_config(pathlib.Path(run_dir))
   if config is None:
-    raise InputError(f"load_ema: {run_dir} holds no config.json; copy it from the original run")
-  parts = (run_dir / "frozen", run_dir / ENCODERS)
-  frozen = [load_numpy(part) for part in parts if part.is_dir()]
-  ema = load_numpy(run_dir / "checkpoints" / str(step) / "ema")
-  return config, {name: tree for trees in (*frozen, ema) for name, tree in trees.items()}
+    raise InputError(f"{run_dir} holds no config.json; copy it from the original run")
+  return config, trees
+
+
+def tree_names(run_dir: str | pathlib.Path) -> tuple[str, ...]:
+  """Names of all trees that a run has, its own and inherited ones."""
+  return tuple(dict.fromkeys([*items(run_dir), *origins(run_dir)]))
+
+
+def overlaid(base: Any, top: Any) -> Any:
+  """A tree with the leaves of another in the place of its own."""
+  return unflatten_dict(flatten_dict(base, sep="/") | flatten_dict(top, sep="/"), sep="/")
+
+
+def _inherited(run_dir: pathlib.Path, name: str, origin: Origin) -> Any:
+  folder = (run_dir / origin.run).resolve() / origin.item
+  who = f"{run_dir}: its tree {name!r} lies in {folder}"
+  if not folder.is_dir():
+    raise InputError(f"{who}, which is missing; restore it, or move both folders together")
+  found = load_numpy(folder, [name])
+  if name not in found or digest(found[name]) != origin.digest:
+    raise InputError(
+      f"{who}, which holds another one by now (its digest is not {origin.digest}); restore it"
+    )
+  return found[name]
+
+
+def digest(tree: Any) -> str:
+  """Of a tree of arrays: names, shapes, dtypes and bytes."""
+  total = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    array = np.ascontiguousarray(leaf)
+    total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+    total.update(array.reshape(-1).view(np.uint8))
+  return total.hexdigest()[:16]
 
 
 def read_config(run_dir: pathlib.Path) -> dict | None:
@@ -94,13 +206,16 @@ def stored_metadata(folder: pathlib.Path) -> Any:
   return metadata.tree
 
 
-def load_numpy(folder: pathlib.Path) -> dict:
+def load_numpy(folder: pathlib.Path, names: Collection[str] | None = None) -> dict[str, Any]:
+  """A stored tree, or those of its branches that are named, as numpy arrays."""
+  folder = pathlib.Path(folder).absolute()  # Orbax takes no other
   try:
-    as_numpy = jax.tree.map(
-      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored_metadata(folder)
-    )
+    stored = stored_metadata(folder)
+    wanted = {name: stored[name] for name in stored if names is None or name in names}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     with ocp.PyTreeCheckpointer() as checkpointer:
-      return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+      args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
+      return checkpointer.restore(folder, args=args)
   except InputError:
     raise
   except (OSError, ValueError, KeyError) as error:

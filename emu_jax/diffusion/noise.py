@@ -18,7 +18,10 @@ def split(key: jax.Array, num: int) -> jax.Array:
   """`num` new keys along a leading axis: [num] from one key, [num, B] from B keys."""
   if _one("split", key):
     return jax.random.split(key, num)
-  return jax.vmap(lambda k: jax.random.split(k, num), out_axes=1)(key)
+  # Axes are exchanged in the keys' data: JAX's check for keys used twice cannot follow them through
+  # a transposition and would take the new keys to be spent.
+  data = jax.random.key_data(jax.vmap(lambda k: jax.random.split(k, num))(key))
+  return jax.random.wrap_key_data(jnp.swapaxes(data, 0, 1), impl=jax.random.key_impl(key))
 
 
 def fold_in(key: jax.Array, data: int | jax.Array) -> jax.Array:
@@ -40,7 +43,9 @@ def normal(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
       f"normal: {key.shape[0]} keys for a batch of {shape[0]} examples; give one key an example, or"
       " one for the batch"
     )
-  # Of shape (1, ...), as a batch of one example draws it with one key.
+  if key.shape[0] == 1:  # the same program as one key's, so that what follows rounds alike
+    return jax.random.normal(key.reshape(()), shape, jnp.float32)
+  # Of shape (1, ...), as a batch of one example draws it.
   draw = lambda k: jax.random.normal(k, (1, *shape[1:]), jnp.float32)[0]
   return jax.vmap(draw)(key)
 

@@ -90,6 +90,11 @@ class AnimateDiff(System):
       )
 
   @property
+  def networks(self) -> Mapping[str, Any]:
+    """The image model's, and the motion modules."""
+    return {**self.image.networks, "temporal": self.motion}
+
+  @property
   def texts(self) -> tuple[TextConfig, ...]:
     """The image model's."""
     return self.image.text

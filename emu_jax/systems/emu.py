@@ -110,6 +110,15 @@ class Emu(System):
       )
 
   @property
+  def networks(self) -> Mapping[str, Any]:
+    """Its networks, and the noise that the U-Net was trained with."""
+    stage = self.first_stage
+    found = {"autoencoder": stage.config} if isinstance(stage, KlAutoencoder) else {}
+    found |= {f"text/{i}": encoder for i, encoder in enumerate(self.text)}
+    schedule = getattr(self.process, "schedule", self.process)
+    return found | {"spatial": self.unet, "schedule": schedule}
+
+  @property
   def texts(self) -> tuple[TextConfig, ...]:
     """Its text encoders."""
     return self.text

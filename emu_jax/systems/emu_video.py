@@ -119,6 +119,11 @@ class EmuVideo(System):
   train_spatial: bool = False
 
   @property
+  def networks(self) -> Mapping[str, Any]:
+    """The image model's."""
+    return self.image.networks
+
+  @property
   def texts(self) -> tuple[TextConfig, ...]:
     """The image model's."""
     return self.image.text

@@ -62,6 +62,11 @@ class InstructPix2Pix(System):
       )
 
   @property
+  def networks(self) -> Mapping[str, Any]:
+    """The image model's."""
+    return self.image.networks
+
+  @property
   def texts(self) -> tuple[TextConfig, ...]:
     """The image model's."""
     return self.image.text

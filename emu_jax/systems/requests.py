@@ -78,7 +78,7 @@ def pictures(given: Any, size: tuple[int, int], who: str) -> np.ndarray:
   Raises: InputError for frames of another size.
   """
   if isinstance(given, str | pathlib.Path):
-    return load_picture(given, *size)[None]
+    return load_picture(given, size)[None]
   return frames_of_size(given, size, who)
 
 

@@ -166,6 +166,11 @@ class System(abc.ABC):
     """Text encoders whose tokenizers belong to a model, in order."""
     return ()
 
+  @property
+  def networks(self) -> Mapping[str, Any]:
+    """What public weights must agree with: configurations by tree, "text/<i>" of each encoder."""
+    return {}
+
   @abc.abstractmethod
   def trees(self) -> Mapping[str, Tree]:
     """Every tree of parameters by its name, in the order in which they are trained."""

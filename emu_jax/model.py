@@ -1,0 +1,300 @@
+"""Any system in memory: what it can be asked for, each step one jitted program.
+
+A program's shape (examples, frames, steps, solver) is static; prompts, seeds, scales and weights
+are inputs, so that another prompt or seed compiles nothing.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from emu_jax.checkpoints.stored import Stored, stored
+from emu_jax.config import refused, replaced
+from emu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from emu_jax.errors import InputError
+from emu_jax.parallel.compilation import Jit
+from emu_jax.parallel.mesh import on
+from emu_jax.parallel.placement import place
+from emu_jax.systems.system import Arrays, Step, System, Task, Trees
+from emu_jax.trees import leaf_shapes
+from emu_jax.weights.model import Precision
+
+SHIPPED = pathlib.Path(__file__).with_name("shipped") / "shapes_64"
+Say = Callable[[str], None]
+PROMPTS = ("prompt", "negative")  # fields of requests that are tokenised
+
+
+class Clips(NamedTuple):
+  """What a task gives."""
+
+  frames: np.ndarray  # uint8 [B, T, H, W, 3]
+  fps: float  # frames a second
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A system with its weights and tokenizers; make one with `load`.
+
+  Every task is a method too: `model.sample("a prompt", frames=8)` is
+  `model.run("sample", prompt="a prompt", frames=8)`.
+  """
+
+  system: System
+  trees: Trees
+  tokenizers: tuple[Tokenizer, ...]
+  where: str  # the folder it came from, for messages
+  tokenizer_folders: tuple[pathlib.Path, ...] = ()
+  mesh: Mesh | None = None  # that the trees lie on; None: one device
+
+  @property
+  def tasks(self) -> Mapping[str, Task]:
+    """What can be asked of it, by name."""
+    return self.system.tasks()
+
+  def __getattr__(self, name: str) -> Callable[..., Clips]:
+    if name.startswith("_") or name not in self.tasks:
+      raise AttributeError(f"{type(self).__name__} has no {name!r}; its tasks are {self._tasks}")
+
+    def run(*positional: Any, **fields: Any) -> Clips:
+      places = positional_fields(self.tasks[name].request)
+      if len(positional) > len(places):
+        raise InputError(f"{name}: {len(positional)} values without a name; it takes {places}")
+      return self.run(name, **dict(zip(places, positional, strict=False)), **fields)
+
+    return run
+
+  def __dir__(self) -> list[str]:
+    return [*super().__dir__(), *self.tasks]
+
+  @property
+  def _tasks(self) -> str:
+    return ", ".join(self.tasks)
+
+  def run(self, task: str, *, progress: Say = lambda line: None, **fields: Any) -> Clips:
+    """Frames for a request, of as many examples as it has prompts or pictures.
+
+    Args:
+      progress: is told each step as it begins.
+      fields: of the task's request.
+    Raises: InputError for what the model cannot do, before any sampling.
+    """
+    request = self.request(task, **fields)
+    steps = self.steps(task, request)
+    arrays = self._arrays(task, request)
+    for step in steps:
+      progress(step.says)
+      trees = {name: self.trees[name] for name in step.reads}
+      with on(self.mesh):
+        made = program(step.program)(trees, arrays, static=step.static)
+      arrays |= jax.block_until_ready(made)
+    return Clips(np.asarray(arrays["frames"]), self.tasks[task].fps(request, set(self.trees)))
+
+  def request(self, task: str, **fields: Any) -> Any:
+    """A task's request. Raises: InputError for a task or a field that there is not."""
+    kind = task_of(self.system, task, self.where).request
+    known = [field.name for field in dataclasses.fields(kind)]
+    if unknown := [name for name in fields if name not in known]:
+      raise InputError(f"{task}: has no field {unknown[0]!r}; it has {', '.join(known)}")
+    missing = [
+      field.name
+      for field in dataclasses.fields(kind)
+      if field.default is field.default_factory is dataclasses.MISSING and field.name not in fields
+    ]
+    if missing:
+      raise InputError(f"{task}: needs {missing[0]!r}; give it")
+    prompts = {name: texts(task, name, fields[name]) for name in PROMPTS if name in fields}
+    with refused(task):
+      return kind(**fields | prompts)
+
+  def steps(self, task: str, request: Any) -> tuple[Step, ...]:
+    """The programs of a request, checked. Raises: InputError where weights are missing."""
+    with refused(task):
+      steps = self.tasks[task].steps(request, set(self.trees))
+    self.require(*dict.fromkeys(name for step in steps for name in step.reads))
+    return steps
+
+  def require(self, *names: str) -> None:
+    """Raises InputError where a tree that an operation needs was never trained."""
+    for name in names:
+      if name not in self.trees:
+        parts = [key for key, part in self.system.parts().items() if trains_tree(part, name)]
+        maker = f"train its {parts[0]!r} part" if parts else "give one that has them"
+        raise InputError(
+          f"{self.where}: the model has no {name!r} weights; {maker}, or ask for less"
+        )
+
+  def _arrays(self, task: str, request: Any) -> Arrays:
+    """What the programs begin with, of one number of examples."""
+    with refused(task):
+      arrays = self.tasks[task].arrays(request)
+    words = {name: value for name in PROMPTS if (value := getattr(request, name, None)) is not None}
+    lists = {name: (value,) if isinstance(value, str) else value for name, value in words.items()}
+    media = {name for name, a in arrays.items() if np.ndim(a) == 5}
+    sizes = {name: len(arrays[name]) for name in media}
+    sizes |= {name: len(values) for name, values in lists.items()}
+    several = {name: n for name, n in sizes.items() if n != 1}
+    if len(set(several.values())) > 1:
+      raise InputError(f"{task}: {several} examples do not go together; give one of each, or one")
+    B = max(several.values(), default=1)
+    arrays |= {name: jnp.asarray(np.repeat(arrays[name], B // len(arrays[name]), axis=0))
+               for name in media}  # fmt: skip
+    for name, values in lists.items():
+      arrays[name] = self.tokens(list(values) * (B // len(values)))
+    if "negative" in lists:
+      arrays["blank"] = jnp.bool_(not any(lists["negative"]))
+    seeds = np.arange(B, dtype=np.uint64) + getattr(request, "seed", 0)
+    return arrays | {"seeds": jnp.asarray(seeds % 2**32, jnp.uint32)}
+
+  def tokens(self, prompts: Sequence[str]) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """Token ids and masks [B, L], one an encoder; InputError for a prompt that is too long."""
+    if len(self.tokenizers) != len(self.system.texts):
+      raise InputError(
+        f"{self.where}: has {len(self.tokenizers)} tokenizers for {len(self.system.texts)} text "
+        "encoders; copy its folder tokenizers/ from the original run"
+      )
+    pairs = [tokenizer(list(prompts), overflow="error") for tokenizer in self.tokenizers]
+    return tuple(jnp.asarray(ids) for ids, _ in pairs), tuple(jnp.asarray(m) for _, m in pairs)
+
+
+@functools.cache
+def program(function: Callable) -> Jit:
+  """A step's function, compiled once for each static value and shape of its arrays."""
+  return Jit(function, static_argnames="static")
+
+
+def task_of(system: System, name: str, where: str) -> Task:
+  """A system's task. Raises: InputError with the tasks that there are."""
+  tasks = system.tasks()
+  if name not in tasks:
+    raise InputError(
+      f"{where}: has no task {name!r}; this model's are {', '.join(tasks) or 'none'}"
+    )
+  return tasks[name]
+
+
+def trains_tree(part: Any, name: str) -> bool:
+  """Whether a part trains leaves of a tree."""
+  if name in part.measures:
+    return True
+  rules = [(glob.split("/")[0], rate) for glob, rate in part.trains]
+  rate = next((rate for glob, rate in rules if glob in (name, "*")), 0)
+  return name in part.reads and rate > 0
+
+
+def positional_fields(request: type) -> list[str]:
+  """Fields of a request that a command takes by position, and a method too."""
+  hints = _hints(request)
+  return [field.name for field in dataclasses.fields(request) if "Positional" in hints[field.name]]
+
+
+def _hints(request: type) -> dict[str, str]:
+  hints = typing.get_type_hints(request, include_extras=True)
+  return {name: repr(getattr(hint, "__metadata__", "")) for name, hint in hints.items()}
+
+
+def texts(task: str, name: str, given: Any) -> str | tuple[str, ...]:
+  """One text, or one an example. Raises: InputError for anything else, and for none."""
+  if isinstance(given, str):
+    return given
+  if not isinstance(given, Sequence) or not given or not all(isinstance(t, str) for t in given):
+    raise InputError(f"{task}: {name}={given!r} is no text and no list of texts; give one")
+  return tuple(given)
+
+
+def load(
+  where: str | pathlib.Path = SHIPPED,
+  *,
+  dtype: Precision | None = None,
+  widen: bool = False,
+  mesh: Mesh | None = None,
+  **options: Any,
+) -> Model:
+  """A model that samples.
+
+  Args:
+    where: a run of emu-train, a folder of the runs of a recipe, of which the last is taken, what
+      `emu-jax convert --to safetensors` made of one, or a pipeline of diffusers. Of runs the
+      averaged weights are taken.
+    dtype: of matmuls, and of the weights of all networks; None: as the model is.
+    widen: take float16 weights of a public folder as float32.
+    mesh: of the devices that hold the weights in pieces and sample together; None: one device.
+    options: further folders that a public pipeline takes, such as `motion_adapter`.
+  Raises: InputError where the folder is none of these, or one of another version.
+  """
+  return loaded(stored(where, **options), dtype=dtype, widen=widen, mesh=mesh)
+
+
+def loaded(
+  found: Stored,
+  *,
+  dtype: Precision | None = None,
+  widen: bool = False,
+  mesh: Mesh | None = None,
+) -> Model:
+  """The model of what `stored` described; arguments as of `load`."""
+  table = found.system.trees()
+  names = [name for name in found.names if name in table and table[name].released]
+  trees = dict(found.load(names, {"dtype": dtype, "widen": widen, "mesh": mesh}))
+  check_trees(found.system, trees, found.where)
+  system = found.system
+  if dtype is not None:
+    system = replaced(system, "dtype", dtype)
+    # Statistics of a few numbers stay as they are.
+    large = {name for name in trees if any(np.ndim(a) > 1 for a in jax.tree.leaves(trees[name]))}
+    cast = lambda a: a.astype(dtype)
+    trees = {n: jax.tree.map(cast, t) if n in large else t for n, t in trees.items()}
+  if not found.public:
+    trees = jax.tree.map(jnp.asarray, trees) if mesh is None else place(trees, mesh)
+  # A model without text encoders yet, such as an autoencoder alone, has no tokenizers.
+  folders = found.tokenizers if found.public or "text" in trees else ()
+  tokenizers = load_tokenizers(system.texts, folders)
+  return Model(system, trees, tokenizers, found.where, folders, mesh)
+
+
+def load_tokenizers(
+  encoders: Sequence[Any], folders: Sequence[pathlib.Path]
+) -> tuple[Tokenizer, ...]:
+  """Tokenizers, one a text encoder, none with ids that its encoder does not have."""
+  pairs = zip(encoders, folders, strict=True) if folders else ()
+  return tuple(checked_tokenizer(folder, encoder) for encoder, folder in pairs)
+
+
+def checked_tokenizer(folder: str | pathlib.Path, encoder: Any) -> Tokenizer:
+  """A text encoder's tokenizer. Raises: InputError for token ids that the encoder does not have."""
+  tokenizer = load_tokenizer(folder, encoder.max_length)
+  if tokenizer.vocab_size > encoder.vocab_size:
+    raise InputError(
+      f"{folder}: has {tokenizer.vocab_size} tokens, its text encoder vocab_size="
+      f"{encoder.vocab_size}; use the tokenizer that the encoder was trained with"
+    )
+  return tokenizer
+
+
+def check_trees(system: System, trees: Trees, who: str) -> None:
+  """Raises InputError, beginning with `who`, where a tree is not that of the system's network.
+
+  Names and shapes are compared, tree by tree; trees that the system knows nothing of are let be.
+  """
+  table = system.trees()
+  for name in (name for name in table if name in trees):
+    got, want = leaf_shapes(trees[name]), expected_shapes(system, name)
+    for leaf in sorted(got.keys() | want.keys()):
+      if got.get(leaf) != want.get(leaf):
+        raise InputError(
+          f"{who}: holds the weights of another config: {name}/{leaf} is {got.get(leaf, 'absent')} "
+          f"there and {want.get(leaf, 'absent')} by the config; use the config that made them"
+        )
+
+
+@functools.cache
+def expected_shapes(system: System, name: str) -> dict[str, tuple[int, ...]]:
+  """Shape of every leaf of a tree, by its path."""
+  return leaf_shapes(jax.eval_shape(system.trees()[name].init, jax.random.key(0)))
