@@ -246,8 +246,8 @@ def names_in(path):
   for node in ast.walk(tree):
     if isinstance(node, ast.Name):
       yield node.id
-    elif isinstance(node, ast.Attribute):
-      yield node.attr
+    elif isinstance(node, ast.Attribute) and node.attr[0].isupper():
+      yield node.attr  # of lower case svd is a decomposition, too
     elif isinstance(node, ast.alias):
       yield from node.name.split(".")
     elif isinstance(node, ast.ImportFrom):
