@@ -19,7 +19,7 @@ from emu_jax.models.autoencoder import (
 from emu_jax.systems.system import Encoder, Measure, Tree
 from emu_jax.typing import Params, Video
 
-Pixels3 = Float[Array, "B T H W 3"]  # in [-1, 1]
+Pixels3 = Float[Array, "B T height width 3"]  # in [-1, 1]; H and W are those of the latents
 FRAMES_AT_A_TIME = 8  # that are encoded or decoded together; bounds the memory, not the result
 # Fields of an autoencoder's configuration that do not change what it computes.
 SAME_RESULT = ("remat",)
@@ -92,7 +92,10 @@ def latent_shape(
 class Pixels:
   """No first stage: diffusion in pixels. Source: VDM, arXiv:2204.03458."""
 
-  channels: int = 3
+  @property
+  def channels(self) -> int:
+    """Red, green, blue."""
+    return 3
 
   @property
   def downsample(self) -> int:
