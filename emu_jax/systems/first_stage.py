@@ -214,7 +214,7 @@ def unnormalised(trees: Params, latents: Video) -> Video:
 
 def channelwise(statistics: Params) -> tuple[Float[Array, "1 1 1 1 C"], Float[Array, "1 1 1 1 C"]]:
   """Shift and scale of latents, shaped to meet a video."""
-  return tuple(jnp.reshape(statistics[name], (1, 1, 1, 1, -1)) for name in ("shift", "scale"))
+  return tuple(jnp.asarray(statistics[name]).reshape(1, 1, 1, 1, -1) for name in ("shift", "scale"))
 
 
 def latent_statistics(batches: Sequence[Mapping[str, np.ndarray]]) -> Params:
