@@ -3,8 +3,10 @@
 import fnmatch
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emu_jax.typing import Params
@@ -46,3 +48,14 @@ def leaf_shapes(tree: Params) -> dict[str, tuple[int, ...]]:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
   return {name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def dtype_of(rules: Sequence[tuple[str, str]], path: str) -> Any:
+  """The dtype that rules of (glob, dtype) give a leaf; the first that matches decides.
+
+  Raises: ValueError where none does.
+  """
+  for glob, dtype in rules:
+    if fnmatch.fnmatchcase(path, glob):
+      return jnp.dtype(dtype)
+  raise ValueError(f"dtype_of: no rule covers {path}; add one to {[g for g, _ in rules]}")

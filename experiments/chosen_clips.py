@@ -55,8 +55,9 @@ def quick_scene(split: str, index: int) -> shapes.Scene:
 class ChosenClips(records.RecordBuilder):
   """Some of the training clips of another folder, and all that it validates with."""
 
-  def __init__(self, *, size: int, source: str, chosen: tuple[int, ...], **kwargs):
+  def __init__(self, *, size: tuple[int, int], source: str, chosen: tuple[int, ...], **kwargs):
     self._source, self._chosen = source, chosen
+    self.numbers = tuple(open_source(source, "train").numbers)
     super().__init__(size=size, **kwargs)
 
   def examples(self, split: str):
@@ -66,8 +67,7 @@ class ChosenClips(records.RecordBuilder):
     for place, row in enumerate(rows):
       record = table[int(row)]
       texts = {name: record[name].decode() for name in ("caption", "name", "truth")}
-      record = {"frames": np.stack(list(record["frames"])), "fps": float(record["fps"])} | texts
-      yield records.spread_key(place, len(rows)), record
+      yield records.spread_key(place, len(rows)), dict(record) | texts
 
 
 def least_window(motion: Float[np.ndarray, "T"]) -> float:
@@ -84,7 +84,7 @@ def scores(folder: pathlib.Path) -> np.ndarray:
   table = open_source(folder, "train").records
   found = []
   for i in tqdm(range(len(table)), unit="clip", disable=None):
-    clip = np.stack(list(table[i]["frames"]))[::EVERY]
+    clip = table[i]["frames"][::EVERY]
     vectors = block_motion(clip)[0]
     found.append(least_window(np.square(vectors, dtype=float).sum(axis=-1).mean(axis=(1, 2))))
   return np.array(found)

@@ -17,7 +17,8 @@ import tyro
 
 from emu_jax.checkpoints.run import load_ema
 from emu_jax.config import from_dict
-from emu_jax.data.batches import ClipSpec, batches, open_source
+from emu_jax.data.batches import batches, open_source
+from emu_jax.data.inputs import ClipSpec, clip_inputs
 from emu_jax.systems.emu_video import EmuVideoConfig
 from emu_jax.systems.latent import decode_latents, encode_frames, latent_statistics
 
@@ -40,8 +41,8 @@ def main() -> None:
   values, trees = load_ema(arguments.run)
   config = from_dict(values["model"], EmuVideoConfig, str(arguments.run)).image.autoencoder
   source = open_source(arguments.data, "validation")
-  spec = ClipSpec(1, 1.0)
-  batch = next(batches(source, spec=spec, batch_size=arguments.num, seed=arguments.seed))
+  inputs = clip_inputs(ClipSpec(1, 1.0), source.size)
+  batch = next(batches(source, inputs, batch_size=arguments.num, seed=arguments.seed))
   frames = jnp.asarray(batch["frames"], jnp.float32) / 127.5 - 1
   measure = jax.jit(functools.partial(psnr, config))
   for level in LEVELS:

@@ -69,10 +69,9 @@ def main() -> None:
 
 def clips(folder: pathlib.Path, split: str) -> tuple[np.ndarray, list[dict[str, str]]]:
   """Every clip of a split, uint8 [B, T, H, W, 3], and what its caption says."""
-  table = open_source(folder, split).records
-  records = [table[i] for i in range(len(table))]
-  truths = [parse(record["caption"].decode()) for record in records]
-  return np.stack([np.stack(list(record["frames"])) for record in records]), truths
+  source = open_source(folder, split)
+  frames = np.stack([record["frames"][:] for record in source.records])
+  return frames, [parse(caption) for caption in source.captions]
 
 
 def sampled(arguments: Arguments, captions: list[str]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """A run's directory: its config, its frozen trees and its numbered checkpoints.
 
   config.json            what the run is; another one is refused
-  frozen/                arrays that do not train, written once
-  encoders/              arrays that made the data ahead (train.encoders)
+  frozen/                trees that do not train and that no earlier run holds, written once
+  inherited.json         trees that an earlier run holds: where, and the digest of each
+  pinned/<step>          steps that later runs go on from: they are kept
   checkpoints/<step>/    state (step, params, opt_state), ema, data (position of the data)
   metrics.jsonl samples/ tensorboard/   written by train.log
   lock                   held by the run that is alive
@@ -15,6 +16,7 @@ A run continues from, in this order:
 
 import base64
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -22,15 +24,27 @@ import pathlib
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from emu_jax.checkpoints.run import complete, latest_step, read_config, stored_metadata
+from emu_jax.checkpoints.run import (
+  FROZEN,
+  Origin,
+  complete,
+  latest_step,
+  load_trees,
+  origins,
+  read_config,
+  stored_metadata,
+  write_origins,
+)
 from emu_jax.errors import InputError
 from emu_jax.typing import Params
 from train.state import TrainState, check_same
@@ -45,12 +59,27 @@ EXEMPT = (
   "loop.validate_batches",
   "loop.sample_every",
   "loop.sample_fps",
+  "loop.num_samples",
   "mesh",  # a checkpoint holds whole arrays: it is read in any pieces
 )
 
 
+PINNED = "pinned"
+_HELD: set[pathlib.Path] = set()  # directories that this process holds: it may hold one twice
+TodaysForm = Callable[[dict[str, Any], str], dict[str, Any]]
+
 # How TensorStore's errors begin that say nothing of a file's contents.
 NOT_NOW = ("PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "ABORTED")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pinned:
+  """Keeps the checkpoints that later runs go on from; read anew each time, for these come late."""
+
+  folder: pathlib.Path
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    return [(self.folder / str(one.step)).is_file() for one in checkpoints]
 
 
 class Checkpoints:
@@ -67,7 +96,11 @@ class Checkpoints:
     found = self.folder.iterdir() if self.folder.is_dir() else ()
     partial = [p for p in found if p.name.isdigit() and not complete(p)]
     self._put_aside(partial, "incomplete")
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    policies = [preservation_policy.LatestN(keep), _Pinned(self.folder.parent / PINNED)]
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+      cleanup_tmp_directories=True,
+    )
     self._manager = ocp.CheckpointManager(self.folder, options=options)
 
   def __enter__(self) -> "Checkpoints":
@@ -185,44 +218,112 @@ class Checkpoints:
       ) from error
 
 
-def save_frozen(run_dir: pathlib.Path, frozen: Params) -> None:
-  """Writes frozen/ and waits; nothing where there are no frozen arrays.
+@dataclasses.dataclass(frozen=True)
+class Inherited:
+  """What a run keeps of earlier ones, beside the trees that its steps read.
+
+  Attributes:
+    origins: by tree, where an earlier run holds it: it is not stored again.
+    carried: trees that no step reads, for those who sample from the run or go on from it.
+  """
+
+  origins: Mapping[str, Origin] = dataclasses.field(default_factory=dict)
+  carried: Params = dataclasses.field(default_factory=dict)
+
+
+def save_frozen(run_dir: pathlib.Path, frozen: Params, inherited: Inherited) -> None:
+  """Writes frozen/ and inherited.json, and waits; nothing where there is nothing to write.
 
   It replaces what a run that ended before its first checkpoint left there.
   """
-  if jax.tree.leaves(frozen):
+  run_dir, origins = pathlib.Path(run_dir).absolute(), inherited.origins
+  both = {**inherited.carried, **frozen}
+  stored = {name: tree for name, tree in both.items() if name not in origins}
+  if jax.process_index() == 0:
+    shutil.rmtree(run_dir / FROZEN, ignore_errors=True)
+    for origin in origins.values():
+      _pin(origin)
+    relative = {
+      name: dataclasses.replace(origin, run=os.path.relpath(origin.run, run_dir))
+      for name, origin in origins.items()
+    }
+    write_origins(run_dir, relative)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("inherited trees noted")
+  if jax.tree.leaves(stored):
     with ocp.StandardCheckpointer() as checkpointer:
-      checkpointer.save(pathlib.Path(run_dir).absolute() / "frozen", frozen, force=True)
+      checkpointer.save(run_dir / FROZEN, stored, force=True)
+
+
+def _pin(origin: Origin) -> None:
+  """Has the run that holds a tree keep the checkpoint in which it lies; a read-only one stays."""
+  kind, _, rest = origin.item.partition("/")
+  if kind == "checkpoints":
+    with contextlib.suppress(OSError):
+      folder = pathlib.Path(origin.run) / PINNED
+      folder.mkdir(exist_ok=True)
+      (folder / rest.partition("/")[0]).touch()
 
 
 def restore_frozen(run_dir: pathlib.Path, like: Params) -> Params:
-  """frozen/ of a run that continues, placed as `like` (shapes with shardings) says."""
-  folder = pathlib.Path(run_dir).absolute() / "frozen"
+  """What the steps of a run that continues read and do not train, placed as `like` says.
+
+  Args:
+    like: shapes with shardings, in the dtypes in which the trees lie on the devices.
+  """
+  run_dir = pathlib.Path(run_dir).absolute()
   if not jax.tree.leaves(like):
     return like
-  if not folder.is_dir():
-    raise InputError(
-      f"{folder} is missing though the run has checkpoints; restore it or start anew"
+  elsewhere = set(origins(run_dir)) & set(like)
+  here = {name: tree for name, tree in like.items() if name not in elsewhere}
+  restored = {}
+  if jax.tree.leaves(here):
+    folder = run_dir / FROZEN
+    if not folder.is_dir():
+      raise InputError(
+        f"{folder} is missing though the run has checkpoints; restore it or start anew"
+      )
+    stored = _stored_shapes(folder)
+    check_same(str(folder), {name: stored[name] for name in here if name in stored}, here)
+    args = ocp.args.PyTreeRestore(
+      here, restore_args=ocp.checkpoint_utils.construct_restore_args(here), partial_restore=True
     )
-  check_same(str(folder), _stored_shapes(folder), like)
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(folder, like)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      restored = checkpointer.restore(folder, args=args)
+  for name, tree in load_trees(run_dir, elsewhere).items() if elsewhere else ():
+    wanted = like[name]
+    leaves = flatten_dict(tree, sep="/")
+    flat = {path: leaves.get(path) for path in flatten_dict(wanted, sep="/")}
+    check_same(f"{run_dir}: tree {name!r}", {p: a for p, a in flat.items() if a is not None},
+               flatten_dict(wanted, sep="/"))  # fmt: skip
+    cast = unflatten_dict(flat, sep="/")
+    restored[name] = jax.tree.map(_placed, cast, wanted)
+  return restored
+
+
+def _placed(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+  array = array.astype(like.dtype)
+  return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
 
 def claim(
-  run_dir: str | pathlib.Path, config: str, exempt: tuple[str, ...] = EXEMPT
+  run_dir: str | pathlib.Path,
+  config: str,
+  exempt: tuple[str, ...] = EXEMPT,
+  todays_form: TodaysForm = lambda values, where: values,
 ) -> pathlib.Path:
   """Makes the directory this config's own and returns it.
 
   Args:
     config: the whole experiment as a JSON object.
     exempt: dotted paths of fields (or of whole parts) that may differ from the config found there.
+    todays_form: (config.json, where) -> as this version would write it, with new fields' defaults.
 
   Raises:
     InputError: checkpoints of another config are there; names the first field that differs.
   """
   run_dir = pathlib.Path(run_dir).absolute()
-  check_config(run_dir, config, exempt)
+  check_config(run_dir, config, exempt, todays_form)
   found, new = read_config(run_dir), json.loads(config)
   if jax.process_index() == 0 and found != new:
     try:
@@ -239,10 +340,16 @@ def alone_in(run_dir: pathlib.Path) -> Iterator[None]:
 
   Raises: InputError where a run holds it already.
   """
-  if jax.process_index():
+  run_dir = pathlib.Path(run_dir).absolute()
+  if jax.process_index() or run_dir in _HELD:
     yield
     return
-  with (run_dir / "lock").open("a+") as file:
+  try:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = (run_dir / "lock").open("a+")
+  except OSError as error:
+    raise InputError(f"{run_dir} cannot be written: {error}; choose another directory") from error
+  with lock as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -256,10 +363,19 @@ def alone_in(run_dir: pathlib.Path) -> Iterator[None]:
     file.truncate(0)
     file.write(f"process {os.getpid()} of {socket.gethostname()}")
     file.flush()
-    yield
+    _HELD.add(run_dir)
+    try:
+      yield
+    finally:
+      _HELD.discard(run_dir)
 
 
-def check_config(run_dir: str | pathlib.Path, config: str, exempt: tuple[str, ...]) -> None:
+def check_config(
+  run_dir: str | pathlib.Path,
+  config: str,
+  exempt: tuple[str, ...],
+  todays_form: TodaysForm = lambda values, where: values,
+) -> None:
   """Raises InputError where a run's checkpoints are of another config; arguments as `claim`'s."""
   run_dir = pathlib.Path(run_dir).absolute()
   if latest_step(run_dir) is None:
@@ -267,6 +383,7 @@ def check_config(run_dir: str | pathlib.Path, config: str, exempt: tuple[str, ..
   found = read_config(run_dir)
   if found is None:
     raise InputError(f"{run_dir} holds checkpoints but no config.json; choose another directory")
+  found = todays_form(found, str(run_dir / "config.json"))
   _refuse_other(run_dir, dict(_fields(found)), dict(_fields(json.loads(config))), exempt)
 
 

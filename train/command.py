@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,35 +11,43 @@ import jax
 import tyro
 
 from emu_jax import command_line
-from emu_jax.checkpoints.release import is_release
-from emu_jax.checkpoints.run import latest_step
-from emu_jax.config import override, refused, to_dict
+from emu_jax.checkpoints.run import latest_step, read_config
+from emu_jax.checkpoints.stored import is_stored, newest_run
+from emu_jax.config import override
 from emu_jax.data.batches import batches, usable
 from emu_jax.data.latent_records import collate_captions
-from emu_jax.data.tokenizer import load_tokenizer
 from emu_jax.errors import InputError
-from emu_jax.loading import check_tokenizer, check_trees
+from emu_jax.model import checked_tokenizer
 from emu_jax.parallel.compilation import enable_cache
 from emu_jax.parallel.mesh import make_mesh
-from emu_jax.public import check_text, is_public
-from train.checkpoint import check_config, claim
-from train.config import Experiment, load_stages
+from emu_jax.parallel.placement import place
+from emu_jax.systems.registry import from_config
+from train.checkpoint import alone_in, claim
+from train.clips import (
+  batch_options,
+  empty_prompt,
+  named_tokenizers,
+  opened,
+  stage_tokenizers,
+  tell_of_cuts,
+)
+from train.config import Experiment, config_json, load_stages, todays_form
 from train.encode import encode
-from train.encoders import spare_encoders
-from train.inputs import data_options, empty_prompt, inherit, opened, statistics_batch
+from train.frozen_encoders import check_encoding
+from train.inherit import (
+  SAME_WEIGHTS,
+  begin,
+  check_public_trees,
+  check_same,
+  measured,
+)
 from train.loop import train
 from train.packing import Prepare, finished, prepare, split_at_dashes, splits
 from train.planning import command as planning
 from train.processes import join, together
-from train.stages import build, check_inherited, initial_trees, packs_text
-from train.tokenizers import stage_tokenizers, tell_of_cuts
+from train.stages import build, encoded_fields, initial_trees, spared
 
 WITHOUT_VALIDATION = "prepare more clips, or set --loop.validate_every 0 --loop.sample_every 0"
-# What may differ in a stage that is complete: it says how the model was made, not what it is.
-ALL_BUT_MODEL = (
-  *(field.name for field in dataclasses.fields(Experiment) if field.name != "model"),
-  "model.guidance",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,18 +140,31 @@ def run(arguments: Run, words: list[str]) -> None:
     list_fields(override(stages[-1], words))
   folders = arguments.out or pathlib.Path("runs") / arguments.config.stem
   pending = []
-  for experiment, folder in plan(arguments, stages, folders, words):
+  for experiment, folder in planned(arguments, stages, folders, words):
     done = latest_step(folder) or 0
     if done >= experiment.loop.num_steps:
-      check_config(folder, json.dumps(to_dict(experiment)), exempt=ALL_BUT_MODEL)
+      check_same_system(experiment, folder)
       if jax.process_index() == 0:
         print(f"{folder}: complete at step {done}, not trained again")
     else:
-      check_data(experiment)  # of every stage, before the first one trains
+      check_data(experiment)  # of every part, before the first one trains
       pending.append((experiment, folder))
   for experiment, folder in pending:
-    if not train_stage(experiment, folder):
+    if not train_part(experiment, folder):
       return  # it was asked to stop, and so was the recipe
+
+
+def check_same_system(experiment: Experiment, folder: pathlib.Path) -> None:
+  """Raises InputError where a complete run holds the weights of other networks."""
+  where = str(folder / "config.json")
+  found = from_config(read_config(folder) or {}, where)
+  if type(found) is not type(experiment.system):
+    raise InputError(
+      f"{where}: holds a {type(found).__name__}, the config is of a "
+      f"{type(experiment.system).__name__}; choose another directory"
+    )
+  for name, network in experiment.system.networks.items():
+    check_same(network, found.networks.get(name), SAME_WEIGHTS, where, f"system: {name}: ")
 
 
 def encode_source(arguments: Encode, words: list[str]) -> None:
@@ -152,15 +172,15 @@ def encode_source(arguments: Encode, words: list[str]) -> None:
   a = arguments
   stages = load_stages(str(a.config))
   folders = a.runs or pathlib.Path("runs") / a.config.stem
-  ((experiment, _),) = plan(Run(a.config, stage=(a.stage,)), stages, folders, words)
+  ((experiment, _),) = planned(Run(a.config, stage=(a.stage,)), stages, folders, words)
   bar = sys.stderr.isatty()
   report = encode(
     experiment, a.source, a.out, dtype=a.dtype, batch_size=a.batch_size,
     records_per_shard=a.records_per_shard, overwrite=a.overwrite, progress=bar,
   )  # fmt: skip
   if jax.process_index() == 0:
-    told = "latents and text features" if report.arguments["text"] else "latents"
-    print(f"{a.out}: {told} of {splits(report.num_records)}, {report.num_bytes / 1e6:.1f} MB")
+    what = "latents and text features" if report.arguments["text"] else "latents"
+    print(f"{a.out}: {what} of {splits(report.num_records)}, {report.num_bytes / 1e6:.1f} MB")
     print(finished(report.seconds, report.existing))
 
 
@@ -170,36 +190,35 @@ def list_fields(experiment: Experiment) -> None:
   tyro.cli(Experiment, prog="emu-train run", default=experiment, args=["--help"], config=marks)
 
 
-def plan(
+def planned(
   arguments: Run, stages: Sequence[Experiment], folders: pathlib.Path, words: list[str]
 ) -> list[tuple[Experiment, pathlib.Path]]:
-  """The chosen stages as they will train, each with the folder of its run."""
+  """The chosen experiments as they will train, each with the folder of its run."""
   names = [experiment.run_name for experiment in stages]
   for name in arguments.stage:
     if name not in names:
       raise InputError(
         f"--stage {name}: {arguments.config} has no such stage; choose of {', '.join(names)}"
       )
-  planned, before = [], ""
+  chosen, before = [], ""
   for experiment in stages:
     folder, chained = folders / experiment.run_name, not experiment.init_from
     if not arguments.stage or experiment.run_name in arguments.stage:
       experiment = dataclasses.replace(experiment, init_from=experiment.init_from or before)
       changed = override(experiment, words)
-      if planned and chained:  # --init_from is for the first of the chosen stages
+      if chosen and chained:  # --init_from is for the first of the chosen stages
         changed = dataclasses.replace(changed, init_from=before)
-      planned.append((changed, folder))
+      chosen.append((changed, folder))
     before = str(folder)
-  ready = {str(folder) for _, folder in planned}
-  for experiment, _ in planned:
+  ready = {str(folder) for _, folder in chosen}
+  for experiment, _ in chosen:
     source = experiment.init_from
-    known = latest_step(source) is not None or is_release(source) or is_public(source)
-    if source and source not in ready and not known:
+    if source and source not in ready and not is_stored(newest_run(source)):
       raise InputError(
-        f"stage {experiment.stage!r} begins with {source}, which holds no checkpoint, release or "
-        "pipeline of diffusers; train that stage first, or name another folder with --init_from"
+        f"stage {experiment.run_name!r} begins with {source}, which holds no checkpoint, release "
+        "or pipeline of diffusers; train that stage first, or name another folder with --init_from"
       )
-  return planned
+  return chosen
 
 
 def check_data(experiment: Experiment) -> None:
@@ -208,20 +227,15 @@ def check_data(experiment: Experiment) -> None:
     raise InputError(
       "--data.sources: no clips given; pack some with `emu-train prepare` and name the folder"
     )
-  encoders = experiment.model.image.text
-  for option in ("tokenizers", "text_encoders"):
-    given = getattr(experiment, option)
-    if given and len(given) != len(encoders):
-      raise InputError(
-        f"--{option}: {len(given)} given for {len(encoders)} text encoders; give one each"
-      )
-  for path, encoder in zip(experiment.text_encoders, encoders, strict=False):
-    check_text(encoder, path)
-  named = experiment.tokenizers or experiment.text_encoders
-  for path, encoder in zip(named, encoders, strict=False):
-    check_tokenizer(load_tokenizer(path, encoder.max_length), encoder, path)
-  with refused(f"stage {experiment.stage!r}"):
-    spec, loop = experiment.clips, experiment.loop
+  encoders, given = experiment.definition.texts, experiment.data.tokenizers
+  if given and len(given) != len(encoders):
+    raise InputError(
+      f"--data.tokenizers: {len(given)} given for {len(encoders)} text encoders; give one each"
+    )
+  check_public_trees(experiment)
+  for path, encoder in zip(named_tokenizers(experiment), encoders, strict=False):
+    checked_tokenizer(path, encoder)
+  loop = experiment.loop
   needed = ("train", "validation") if loop.validate_every or loop.sample_every else ("train",)
   experiment.check_mesh(jax.device_count())
   for split in needed:
@@ -232,9 +246,9 @@ def check_data(experiment: Experiment) -> None:
         raise
       raise InputError(f"{error}; {WITHOUT_VALIDATION}") from error
     try:
-      counts = [len(usable(source, spec)) for source in sources]
+      counts = [len(usable(source, experiment.definition.inputs)) for source in sources]
     except InputError as error:  # the recipe's other stages may well fit
-      raise InputError(f"stage {experiment.stage!r}: {error}") from error
+      raise InputError(f"stage {experiment.run_name!r}: {error}") from error
     # A pass over the validation data has no repetition to fill a batch with.
     if split == "validation" and sum(counts) < experiment.data.batch_size:
       raise InputError(
@@ -244,33 +258,37 @@ def check_data(experiment: Experiment) -> None:
       )
 
 
-def train_stage(experiment: Experiment, folder: pathlib.Path) -> bool:
-  """Trains one stage in its folder; True once it has done all its steps."""
-  inherited = inherit(experiment)
-  check_inherited(experiment, inherited)
-  check_trees(experiment.model, inherited, experiment.init_from)
+def train_part(experiment: Experiment, folder: pathlib.Path) -> bool:
+  """Trains one part in its folder; True once it has done all its steps."""
+  config = config_json(experiment)
+  with alone_in(folder):  # a run of another config is refused before anything is written to it
+    claim(folder, config, todays_form=todays_form)
+    return _train(experiment, folder, config)
+
+
+def _train(experiment: Experiment, folder: pathlib.Path, config: str) -> bool:
   sources = opened(experiment, "train")
-  config = json.dumps(to_dict(experiment))
-  claim(folder, config)  # a run of another config is refused before anything is written to it
+  records = sources[0].encoded  # the same of all
+  encoding = records and records.encoding
+  mesh = make_mesh(config=experiment.mesh)
+  start = begin(experiment, folder, encoding)
   tokenizers = stage_tokenizers(experiment, folder, sources)
   if jax.process_index() == 0:
     tell_of_cuts(tokenizers, sources)
-  mesh = make_mesh(config=experiment.mesh)
-  inherited, aside = spare_encoders(experiment, inherited, folder, sources, mesh)
-  held = sources[0].encoded
-  encoding = held and held.encoding
-  if packs_text(experiment, encoding):
-    readers, empty = (), collate_captions([held.empty], encoding)
+  if spare := spared(experiment, encoding):
+    check_encoding(experiment, start.read(spare), folder, sources)
+  if "captions" in encoded_fields(experiment, encoding):
+    readers, empty = (), {"text": collate_captions([records.empty], encoding)}
   else:
     readers, empty = tokenizers, empty_prompt(tokenizers)
 
   def validation() -> Iterator:
-    options = data_options(experiment, readers)
+    options = batch_options(experiment, readers)
     return batches(opened(experiment, "validation"), **options, shuffle=False, repeat=False)
 
   training = batches(
     sources,
-    **data_options(experiment, readers),
+    **batch_options(experiment, readers),
     shuffle=True,
     drop_text=experiment.data.drop_text,
     drop_both=experiment.data.drop_both,
@@ -279,16 +297,21 @@ def train_stage(experiment: Experiment, folder: pathlib.Path) -> bool:
     workers=experiment.data.workers,
   )
   with contextlib.closing(training):
-    some = statistics_batch(experiment, inherited, training)
+    trees = start.trees | measured(experiment, start.trees, training, mesh)
+    # Samples are drawn of the captions in the data: without text encoders, like the step.
+    drawn = [name for name in spare if name != "text"] if experiment.loop.sample_every else ()
+    aside = place(start.read(drawn), mesh) if drawn else None
     state = train(
-      build(experiment, inherited, some, empty, encoding=encoding, aside=aside),
+      build(experiment, trees, empty, encoding=encoding, aside=aside),
       training,
       run_dir=folder,
       optim=experiment.optim,
       loop=experiment.loop,
       config=config,
       validation=validation,
-      initial=initial_trees(experiment, inherited),
+      initial=initial_trees(experiment, trees) if start.fresh else None,
+      inherited=start.inherited,
       mesh=mesh,
+      todays_form=todays_form,
     )
   return int(state.step) >= experiment.loop.num_steps

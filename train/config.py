@@ -1,22 +1,18 @@
-"""What an experiment is: a model, the stage of it that trains, data, optimiser and loop."""
+"""What an experiment is: a system, the part of it that trains, data, optimiser and loop."""
 
 import dataclasses
 import importlib.util
+import json
 import pathlib
-from typing import Literal
+from typing import Any
 
-from emu_jax.conditioning import KnownFrames, every_fourth, first_frame, past_frames
-from emu_jax.data.batches import ClipSpec
-from emu_jax.diffusion.loss import Times
+from emu_jax.config import from_dict, to_dict
 from emu_jax.errors import InputError
 from emu_jax.parallel.mesh import MeshConfig
-from emu_jax.systems.emu import AutoencoderObjective
-from emu_jax.systems.emu_video import EmuVideoConfig
-from emu_jax.systems.latent import Sampling
+from emu_jax.systems.registry import VERSION, upgraded
+from emu_jax.systems.system import Part, System
 from train.loop import LoopConfig
 from train.optimiser import OptimConfig
-
-StageName = Literal["autoencoder", "image", "video", "interpolation", "extension"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +22,13 @@ class DataConfig:
   sources: tuple[str, ...] = ()  # folders; several are mixed
   weights: tuple[float, ...] = ()  # of the mixture; empty = by their numbers of records
   batch_size: int = 64  # examples a step, over all devices and processes
-  # Of clips, the image stage takes first frames instead of any: what p(clip | text) = p(first frame
-  # | text) p(clip | first frame, text) asks for. Ours; the paper's pictures are of no clip.
-  first_frames: bool = False
   drop_text: float = 0.1  # share of examples with an empty caption
-  drop_both: float = 0.1  # share with an empty caption and no known frames besides
-  drop_image: float = 0.0  # share with a caption and no known frames: all of a direct model's
+  drop_both: float = 0.1  # share with an empty caption and no given picture or frames besides
+  drop_image: float = 0.0  # share with a caption and no given frames: all of a direct model's
   workers: int = 0  # decoding processes; 0 = threads of this one
+  # Folders of tokenizers, one a text encoder; empty = of `init_trees`, of `init_from`, or learned
+  # from the captions.
+  tokenizers: tuple[str, ...] = ()
 
   def __post_init__(self):
     if self.weights and len(self.weights) != len(self.sources):
@@ -49,38 +45,29 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """One stage of training."""
+  """One part of a system, and how it trains."""
 
-  stage: StageName
-  model: EmuVideoConfig
+  system: System
+  part: str
   data: DataConfig = DataConfig()
   optim: OptimConfig = OptimConfig()
   loop: LoopConfig = LoopConfig()
   mesh: MeshConfig = MeshConfig()
-  objective: AutoencoderObjective = AutoencoderObjective()  # of the autoencoder's stage
-  sampling: Sampling = Sampling(num_steps=25)  # of the samples drawn while training
-  num_samples: int = 4  # of them, at most
-  offset_noise: float = 0.0  # Emu: 0.02 late in pretraining, 0.1 in quality-tuning
-  times: Times = Times()  # of the noise that the image and video stages train on
-  train_text: bool = False  # "image": the text encoders begin at random and train along
-  # "video": the image model's layers train along, which Emu Video freezes (to compare with it).
-  train_spatial: bool = False
-  # Folders of public text encoders, one an encoder, in place of those of `init_from`.
-  text_encoders: tuple[str, ...] = ()
-  # One an encoder; empty = of `text_encoders`, of `init_from`, or learned from the captions.
-  tokenizers: tuple[str, ...] = ()
-  # Folder of the run whose trees this one begins with, or of a Stable Diffusion pipeline.
+  # Folder of the run whose trees this one begins with, of a release, or of a public pipeline.
   init_from: str = ""
-  # Of its folder and for `--stage`, where a recipe has several of one stage; empty: the stage.
+  # "tree=folder" of a public network, in place of that of `init_from`: "text/0=models/clip".
+  init_trees: tuple[str, ...] = ()
+  # Of its folder and for `--stage`, where a recipe has several of one part; empty: the part.
   name: str = ""
 
   def __post_init__(self):
-    self.sampling.check(self.model.image.schedule)
-    self.sampling.check(self.model.schedule)
-    if self.train_spatial and self.stage != "video":
+    if self.part not in self.system.parts():
       raise InputError(
-        f"Experiment: train_spatial=True with stage={self.stage!r}; only stage 'video' has it"
+        f"Experiment: part={self.part!r} is none of {type(self.system).__name__}'s; choose one of "
+        f"{', '.join(self.system.parts())}"
       )
+    if wrong := [text for text in self.init_trees if text.count("=") != 1]:
+      raise InputError(f"Experiment: init_trees={wrong[0]!r} is not of the form tree=folder")
     if self.data.batch_size % self.optim.accumulate:
       raise InputError(
         f"Experiment: data.batch_size={self.data.batch_size} must be a multiple of "
@@ -90,33 +77,20 @@ class Experiment:
   @property
   def run_name(self) -> str:
     """What its run's folder is called."""
-    return self.name or self.stage
+    return self.name or self.part
 
   @property
-  def known(self) -> KnownFrames | None:
-    """The frames that a video stage is given; None for the stages of single pictures."""
-    return {
-      "video": first_frame(self.model.num_frames),
-      "interpolation": every_fourth(),
-      "extension": past_frames(),
-    }.get(self.stage)
+  def definition(self) -> Part:
+    """The part that trains."""
+    return self.system.parts()[self.part]
 
   @property
-  def trains_text(self) -> bool:
-    """Whether the text encoders change, so that what they say of a caption does too."""
-    return self.stage == "image" and self.train_text
-
-  @property
-  def clips(self) -> ClipSpec:
-    """What the stage trains on: single frames, clips, or clips at four times the rate."""
-    if self.known is None:
-      begins = self.model.num_frames if self.data.first_frames and self.stage == "image" else 1
-      return ClipSpec(1, self.model.fps, begins)
-    rate = 4 if self.stage == "interpolation" else 1
-    return ClipSpec(self.known.num_frames, rate * self.model.fps)
+  def num_frames(self) -> int:
+    """Frames of a training clip."""
+    return self.definition.inputs.first.clip.num_frames
 
   def check_mesh(self, num_devices: int) -> None:
-    """Raises InputError, with both numbers, where the stage does not split over so many devices."""
+    """Raises InputError, with both numbers, where the part does not split over so many devices."""
     data, fsdp, frames = self.mesh.shape(num_devices)
     if self.data.batch_size < 1 or self.data.batch_size % (data * fsdp):
       raise InputError(
@@ -128,11 +102,26 @@ class Experiment:
         f"--optim.reduce {self.optim.reduce}: needs a mesh of the axis data alone, not fsdp={fsdp}"
         f" and frames={frames}; set these to 1, or --optim.reduce compiler"
       )
-    if self.clips.num_frames % frames:
+    if self.num_frames % frames:
       raise InputError(
-        f"--mesh.frames {frames}: does not divide the {self.clips.num_frames} frame(s) of a clip of"
-        f" stage {self.stage!r}; choose a divisor, or 1"
+        f"--mesh.frames {frames}: does not divide the {self.num_frames} frame(s) of a clip of part"
+        f" {self.part!r}; choose a divisor, or 1"
       )
+
+
+def config_json(experiment: Experiment) -> str:
+  """What config.json of its run says."""
+  return json.dumps({"version": VERSION} | to_dict(experiment))
+
+
+def todays_form(values: dict[str, Any], where: str) -> dict[str, Any]:
+  """config.json of any version as this one would write it: new fields have their defaults.
+
+  Raises: InputError, beginning with `where`, for a newer version.
+  """
+  values = upgraded(values, where)
+  fields = {name: value for name, value in values.items() if name != "version"}
+  return json.loads(config_json(from_dict(fields, Experiment, where)))
 
 
 def load_stages(path: str) -> tuple[Experiment, ...]:
@@ -149,8 +138,10 @@ def load_stages(path: str) -> tuple[Experiment, ...]:
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-  except (ValueError, TypeError, NameError, SyntaxError, ImportError, AttributeError) as error:
-    raise InputError(f"config {path}: {error}") from error
+  except InputError:
+    raise
+  except Exception as error:  # whatever somebody's file raises
+    raise InputError(f"config {path}: {type(error).__name__}: {error}") from error
   stages = getattr(module, "STAGES", None)
   if not isinstance(stages, tuple) or not all(isinstance(s, Experiment) for s in stages):
     raise InputError(f"config {path}: defines no STAGES, a tuple of train.config.Experiment")

@@ -23,19 +23,18 @@ import tensorflow_datasets as tfds
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from emu_jax.data import latent_records as encoded
-from emu_jax.data import records, shards
+from emu_jax.data import latent_records, records, shards
 from emu_jax.data.batches import Source
 from emu_jax.data.latent_records import Encoded, Encoding
-from emu_jax.encoding import Encoder
 from emu_jax.errors import InputError
-from emu_jax.loading import check_trees, load_tokenizers
+from emu_jax.model import load_tokenizers
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from emu_jax.parallel.placement import place
+from train.clips import keep_tokenizer, opened
 from train.config import Experiment
-from train.encoders import encoding_of
-from train.inputs import inherit, opened
-from train.tokenizers import keep_tokenizer
+from train.frozen_encoders import FrozenEncoders, encoding_of
+from train.inherit import inherit, source_of
+from train.stages import frozen_as_read
 
 NAME = "encoded"  # of the dataset, in the names of its files
 READ_AHEAD = 4  # records
@@ -93,33 +92,38 @@ def encode(
   if out.resolve() == source.resolve():
     raise InputError(f"encode: out={out} is the source; name another folder")
   sources = _opened(experiment, source)
-  encoding, encoder = _prepared(experiment, sources["train"], dtype, batch_size)
+  encoding, encoders = _prepared(experiment, sources["train"], dtype, batch_size)
   arguments = _arguments(encoding) | {"contents": _contents(source)}
   earlier = records.finished(out, arguments, overwrite, "encode")
   if earlier is not None:
     return Report(**earlier | {"out": str(out), "existing": True})
-  encoder = encoder()
+  encoders = encoders()
   planned = [
     Stretch(split, number, first, min(first + records_per_shard, len(part.records)))
     for split, part in sources.items()
     for number, first in enumerate(range(0, len(part.records), records_per_shard))
   ]
-  (empty,) = encoder.captions([""])
-  features = encoded.features(encoder.latent_shape(), empty, dtype)
-  settings = {"records_per_shard": records_per_shard, "batch_size": encoder.batch_size}
+  (empty,) = encoders.captions([""])
+  numbers = tuple(sources["train"].numbers)
+  features = latent_records.features(empty, dtype, numbers)
+  settings = {"records_per_shard": records_per_shard, "batch_size": encoders.batch_size}
   with contextlib.ExitStack() as stack:
     claimed = records.resumable(out, arguments | settings, "encode")
     _together(lambda: jax.process_index() or stack.enter_context(claimed))
     work = records.unfinished(out)
-    shown = progress and jax.process_index() == 0
-    make = functools.partial(_encode_shards, encoder, source, planned, work, features, shown)
+    bar = progress and jax.process_index() == 0
+    make = functools.partial(_encode_shards, encoders, sources, planned, work, features, bar)
     _together(make)
     report = Report(str(out), arguments, {}, 0, 0.0)
     if jax.process_index() == 0:
-      lengths, masked = encoder.text_layout()
+      lengths, masked = encoders.text_layout()
       encoding = dataclasses.replace(encoding, lengths=lengths, masked=masked)
-      num_records = shards.assemble(_info(work, features), work, planned)
-      encoded.write_encoding(work / "whole", Encoded(encoding, empty))
+      info = shards.describe(NAME, latent_records.__name__, work, features, latent_records.__doc__)
+      num_records = shards.assemble(
+        info, work, planned,
+        arrays=(latent_records.MOMENTS,), numbers=numbers, size=encoding.size,
+      )  # fmt: skip
+      latent_records.write_encoding(work / "whole", Encoded(encoding, empty))
       size = sum(file.stat().st_size for file in (work / "whole").glob("*.array_record*"))
       seconds = round(time.monotonic() - began, 3)
       report = Report(str(out), arguments, num_records, size, seconds)
@@ -133,54 +137,58 @@ def _opened(experiment: Experiment, folder: pathlib.Path) -> dict[str, Source]:
   """Every split of the source, checked against the experiment."""
   data = dataclasses.replace(experiment.data, sources=(str(folder),), weights=())
   experiment = dataclasses.replace(experiment, data=data)
-  if experiment.stage == "autoencoder":
+  if not experiment.definition.encoders:
     raise InputError(
-      "--stage autoencoder: trains the encoder, on pixels; name a stage that comes after it"
+      f"--stage {experiment.run_name}: trains on pixels; name a stage whose encoders are frozen"
     )
   (train,) = opened(experiment, "train")
   if train.encoded:
     raise InputError(f"encode: {folder} is encoded already; name the clips as prepared")
+  size = experiment.definition.inputs.first.size
+  if {tuple(one) for one in train.sizes.tolist()} != {size}:
+    raise InputError(
+      f"encode: the records of {folder} are not all of {size[0]}x{size[1]} pixels, at which stage "
+      f"{experiment.run_name!r} works; prepare them with --size {size[0]} {size[1]}"
+    )
   splits = tfds.builder_from_directory(folder).info.splits
   return {split: opened(experiment, split)[0] for split in splits}
 
 
 def _prepared(
   experiment: Experiment, source: Source, dtype: str, batch_size: int
-) -> tuple[Encoding, Callable[[], Encoder]]:
-  """What the records will be, and the function that puts their encoder on the devices."""
-  image = experiment.model.image
-  inherited = inherit(experiment)
-  names = ("autoencoder",) if experiment.trains_text else ("autoencoder", "text")
+) -> tuple[Encoding, Callable[[], FrozenEncoders]]:
+  """What the records will be, and the function that puts their encoders on the devices."""
+  part = experiment.definition
+  inherited, _ = inherit(experiment, source_of(experiment))
+  names = [name for encoder in part.encoders.values() for name in encoder.trees]
   if missing := [name for name in names if name not in inherited]:
     raise InputError(
-      f"encode: stage {experiment.stage!r} encodes with the trees {missing}, which init_from="
+      f"encode: stage {experiment.run_name!r} encodes with the trees {missing}, which init_from="
       f"{experiment.init_from!r} does not hold; train the stages before it first"
     )
-  check_trees(experiment.model, inherited, experiment.init_from)
   trees = {name: inherited[name] for name in names}
   with tempfile.TemporaryDirectory() as folder:
     paths, tokenizers = [], ()
-    if not experiment.trains_text:
-      kept = pathlib.Path(folder) / "tokenizers"
-      kept.mkdir()
-      paths = [kept / str(i) for i in range(len(image.text))]
+    if "captions" in part.encoders:
+      paths = [pathlib.Path(folder) / str(i) for i in range(len(part.texts))]
       for i, path in enumerate(paths):
         keep_tokenizer(experiment, i, path, [source])
-      tokenizers = load_tokenizers(experiment.model, pathlib.Path(folder))
-    encoding = encoding_of(experiment, trees, paths, dtype)
+      tokenizers = load_tokenizers(part.texts, paths)
+    encoding = encoding_of(experiment, tuple(part.encoders), trees, paths, dtype)
 
-  def encoder() -> Encoder:
+  def encoders() -> FrozenEncoders:
     mesh = make_mesh(jax.local_devices(), MeshConfig(data=1, fsdp=0))
     rows = -(-batch_size // mesh.size) * mesh.size
-    return Encoder(image, place(trees, mesh), tokenizers, dtype, rows, mesh)
+    placed = place(frozen_as_read(experiment.system, trees), mesh)
+    return FrozenEncoders(part, placed, tokenizers, dtype, rows, mesh)
 
-  return encoding, encoder
+  return encoding, encoders
 
 
 def _arguments(encoding: Encoding) -> dict[str, Any]:
   """What makes two runs the same, field by field."""
-  own = dataclasses.asdict(encoding)
-  return {name: own[name] for name in ("size", "autoencoder", "text", "dtype")} | encoding.model
+  values = dataclasses.asdict(encoding)
+  return {name: values[name] for name in ("size", "autoencoder", "text", "dtype")} | encoding.model
 
 
 def _contents(folder: pathlib.Path) -> str:
@@ -196,23 +204,22 @@ def _contents(folder: pathlib.Path) -> str:
 
 
 def _encode_shards(
-  encoder: Encoder,
-  source: pathlib.Path,
+  encoders: FrozenEncoders,
+  sources: dict[str, Source],
   planned: Sequence[Stretch],
   work: pathlib.Path,
   features: tfds.features.FeaturesDict,
   progress: bool,
 ) -> None:
-  """Encodes this process's own shards that are not there yet."""
-  own = planned[jax.process_index() :: jax.process_count()]
-  tables = {split: _tables(source, split) for split in {shard.split for shard in own}}
-  total = sum(shard.end - shard.first for shard in own)
+  """Encodes this process's share of the shards that are not there yet."""
+  share = planned[jax.process_index() :: jax.process_count()]
+  total = sum(shard.end - shard.first for shard in share)
   with tqdm(total=total, desc="encoding", unit="record", disable=not progress) as bar:
-    for shard in own:
+    for shard in share:
       if shard.note(work).is_file():
         bar.update(shard.end - shard.first)
         continue
-      examples = _records(encoder, shard, *tables[shard.split])
+      examples = _records(encoders, shard, sources[shard.split])
       shards.write(shard, work, features, _counted(examples, bar))
 
 
@@ -222,43 +229,25 @@ def _counted(examples: Iterator[dict], bar: tqdm) -> Iterator[dict]:
     bar.update()
 
 
-def _tables(source: pathlib.Path, split: str) -> tuple[Any, Any]:
-  """The records of a split, and the same with frames as they are stored: quick to look into."""
-  builder = tfds.builder_from_directory(source)
-  undecoded = {"frames": tfds.decode.SkipDecoding()}
-  return builder.as_data_source(split), builder.as_data_source(split, decoders=undecoded)
-
-
-def _records(encoder: Encoder, shard: Stretch, whole: Any, undecoded: Any) -> Iterator[dict]:
+def _records(encoders: FrozenEncoders, shard: Stretch, source: Source) -> Iterator[dict]:
   """The records of a shard, encoded, in order."""
-  captions = [undecoded[i]["caption"].decode() for i in range(shard.first, shard.end)]
-  fields = iter(encoder.captions(captions))
-  read = grain.MapDataset.source(whole)[shard.first : shard.end]
+  captions = [source.captions[i] for i in range(shard.first, shard.end)]
+  fields = iter(encoders.captions(captions))
+  read = grain.MapDataset.source(source.records)[shard.first : shard.end].map(_decoded)
   ahead = grain.ReadOptions(num_threads=READ_AHEAD, prefetch_buffer_size=READ_AHEAD)
   waiting = collections.deque()  # all of a record but its frames, until these are encoded
 
   def clips() -> Iterator[np.ndarray]:
     for record in read.to_iter_dataset(ahead):
-      waiting.append({name: record[name] for name in ("fps", "caption", "name", "truth")})
-      yield record["frames"]
+      waiting.append(record)
+      yield record.pop("frames")
 
-  for moments in encoder.moments(clips()):
-    yield waiting.popleft() | {"moments": moments} | next(fields)
+  for moments in encoders.moments(clips()):
+    yield latent_records.packed(waiting.popleft(), moments) | next(fields)
 
 
-def _info(work: pathlib.Path, features: tfds.features.FeaturesDict) -> tfds.core.DatasetInfo:
-  """The description of the dataset, as TFDS reads it; its splits are not set."""
-  identity = tfds.core.dataset_info.DatasetIdentity(
-    name=NAME,
-    version=tfds.core.Version("1.0.0"),
-    data_dir=str(work / "whole"),
-    module_name=encoded.__name__,
-  )
-  info = tfds.core.DatasetInfo(
-    builder=identity, features=features, description=encoded.__doc__, disable_shuffling=True
-  )
-  info.set_file_format("array_record")
-  return info
+def _decoded(record: dict) -> dict:
+  return record | {"frames": record["frames"][:]}
 
 
 def _together(act: Callable[[], Any]) -> None:

@@ -19,12 +19,21 @@ from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import global_batch, place, replicated, with_shardings
 from emu_jax.typing import Params
-from train.checkpoint import EXEMPT, Checkpoints, alone_in, claim, restore_frozen, save_frozen
+from train.checkpoint import (
+  EXEMPT,
+  Checkpoints,
+  Inherited,
+  TodaysForm,
+  alone_in,
+  claim,
+  restore_frozen,
+  save_frozen,
+)
 from train.log import Log, Readings
 from train.optimiser import OptimConfig
 from train.progress import Clock, ProgressLine
 from train.stage import Stage
-from train.state import TrainState, abstract_state, initial_state
+from train.state import TrainState, abstract_state, initial_state, leaf_names
 from train.step import jitted_step, validation_step
 from train.watch import DataWatch
 
@@ -41,10 +50,12 @@ class LoopConfig:
   validate_batches: int = 4  # the same ones with the same noise each time
   sample_every: int = 0  # samples are drawn for the first validation batch
   sample_fps: int = 8
+  num_samples: int = 4  # of the examples of that batch, at most
   seed: int = 0
 
   def __post_init__(self):
-    for name in ("num_steps", "log_every", "keep", "validate_batches", "sample_fps"):
+    least_one = ("num_steps", "log_every", "keep", "validate_batches", "sample_fps", "num_samples")
+    for name in least_one:
       if getattr(self, name) < 1:
         raise InputError(f"LoopConfig: {name}={getattr(self, name)} is below 1; give 1 or more")
     for name in ("save_every", "validate_every", "sample_every", "seed"):
@@ -62,8 +73,10 @@ def train(
   config: str,
   validation: Callable[[], Iterable] | None = None,
   initial: Params | None = None,
+  inherited: Inherited = Inherited(),
   mesh: Mesh | None = None,
   exempt: tuple[str, ...] = EXEMPT,
+  todays_form: TodaysForm = lambda values, where: values,
 ) -> TrainState:
   """Trains to `loop.num_steps`, or to the end of the step in which SIGTERM or SIGINT comes.
 
@@ -74,19 +87,24 @@ def train(
     config: the whole experiment as JSON; a run of another config is refused (train.checkpoint).
     validation: begins the validation data anew: the same batches at every call.
     initial: trees to begin from, used only where `run_dir` holds no checkpoint.
+    inherited: what the run keeps of earlier ones; used as `initial` is.
+    todays_form: as of `train.checkpoint.claim`.
 
   Returns:
     The state after the last step that was done; `state.step` tells whether it was the last.
   """
   _check(stage, loop, validation)
   mesh = mesh or make_mesh()
-  run_dir = claim(run_dir, config, exempt)
+  run_dir = pathlib.Path(run_dir).absolute()
   keys = _keys(loop.seed, replicated(mesh))
   with contextlib.ExitStack() as stack:
-    stack.enter_context(alone_in(run_dir))
+    stack.enter_context(alone_in(run_dir))  # before anything is written
+    claim(run_dir, config, exempt, todays_form)
+    stop = stack.enter_context(StopSignal())  # outlasts the last write of the checkpoints
     stack.enter_context(jax.set_mesh(mesh))  # networks pin their activations to it
     checkpoints = stack.enter_context(Checkpoints(run_dir, loop.keep))
-    state, frozen = _begin(stage, data, optim, keys["init"], checkpoints, run_dir, initial, mesh)
+    start = Start(initial, inherited, checkpoints, run_dir, mesh)
+    state, frozen = _begin(stage, data, optim, keys["init"], start)
     first = int(state.step)
     run = _Run(
       stage=stage, frozen=frozen, loop=loop, mesh=mesh, keys=keys, first=first,
@@ -94,13 +112,13 @@ def train(
       readings=Readings(state.params, optim.on_non_finite), data_watch=DataWatch(first),
       log=stack.enter_context(Log(run_dir, first)),
       line=stack.enter_context(ProgressLine(loop.num_steps, first)),
-      stop=stack.enter_context(StopSignal()),
+      stop=stop,
     )  # fmt: skip
     for text in checkpoints.set_aside:
       run.line.say(text)
     if first:
       run.line.say(f"{run_dir}: continuing from step {first}")
-    update = jitted_step(stage.loss, optim, loop.num_steps, state)
+    update = jitted_step(stage.loss, optim, loop.num_steps, state, stage.rates)
     return _loop(run, update, state, data)
 
 
@@ -275,28 +293,33 @@ def _validation_batches(run: _Run) -> Iterator:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Where a run begins or continues."""
+
+  initial: Params | None
+  inherited: Inherited
+  checkpoints: Checkpoints
+  run_dir: pathlib.Path
+  mesh: Mesh
+
+
 def _begin(
-  stage: Stage,
-  data: Iterator,
-  optim: OptimConfig,
-  key: jax.Array,
-  checkpoints: Checkpoints,
-  run_dir: pathlib.Path,
-  initial: Params | None,
-  mesh: Mesh,
+  stage: Stage, data: Iterator, optim: OptimConfig, key: jax.Array, start: Start
 ) -> tuple[TrainState, Params]:
   """State and frozen trees on the mesh, in the restore order of train.checkpoint."""
-  if checkpoints.latest is not None:
+  mesh, run_dir = start.mesh, start.run_dir
+  if start.checkpoints.latest is not None:
     frozen = restore_frozen(run_dir, with_shardings(stage.frozen, mesh))
-    return checkpoints.restore(abstract_state(stage, optim, key, mesh), data), frozen
-  state = initial_state(stage, optim, key, mesh, initial)
+    return start.checkpoints.restore(abstract_state(stage, optim, key, mesh), data), frozen
+  state = initial_state(stage, optim, key, mesh, start.initial)
   frozen = place(stage.frozen, mesh)
-  both = sorted(set(state.params) & set(frozen))
+  both = sorted(set(leaf_names(state.params)) & set(leaf_names(frozen)))
   if both:
     raise ValueError(
-      f"Stage: {both} are among the trainable and the frozen trees; keep one of each"
+      f"Stage: {both} are among the trainable and the frozen leaves; keep one of each"
     )
-  save_frozen(run_dir, frozen)
+  save_frozen(run_dir, frozen, start.inherited)
   return state, frozen
 
 

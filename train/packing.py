@@ -10,7 +10,10 @@ from typing import Annotated, Literal
 import tyro
 
 from emu_jax.data import beam
-from emu_jax.data.folder import Options, Report, prepare_folder
+from emu_jax.data.clip_files import Options
+from emu_jax.data.codecs import DEFAULT
+from emu_jax.data.folder import Report, prepare_folder
+from emu_jax.data.index import Size
 from emu_jax.data.shapes import prepare_shapes
 from emu_jax.errors import InputError
 
@@ -25,8 +28,20 @@ class Prepare:
   """Folder with metadata.jsonl or metadata.csv (file_name, text), or the word `shapes`."""
   out: pathlib.Path
   """New folder for the records; the same command again changes nothing in it."""
-  size: int = 64
-  """Pixels a side of the stored frames: central square, antialiased resize."""
+  size: tuple[int, ...] = ()
+  """Height and width of the stored frames in pixels, one number for a square: the central part of
+  that shape, antialiased. Default: the first bucket, else 64."""
+  buckets: tuple[str, ...] = ()
+  """Shapes HEIGHTxWIDTH, such as 64x64 48x80 80x48: each file is stored at that nearest to its own
+  (folders only)."""
+  codec: str = DEFAULT
+  """How frames are compressed: jpeg or webp with a quality of 1 to 100, or lossless. Shapes are
+  stored without loss."""
+  lossless: tuple[str, ...] = ("mask", "depth")
+  """Arrays that are stored without loss, whatever the codec (folders only)."""
+  motion: bool = False
+  """Measure how much moves in each record, as its number "motion": percent of the frame's height a
+  second (folders only; shapes have it)."""
   fps: float = 0.0
   """Stored frames a second, at most; 0: the files' own. Shapes have 16."""
   max_seconds: float = 10.0
@@ -38,7 +53,7 @@ class Prepare:
   runner: Literal["local", "beam"] = "local"
   """Who decodes: processes of this machine, or an Apache Beam runner, whose flags follow `--`."""
   clips_per_shard: int = 64
-  """Clips that a worker packs at a time into one file, 1 or more (the runner beam only)."""
+  """Clips that a worker packs at a time into one file, at most: what a kill can cost it."""
   overwrite: bool = False
   """Replace what other arguments packed there."""
   num_images: int = 20_000
@@ -74,37 +89,62 @@ def prepare(arguments: Prepare, beam_options: Sequence[str] = ()) -> None:
     raise InputError(
       "prepare: the runner beam packs folders, shapes are drawn here; leave --runner beam away"
     )
+  size, buckets = sizes(a)
   if a.source == "shapes":
     report = prepare_shapes(
-      a.out, size=a.size, num_images=a.num_images, num_clips=a.num_clips, seed=a.seed,
+      a.out, size=size, num_images=a.num_images, num_clips=a.num_clips, seed=a.seed,
       overwrite=a.overwrite, progress=bar,
     )  # fmt: skip
     for kind, counts in report["num_records"].items():
-      print(f"{a.out / kind}: {splits(counts)} of {a.size}x{a.size} pixels")
+      print(f"{a.out / kind}: {splits(counts)} of {shape(size)} pixels")
     print(finished(report["seconds"], report["existing"]))
     return
+  options = Options(
+    size, a.fps, a.max_seconds, a.validation_fraction, buckets, a.codec, a.lossless, a.motion
+  )
+  common = {
+    "options": options,
+    "clips_per_shard": a.clips_per_shard,
+    "overwrite": a.overwrite,
+    "progress": bar,
+  }
   if a.runner == "beam":
-    options = Options(a.size, a.fps, a.max_seconds, a.validation_fraction)
-    report = beam.prepare_folder(
-      a.source, a.out, options=options, clips_per_shard=a.clips_per_shard,
-      beam_options=beam_options, overwrite=a.overwrite, progress=bar,
-    )  # fmt: skip
-    summarise(report, a.size)
-    return
-  report = prepare_folder(
-    a.source, a.out, size=a.size, fps=a.fps, max_seconds=a.max_seconds,
-    validation_fraction=a.validation_fraction, workers=a.workers, overwrite=a.overwrite,
-    progress=bar,
-  )  # fmt: skip
-  summarise(report, a.size)
+    report = beam.prepare_folder(a.source, a.out, beam_options=beam_options, **common)
+  else:
+    report = prepare_folder(a.source, a.out, workers=a.workers, **common)
+  summarise(report, options)
 
 
-def summarise(report: Report, size: int) -> None:
+def sizes(arguments: Prepare) -> tuple[Size, tuple[Size, ...]]:
+  """Height and width to pack for, and the buckets.
+
+  Raises: InputError for what is no size, and for buckets of shapes.
+  """
+  a, buckets = arguments, []
+  for word in a.buckets:
+    height, _, width = word.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+      raise InputError(f"prepare: --buckets {word} is no shape; write HEIGHTxWIDTH, such as 48x80")
+    buckets.append((int(height), int(width)))
+  if len(a.size) > 2:
+    raise InputError(f"prepare: --size {a.size} has {len(a.size)} numbers; give height and width")
+  if buckets and a.source == "shapes":
+    raise InputError("prepare: --buckets are for folders, shapes have one size; leave them away")
+  size = (a.size[0], a.size[-1]) if a.size else buckets[0] if buckets else (64, 64)
+  return size, tuple(buckets)
+
+
+def shape(size: Size) -> str:
+  """`48x80`, height first."""
+  return f"{size[0]}x{size[1]}"
+
+
+def summarise(report: Report, options: Options) -> None:
   """Prints what became of a folder."""
-  packed = report.num_clips - len(report.skipped)
+  pixels = ", ".join(map(shape, options.buckets or (options.size,)))
   print(
-    f"{report.out}: {packed} of {report.num_clips} clips packed as {splits(report.num_records)} of "
-    f"{size}x{size} pixels"
+    f"{report.out}: {report.num_packed} of {report.num_clips} clips packed as "
+    f"{splits(report.num_records)} of {pixels} pixels"
   )
   for skipped in report.skipped[:SHOWN]:
     print(f"  skipped {skipped.file_name}: {skipped.reason}")

@@ -1,6 +1,7 @@
 """What the trainer knows of a stage: how its trees begin, its loss and its samples."""
 
 import dataclasses
+import fnmatch
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,12 @@ from emu_jax.typing import Params
 Loss = Callable[[Params, Params, Any, jax.Array, jax.Array], tuple[jax.Array, dict[str, ArrayLike]]]
 # averaged trainable, frozen, batch, key -> videos [B, T, H, W, C] in [-1, 1] by name
 Sample = Callable[[Params, Params, Any, jax.Array], dict[str, jax.Array]]
+Rates = tuple[tuple[str, float], ...]  # (glob over "tree/path", factor of the learning rate)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """One thing to train. Stages differ in these four fields and never in the loop.
+  """One thing to train. Stages differ in these fields and never in the loop.
 
   Attributes:
     init: key -> the trainable tree; it is called under jit.
@@ -27,9 +29,19 @@ class Stage:
       respect to the trainable tree. An adversarial stage returns the sum of its players' losses,
       each with the other player under `stop_gradient`.
     sample: jitted by the stage; None draws no samples.
+    rates: factor of the learning rate of each leaf that trains; the first glob decides.
   """
 
   init: Callable[[jax.Array], Params]
   frozen: Params
   loss: Loss
   sample: Sample | None = None
+  rates: Rates = (("*", 1.0),)
+
+
+def rate_of(rates: Rates, path: str) -> float:
+  """The factor of a leaf by its path. Raises: ValueError where no rule covers it."""
+  for glob, rate in rates:
+    if fnmatch.fnmatchcase(path, glob):
+      return rate
+  raise ValueError(f"Part.trains: no rule covers {path}; add one to {[g for g, _ in rates]}")

@@ -15,7 +15,7 @@ from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.placement import replicated
 from emu_jax.typing import Params
 from train.optimiser import OptimConfig, ema_decay, learning_rate, optimiser
-from train.stage import Loss
+from train.stage import Loss, Rates, rate_of
 from train.state import TrainState
 
 OWN_METRICS = ("loss", "lr", "grad_norm", "param_norm", "update_norm", "skipped")
@@ -30,6 +30,7 @@ def train_step(
   loss: Loss,
   config: OptimConfig,
   num_steps: int,
+  rates: Rates = (("*", 1.0),),
 ) -> tuple[TrainState, dict[str, jax.Array], jax.Array]:
   """Returns the next state, scalar float32 metrics (means over the global batch) and a fault.
 
@@ -50,7 +51,7 @@ def train_step(
 
   direction, opt_state = optimiser(config).update(grads, state.opt_state, state.params)
   rate = learning_rate(config, num_steps, state.step)
-  updates = jax.tree.map(lambda d: -rate * d, direction)
+  updates = jax.tree_util.tree_map_with_path(lambda p, d: -_rate(rates, p, rate) * d, direction)
   params = optax.apply_updates(state.params, updates)
   keep = ema_decay(config, state.step)
   ema = jax.tree.map(lambda e, p: e + (1 - keep) * (p - e), state.ema, params)
@@ -65,7 +66,19 @@ def train_step(
   return new, metrics, fault
 
 
-def jitted_step(loss: Loss, config: OptimConfig, num_steps: int, like: TrainState) -> Callable:
+def _rate(rates: Rates, path: Any, rate: jax.Array) -> jax.Array:
+  """The learning rate of a leaf."""
+  factor = rate_of(rates, jax.tree_util.keystr(path, simple=True, separator="/"))
+  return rate if factor == 1 else factor * rate
+
+
+def jitted_step(
+  loss: Loss,
+  config: OptimConfig,
+  num_steps: int,
+  like: TrainState,
+  rates: Rates = (("*", 1.0),),
+) -> Callable:
   """`train_step` of state, frozen, batch and seed key, whose state is donated to the next one.
 
   Args:
@@ -76,12 +89,12 @@ def jitted_step(loss: Loss, config: OptimConfig, num_steps: int, like: TrainStat
   whole = replicated(shardings.step.mesh)
   step = Jit(
     train_step,
-    static_argnames=("loss", "config", "num_steps"),
+    static_argnames=("loss", "config", "num_steps", "rates"),
     donate_argnums=0,
     out_shardings=(shardings, whole, whole),
   )
   # Static arguments and not a closure: a second run in one process reuses the program.
-  return functools.partial(step, loss=loss, config=config, num_steps=num_steps)
+  return functools.partial(step, loss=loss, config=config, num_steps=num_steps, rates=rates)
 
 
 def first_fault(loss: jax.Array, squares: jax.Array) -> jax.Array:

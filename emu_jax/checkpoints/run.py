@@ -136,6 +136,14 @@ def load_trees(run_dir: str | pathlib.Path, names: Collection[str] | None = None
   return trees
 
 
+def load_ema(run_dir: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """A run's config.json, as some version wrote it, and all of its trees, as `load_trees`."""
+  trees, config = load_trees(run_dir), read_config(pathlib.Path(run_dir))
+  if config is None:
+    raise InputError(f"{run_dir} holds no config.json; copy it from the original run")
+  return config, trees
+
+
 def tree_names(run_dir: str | pathlib.Path) -> tuple[str, ...]:
   """Names of all trees that a run has, its own and inherited ones."""
   return tuple(dict.fromkeys([*items(run_dir), *origins(run_dir)]))

@@ -3,7 +3,9 @@
 Everything random is a function of (seed, position): a restored iterator goes on with the same
 clips, starts and dropped captions as one that was never stopped. The order is that of the global
 batches: each process reads its own part of them, so any number of processes may go on with any
-other's position. There is no horizontal flip: captions say left and right.
+other's position. A batch has one shape: of records of several sizes each fills batches of its own,
+and the order over sizes is part of the position. Of a record those frames alone are decoded that
+the example takes. There is no horizontal flip: captions say left and right.
 """
 
 import dataclasses
@@ -11,17 +13,21 @@ import functools
 import logging
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import absl.flags
 import grain
 import numpy as np
+import PIL.Image
 import tensorflow_datasets as tfds
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
-from emu_jax.data import decode, records
+from emu_jax.data import decode, index, latent_records, records
+from emu_jax.data.index import Size
+from emu_jax.data.inputs import ClipSpec, Frames, Inputs
 from emu_jax.data.latent_records import (
+  MOMENTS,
   Encoded,
   Encoding,
   caption_fields,
@@ -38,42 +44,31 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipSpec:
-  """What a network takes: frames of a clip and their rate. One frame is a picture, at any rate."""
-
-  num_frames: int
-  fps: float  # frames/s
-  begins: int = 1  # a picture is the first of so many frames, of records that have as many
-
-  def __post_init__(self):
-    if self.num_frames < 1 or not self.fps > 0:
-      raise ValueError(
-        f"ClipSpec: num_frames={self.num_frames} and fps={self.fps} must both be positive; "
-        "a picture is 1 frame at any rate"
-      )
-    if self.begins < 1 or self.begins > 1 < self.num_frames:
-      raise ValueError(
-        f"ClipSpec: begins={self.begins} with num_frames={self.num_frames}; only a picture begins "
-        "a clip, of 1 frame or more"
-      )
-
-
-@dataclasses.dataclass(frozen=True)
 class Source:
-  """One split of prepared records, with what is known of each before it is read."""
+  """One split of prepared records, with what is known of each before it is read.
+
+  By default all are of one size, without captions and numbers.
+  """
 
   name: str  # folder and split, for messages
-  size: int  # pixels a side
+  size: Size  # height and width in pixels that the records were packed for
   records: Any  # random access: records[i] is a dict in the layout of `records`
   num_frames: Int[np.ndarray, "N"]
   fps: Float[np.ndarray, "N"]  # 0 for a picture
+  sizes: Int[np.ndarray, "N 2"] | None = None  # of each; None: all of them `size`
+  captions: Sequence[str] = ()
+  numbers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # float32 [N]
+  arrays: tuple[str, ...] = ("frames",)  # of every record
   encoded: Encoded | None = None  # what the records are instead of pixels
+
+  def __post_init__(self):
+    if self.sizes is None:
+      sizes = np.broadcast_to(np.array(self.size, np.int32), (len(self.num_frames), 2))
+      object.__setattr__(self, "sizes", sizes)
 
 
 def open_source(path: str | pathlib.Path, split: str) -> Source:
-  """Opens a split of what `emu-train prepare` or `encode` wrote, or of a like TFDS dataset.
-
-  A TFDS dataset of another origin is read through once, to learn the length of every record.
+  """Opens a split of what `emu-train prepare` or `encode` wrote; reads no record.
 
   Raises:
     InputError: not prepared, no such split, or records of another layout.
@@ -88,61 +83,138 @@ def open_source(path: str | pathlib.Path, split: str) -> Source:
     raise InputError(
       f"open_source: {folder} has no split {split!r}; it has {', '.join(builder.info.splits)}"
     )
-  held = read_encoding(folder)
-  layout = set(records.features(8))
-  if held is not None:
-    layout = layout - {"frames"} | {"moments"}
-  if missing := sorted(layout - set(builder.info.features)):
-    raise InputError(
-      f"open_source: the records of {folder} lack {missing}; pack them with `emu-train prepare`"
-    )
-  table = builder.as_data_source(split)
-  num_frames, fps = _lengths(folder, split, table)
-  size = held.encoding.size if held else builder.info.features["frames"].shape[1]
-  return Source(f"{folder.name}/{split}", size, table, num_frames, fps, held)
+  held = index.read(folder, split)
+  encoded = read_encoding(folder)
+  frame = records.decoder
+  if encoded is not None:
+    frame = functools.partial(latent_records.decoder, dtype=encoded.encoding.dtype)
+  table = records.Table(builder.as_data_source(split), held.arrays, frame)
+  return Source(
+    f"{folder.name}/{split}", held.size, table, held.num_frames, held.fps, held.sizes,
+    held.captions, held.numbers, held.arrays, encoded,
+  )  # fmt: skip
 
 
-def _lengths(folder: pathlib.Path, split: str, table) -> tuple[np.ndarray, np.ndarray]:
-  if (folder / records.INDEX).is_file():
-    with np.load(folder / records.INDEX) as index:
-      return index[f"{split}/num_frames"], index[f"{split}/fps"]
-  log.warning("%s has no %s: reading all %d records once", folder, records.INDEX, len(table))
-  pairs = [(len(record["frames"]), record["fps"]) for record in table]
-  num_frames, fps = np.array(pairs, np.float32).reshape(-1, 2).T
-  return num_frames.astype(np.int32), fps
-
-
-def usable(source: Source, spec: ClipSpec) -> Int[np.ndarray, "M"]:
-  """Indices of the records long enough for a spec, and stored at no lower a rate.
+def usable(source: Source, inputs: Inputs) -> Int[np.ndarray, "M"]:
+  """Indices of the records that give every clip of `inputs` at one of its rates at least.
 
   A record that fails would have to repeat frames. Any record gives a picture.
 
   Raises:
-    InputError: none is left.
+    InputError: none is left, or the records lack an array, a number or the pixels that are wanted.
   """
-  if spec.num_frames == 1:
-    return np.flatnonzero(source.num_frames > 0)
-  fitting = fits(source.num_frames, source.fps, spec)
+  check_source(source, inputs)
+  fitting = fitting_rates(source.num_frames, source.fps, inputs).any(axis=-1)
   if not fitting.any():
+    spec = max((f.clip for f in inputs.frames.values()), key=lambda c: c.num_frames / max(c.rates))
+    rates = " or ".join(f"{rate:g}" for rate in spec.rates)
     longest = int(np.argmax(source.num_frames / np.where(source.fps > 0, source.fps, np.inf)))
     raise InputError(
       f"batches: none of the {len(fitting)} records of {source.name} gives {spec.num_frames} "
-      f"frames at {spec.fps:g} fps without repeating any: the longest holds "
+      f"frames at {rates} fps without repeating any: the longest holds "
       f"{source.num_frames[longest]} frames at {source.fps[longest]:g} fps; ask for fewer, for "
       "another rate, or prepare longer clips"
     )
   if left := int(np.sum(~fitting)):
     log.warning(
-      "%s: %d of %d records are too short for %d frames at %g fps and are left out",
-      *(source.name, left, len(fitting), spec.num_frames, spec.fps),
+      "%s: %d of %d records are too short for %s and are left out",
+      *(source.name, left, len(fitting)),
+      ", ".join(f"{f.clip.num_frames} frames at {f.clip.fps} fps" for f in inputs.frames.values()),
     )
   return np.flatnonzero(fitting)
+
+
+def check_source(source: Source, inputs: Inputs) -> None:
+  """Raises InputError where records lack an array or a number, or are of another shape."""
+  if source.encoded and len(inputs.frames) > 1:
+    raise InputError(
+      f"batches: {source.name} holds latents of one array, {', '.join(inputs.frames)} are asked "
+      "for; name the clips that it was encoded from"
+    )
+  for name, wanted in inputs.frames.items():
+    array = stored_array(source, wanted)
+    if array not in source.arrays:
+      raise InputError(
+        f"batches: the records of {source.name} have no array {wanted.array!r}, which {name!r} is "
+        f"cut from; they have {', '.join(source.arrays)}: pack them with its files"
+      )
+    (height, width), (tall, wide) = source.size, wanted.size
+    scale = tall / height
+    if tall * width != wide * height or scale > 1 or (source.encoded and scale != 1):
+      raise InputError(
+        f"batches: {source.name} was packed at {height}x{width} pixels (height x width), {name!r} "
+        f"takes {tall}x{wide}; "
+        + ("encode clips of that size" if source.encoded else "pack it at that size, or a multiple")
+      )
+    scaled = source.sizes.astype(np.int64) * tall
+    if (scaled % height).any():
+      bad = source.sizes[(scaled % height).any(axis=1)][0]
+      raise InputError(
+        f"batches: records of {bad[0]}x{bad[1]} pixels in {source.name} do not scale by "
+        f"{tall}/{height} to whole pixels, as {name!r} of {tall}x{wide} asks; pack other buckets"
+      )
+  for number in inputs.numbers:
+    if number not in source.numbers:
+      raise InputError(
+        f"batches: the records of {source.name} have no number {number!r}; they have "
+        f"{', '.join(source.numbers) or 'none'}: pack them with it"
+      )
+    if missing := int(np.isnan(source.numbers[number]).sum()):
+      raise InputError(
+        f"batches: {missing} of {len(source.num_frames)} records of {source.name} lack the number "
+        f"{number!r}; give it in every line of metadata, and pack again"
+      )
+
+
+def stored_array(source: Source, wanted: Frames) -> str:
+  """Under which name a source's records hold an array: encoded frames are moments."""
+  return MOMENTS if source.encoded and wanted.array == "frames" else wanted.array
+
+
+def fitting_rates(
+  num_frames: Int[np.ndarray, "*N"] | int, fps: Float[np.ndarray, "*N"] | float, inputs: Inputs
+) -> Bool[np.ndarray, "*N R"]:
+  """Which of the first array's rates a record can be read at, with those of the other arrays.
+
+  Any record gives pictures alone.
+  """
+  columns = []
+  for clips in rate_choices(inputs):
+    whole = [fits(num_frames, fps, clip) for clip in clips if clip.num_frames > 1]
+    columns.append(np.logical_and.reduce([np.asarray(num_frames) > 0, *whole]))
+  return np.stack(columns, axis=-1)
+
+
+@functools.cache
+def rate_choices(inputs: Inputs) -> tuple[tuple[ClipSpec, ...], ...]:
+  """For each of the first array's rates, the clip of every array at one rate.
+
+  An array of one rate has it always; of several, the one in the first array's place.
+
+  Raises: InputError where an array has several rates, and the first another number of them.
+  """
+  count = len(inputs.first.clip.rates)
+  for name, wanted in inputs.frames.items():
+    if len(wanted.clip.rates) not in (1, count):
+      raise InputError(
+        f"batches: {name!r} has {len(wanted.clip.rates)} rates and the first array {count}; give "
+        "one, or one for each of the first's"
+      )
+  at = lambda clip, i: clip.rates[i if len(clip.rates) > 1 else 0]
+  return tuple(
+    tuple(dataclasses.replace(f.clip, fps=float(at(f.clip, i))) for f in inputs.frames.values())
+    for i in range(count)
+  )
 
 
 def fits(
   num_frames: Int[np.ndarray, "*N"] | int, fps: Float[np.ndarray, "*N"] | float, spec: ClipSpec
 ) -> Bool[np.ndarray, "*N"]:
-  """Whether records of so many frames at such a rate give a spec's clip without repeating any."""
+  """Whether records of so many frames at such a rate give a spec's clip without repeating any.
+
+  Args:
+    spec: of one rate.
+  """
   frame = 1 / np.maximum(fps, 1e-6)  # s; a picture's frame lasts for ever, and has no second
   span = (num_frames - 1) * frame
   # Half a frame past the end, the last frame is still the nearest one.
@@ -152,24 +224,37 @@ def fits(
 
 
 def clip_indices(
-  num_frames: int, fps: float, spec: ClipSpec, rng: np.random.Generator
-) -> Int[np.ndarray, "T"]:
-  """Which stored frames make a clip: a uniform start among those that fit, then by nearest time."""
-  if spec.num_frames == 1:
-    clip = ClipSpec(spec.begins, spec.fps)
-    if spec.begins > 1 and fits(num_frames, fps, clip):
-      return clip_indices(num_frames, fps, clip, rng)[:1]
-    return rng.integers(num_frames, size=1)
+  num_frames: int, fps: float, clips: Sequence[ClipSpec], rng: np.random.Generator
+) -> list[Int[np.ndarray, "T"]]:
+  """Which stored frames make each clip: one uniform start among those that fit all, then by time.
+
+  Args:
+    clips: of one rate each; all begin with the same frame.
+  """
+  longest = [clip for clip in clips if clip.num_frames > 1]
+  if not longest:  # pictures alone
+    begun = [dataclasses.replace(clip, num_frames=clip.begins, begins=1) for clip in clips]
+    longest = [clip for clip in begun if clip.num_frames > 1 and fits(num_frames, fps, clip)]
+  if not longest:
+    return [rng.integers(num_frames, size=1)] * len(clips)
+  # 24 asked of 23.976 is 23.976: it would repeat one frame in a thousand.
+  rates = [min(clip.fps, fps) for clip in longest]
+  spans = [(clip.num_frames - 1) / rate for clip, rate in zip(longest, rates, strict=True)]
+  first = int(np.argmax(spans))
   # A frame stands for the time half a frame around it; so every first frame is equally likely.
-  rate = min(spec.fps, fps)  # 24 asked of 23.976 is 23.976: it would repeat one frame in a thousand
-  times = decode.sample_times(num_frames / fps, spec.num_frames, rate, rng) - 0.5 / fps
-  return np.clip(np.ceil(times * fps - 0.5), 0, num_frames - 1).astype(np.int64)
+  span = num_frames / fps
+  begin = decode.sample_times(span, longest[first].num_frames, rates[first], rng)[0]
+  chosen = []
+  for clip in clips:
+    times = begin + np.arange(clip.num_frames) / min(clip.fps, fps) - 0.5 / fps
+    chosen.append(np.clip(np.ceil(times * fps - 0.5), 0, num_frames - 1).astype(np.int64))
+  return chosen
 
 
 def batches(
   sources: Source | Sequence[Source],
+  inputs: Inputs,
   *,
-  spec: ClipSpec,
   tokenizers: Sequence[Tokenizer] = (),
   batch_size: int,
   seed: int,
@@ -186,20 +271,26 @@ def batches(
 ) -> grain.DatasetIterator:
   """An iterator of batches; `get_state` and `set_state` save and restore its position exactly.
 
-  A batch is numpy, and this process's own part of the global one: "frames" uint8 [B, T, H, W, 3],
-  "tokens" and "masks" tuples of [B, L], one an encoder, "fps" float32 [B] (the spec's),
-  "image_dropped" bool [B]. Of encoded records "moments" [B, T, h, w, 2 C] stand in place of frames
-  and, without tokenizers, "text" in place of tokens and masks (emu_jax.data.latent_records).
-  The parts of all processes, one after another, are the batch that one process would read; no
-  process reads another's part. Close it when done.
+  A batch is numpy, and this process's own part of the global one: the arrays of `inputs` uint8
+  [B, T, H, W, 3] and its numbers float32 [B] under their names, "tokens" and "masks" tuples of
+  [B, L], one an encoder, "fps" float32 [B] (the rate that was drawn for the first array),
+  "image_dropped" bool [B]. Of encoded records "moments" [B, T, h, w, 2 C] stand in place of
+  "frames" and, without tokenizers, "text" in place of tokens and masks
+  (emu_jax.data.latent_records). The parts of all processes, one after another, are the batch that
+  one process would read; no process reads another's part. Close it when done.
+
+  A record larger than `inputs` asks, by one factor of both sides, is reduced. Where records have
+  sizes of their own (buckets), each is brought to its size times the factor of the nominal one, and
+  a batch holds records of one size; sizes take turns by their numbers of records.
 
   Source: dropout rates are not published; 0.1 and 0.1 are this project's defaults (InstructPix2Pix,
     arXiv:2211.09800, uses 0.05 for each of text, image, both).
 
   Args:
     batch_size: examples a batch of this process.
-    repeat: epochs without end, each shuffled anew; off, one pass, less what fills no batch.
-    weights: shares of several sources, by default equal; without repeat they are read in turn.
+    repeat: epochs without end, each shuffled anew; off, one pass, less what fills no batch, in
+      which sources and sizes lie evenly spread.
+    weights: shares of several sources; None or empty: by their numbers of usable records.
     drop_text: probability that the caption alone becomes "".
     drop_both: probability that the caption becomes "" and "image_dropped" is set.
     drop_image: probability that "image_dropped" alone is set.
@@ -209,43 +300,100 @@ def batches(
   """
   sources = [sources] if isinstance(sources, Source) else list(sources)
   drops = {"drop_text": drop_text, "drop_both": drop_both, "drop_image": drop_image}
-  _check_arguments(sources, batch_size, drops, process_index, process_count)
+  _check_arguments(sources, weights, batch_size, drops, process_index, process_count)
   seed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # any integer becomes 32 bits
-  parts = []
-  for source in sources:
-    part = grain.MapDataset.source(_Chosen(source.records, usable(source, spec))).seed(seed)
-    part = part.shuffle() if shuffle else part
-    parts.append(part.repeat() if repeat else part)
-  if len(parts) == 1:
-    data = parts[0]
-  elif repeat:
-    data = grain.MapDataset.mix(parts, weights)
-  else:
-    data = grain.MapDataset.concatenate(parts)
-  if len(data) < batch_size * process_count:
-    raise InputError(
-      f"batches: batch_size={batch_size} for each of {process_count} process(es) is above the "
-      f"{len(data)} records there are; lower it, or repeat"
-    )
-  held = sources[0].encoded  # the same of all
-  told = held if held and held.encoding.text and not tokenizers else None
-  draw = functools.partial(example, spec=spec, **drops, empty=told and told.empty)
-  data = data.random_map(draw, seed=seed + 1)
+  told = sources[0].encoded  # the same of all
+  told = told if told and told.encoding.text and not tokenizers else None
+  draw = functools.partial(example, inputs=inputs, **drops, empty=told and told.empty)
   collate = functools.partial(
     _collate, tokenizers=tuple(tokenizers), encoding=told and told.encoding
   )
-  data = data.batch(batch_size, drop_remainder=True, batch_fn=collate)
-  # Batch i of all is part i % process_count of a global one; those that fill none are left out.
-  data = data[process_index : len(data) // process_count * process_count : process_count]
+  chosen = [usable(source, inputs) for source in sources]
+  count = sum(map(len, chosen))
+  weights = [float(weight) for weight in weights or map(len, chosen)]
+  groups, shares = [], []
+  for number, size in enumerate(_shapes(sources, chosen, inputs)):
+    parts, mixture = [], []
+    for source, rows, weight in zip(sources, chosen, weights, strict=True):
+      own = rows[(_scaled(source, inputs.first)[rows] == size).all(axis=1)]
+      if len(own) and weight:
+        part = grain.MapDataset.source(_Chosen(source, own, inputs)).seed(seed)
+        part = part.shuffle() if shuffle else part
+        parts.append(part.repeat() if repeat else part)
+        mixture.append(weight * len(own) / len(rows))
+    if not parts:
+      continue
+    if len(parts) == 1:
+      data = parts[0]
+    elif repeat:
+      data = grain.MapDataset.mix(parts, mixture)
+    else:
+      data = _in_turn(parts)
+    data = data.random_map(draw, seed=seed + 1 + number)
+    data = data.batch(batch_size, drop_remainder=True, batch_fn=collate)
+    # Batch i of all is part i % process_count of a global one; those that fill none are left out.
+    full = len(data) // process_count * process_count
+    if full:
+      groups.append(data[process_index:full:process_count])
+      shares.append(sum(mixture))
+  if not groups:
+    raise InputError(
+      f"batches: batch_size={batch_size} for each of {process_count} process(es) is above the "
+      f"{count} records there are of one size; lower it, or repeat"
+    )
+  if len(groups) == 1:
+    data = groups[0]
+  else:
+    data = grain.MapDataset.mix(groups, shares) if repeat else _in_turn(groups)
   return iter(_reader(data, workers, threads))
 
 
-def _check_arguments(sources, batch_size, drops, process_index, process_count):
+def _scaled(source: Source, wanted: Frames) -> Int[np.ndarray, "N 2"]:
+  """The size that every record of a source comes to."""
+  return source.sizes.astype(np.int64) * wanted.size[0] // source.size[0]
+
+
+def _shapes(sources: Sequence[Source], chosen: Sequence[np.ndarray], inputs: Inputs) -> list[Size]:
+  """The sizes that batches have, in an order that does not depend on that of the sources."""
+  sizes = [_scaled(s, inputs.first)[rows] for s, rows in zip(sources, chosen, strict=True)]
+  return [tuple(size) for size in np.unique(np.concatenate(sizes), axis=0).tolist()]
+
+
+def _in_turn(parts: Sequence[grain.MapDataset]) -> grain.MapDataset:
+  """All elements of finite parts once, each part evenly spread over the whole."""
+  places = [(np.arange(len(part)) + 0.5) / len(part) for part in parts]
+  part = np.concatenate([np.full(len(p), i) for i, p in enumerate(places)])
+  row = np.concatenate([np.arange(len(p)) for p in places])
+  order = np.lexsort((part, np.concatenate(places)))
+  return grain.MapDataset.source(_Turns(tuple(parts), part[order], row[order]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Turns:
+  """Elements of several data sets in a given order."""
+
+  parts: tuple[grain.MapDataset, ...]
+  part: np.ndarray
+  row: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.part)
+
+  def __getitem__(self, i: int) -> Any:
+    return self.parts[self.part[i]][int(self.row[i])]
+
+  def __repr__(self) -> str:  # Grain keeps it in states: no addresses in it
+    return f"_Turns({[len(part) for part in self.parts]})"
+
+
+def _check_arguments(sources, weights, batch_size, drops, process_index, process_count):
   if not sources:
     raise InputError("batches: 0 sources were given; open at least one")
-  sizes = {source.name: source.size for source in sources}
-  if len(set(sizes.values())) > 1:
-    raise InputError(f"batches: sources differ in size ({sizes}); prepare them at one size")
+  if weights and (len(weights) != len(sources) or min(weights) < 0 or not any(weights)):
+    raise InputError(
+      f"batches: weights={list(weights)} for {len(sources)} sources; give each a share, none "
+      "negative and not all 0"
+    )
   check_alike(sources)
   if batch_size < 1:
     raise InputError(f"batches: batch_size={batch_size} is below 1; raise it")
@@ -279,52 +427,92 @@ def check_alike(sources: Sequence[Source]) -> None:
       )
 
 
-@dataclasses.dataclass(frozen=True)
 class _Chosen:
-  """Some records of a table, by position; a class, since reading processes receive it pickled."""
+  """Some records of a source, by position; a class, since reading processes receive it pickled."""
 
-  table: Any
-  indices: np.ndarray
+  def __init__(self, source: Source, rows: np.ndarray, inputs: Inputs):
+    self._table, self._rows = source.records, rows
+    wanted = list(inputs.frames.items())  # a FrozenDict's are an iterator
+    self._arrays = {name: stored_array(source, frames) for name, frames in wanted}
+    self._sizes = {name: _scaled(source, frames)[rows] for name, frames in wanted}
+    self._numbers = {name: source.numbers[name][rows] for name in inputs.numbers}
 
   def __len__(self) -> int:
-    return len(self.indices)
+    return len(self._rows)
 
   def __getitem__(self, i: int) -> dict:
-    return self.table[int(self.indices[i])]
+    record = self._table[int(self._rows[i])]
+    return {
+      "record": record,
+      "arrays": {name: record[array] for name, array in self._arrays.items()},
+      "sizes": {name: tuple(sizes[i].tolist()) for name, sizes in self._sizes.items()},
+      "numbers": {name: np.float32(values[i]) for name, values in self._numbers.items()},
+    }
 
   def __repr__(self) -> str:  # Grain keeps it in states: no addresses in it
     return f"_Chosen({len(self)} records)"
 
 
 def example(
-  record: dict,
+  chosen: Mapping[str, Any],
   rng: np.random.Generator,
   *,
-  spec: ClipSpec,
+  inputs: Inputs,
   drop_text: float,
   drop_both: float,
   drop_image: float = 0.0,
   empty: dict | None = None,
 ) -> dict:
-  """One training example of a record: a random clip, its caption, and what was dropped of it.
+  """One training example of a record: random clips, its caption, and what was dropped of it.
 
   Args:
+    chosen: "record", and by name in a batch the "arrays" of frames, the "sizes" that they come to
+      and the "numbers".
     empty: fields of the empty caption; with them the example has the caption's own fields too.
   """
-  shown = "frames" if "frames" in record else "moments"
-  frames = record[shown]
-  chosen = clip_indices(len(frames), float(record["fps"]), spec, rng)
+  record = chosen["record"]
+  num_frames, fps = len(next(iter(chosen["arrays"].values()))), float(record["fps"])
+  rate = _drawn_rate(num_frames, fps, inputs, rng)
+  clips = rate_choices(inputs)[rate]
+  taken = clip_indices(num_frames, fps, clips, rng)
   u = rng.random()
   text = record["caption"]
   text = text.decode() if isinstance(text, bytes) else text
   dropped = u < drop_text + drop_both
+  arrays = {}
+  for (name, frames), rows in zip(chosen["arrays"].items(), taken, strict=True):
+    if MOMENTS in record:
+      arrays[MOMENTS] = frames[rows]
+    else:
+      arrays[name] = reduced(frames[rows], chosen["sizes"][name])
   return {
-    shown: frames[chosen],
+    "arrays": arrays,
+    "numbers": chosen["numbers"],
     "caption": "" if dropped else text,
-    "fps": np.float32(spec.fps),
+    "fps": np.float32(inputs.first.clip.rates[rate]),
     "image_dropped": bool(drop_text <= u < drop_text + drop_both + drop_image),
     "fields": empty if dropped or empty is None else caption_fields(record),
   }
+
+
+def _drawn_rate(num_frames: int, fps: float, inputs: Inputs, rng: np.random.Generator) -> int:
+  """The number of a rate that the record can be read at; nothing is drawn where there is one."""
+  if len(inputs.first.clip.rates) == 1:
+    return 0
+  fitting = np.flatnonzero(fitting_rates(num_frames, fps, inputs))
+  return int(fitting[rng.integers(len(fitting))])
+
+
+def reduced(frames: UInt8[np.ndarray, "T H W 3"], size: Size) -> UInt8[np.ndarray, "T h w 3"]:
+  """Frames at a smaller size of one shape: means of whole blocks, else an antialiased bicubic."""
+  height, width = frames.shape[1:3]
+  if (height, width) == tuple(size):
+    return frames
+  images = (PIL.Image.fromarray(frame) for frame in frames)
+  if height % size[0] == 0 and width % size[1] == 0:
+    factors = (width // size[1], height // size[0])
+    return np.stack([np.asarray(image.reduce(factors)) for image in images])
+  return np.stack([decode.resized(image, 1.0, *size) for image in images])
 
 
 def _collate(
@@ -337,12 +525,19 @@ def _collate(
     text = {"tokens": tuple(ids for ids, _ in rows), "masks": tuple(mask for _, mask in rows)}
   else:
     text = {"text": collate_captions([one["fields"] for one in examples], encoding)}
-  shown = "frames" if "frames" in examples[0] else "moments"
-  return text | {
-    shown: np.stack([one[shown] for one in examples]),
-    "fps": np.stack([one["fps"] for one in examples]),
-    "image_dropped": np.array([one["image_dropped"] for one in examples]),
+  stacked = {
+    name: np.stack([one[kind][name] for one in examples])
+    for kind in ("arrays", "numbers")
+    for name in examples[0][kind]
   }
+  return (
+    text
+    | stacked
+    | {
+      "fps": np.stack([one["fps"] for one in examples]),
+      "image_dropped": np.array([one["image_dropped"] for one in examples]),
+    }
+  )
 
 
 def _reader(data: grain.MapDataset, workers: int, threads: int) -> grain.IterDataset:

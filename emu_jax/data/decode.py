@@ -2,7 +2,8 @@
 
 Times are seconds after a file's first frame. A frame belongs to the time of its own timestamp, so
 files of variable frame rate are read by time and never by counting. Frames are `T H W C`, uint8,
-RGB, upright, square. Nothing here imports JAX: packing processes start in a fraction of a second.
+RGB, upright, with square pixels; sizes are (height, width). Nothing here imports JAX: packing
+processes start in a fraction of a second.
 """
 
 import contextlib
@@ -21,6 +22,8 @@ from PIL.Image import Resampling
 from emu_jax.errors import InputError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+Size = tuple[int, int]  # height and width, pixels
+EXIF_ORIENTATION = 0x0112
 Matrix = tuple[int, int, int, int]  # a turn or mirroring of what is stored
 SAME_RATE = 1.002  # ours: rates this close count as equal, so that 23.976 passes for 24
 
@@ -114,26 +117,44 @@ def timeline(path: str | pathlib.Path) -> Timeline:
 def frames_at(
   path: str | pathlib.Path,
   times: Sequence[float] | Float[np.ndarray, "T"],
-  size: int,
+  size: Size,
   line: Timeline,
   *,
-  width: int | None = None,
   how: Resampling = Resampling.BICUBIC,
   threads: int = 0,
-) -> UInt8[np.ndarray, "T {size} W 3"]:
+) -> UInt8[np.ndarray, "T H W 3"]:
   """Frames nearest to ascending times (the earlier one on a tie), cropped and resized.
 
-  Starts at the keyframe before the first time and stops after the last; only the frames asked for
-  are held in memory.
+  Args: as of `each_frame`.
+  """
+  out = np.empty((len(times), *size, 3), np.uint8)
+  frames = each_frame(path, times, size, line, how=how, threads=threads)
+  with contextlib.closing(frames):
+    for i, frame in enumerate(frames):
+      out[i] = frame
+  return out
+
+
+def each_frame(
+  path: str | pathlib.Path,
+  times: Sequence[float] | Float[np.ndarray, "T"],
+  size: Size,
+  line: Timeline,
+  *,
+  how: Resampling = Resampling.BICUBIC,
+  threads: int = 0,
+) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+  """The frame of each time, one after another, in one pass over the file.
+
+  Starts at the keyframe before the first time and stops after the last; two decoded frames are held
+  in memory.
 
   Args:
+    size: height and width; the largest central part of that shape is resized to it.
     line: what `timeline(path)` returned.
-    width: in pixels; None: as many as `size`, the height.
     how: to resize, after a box reduction.
     threads: of the decoder; 0 lets FFmpeg choose.
   """
-  width = width or size
-  out = np.empty((len(times), size, width, 3), np.uint8)
   done, before = 0, None  # times answered; the frame before, with its time
   slack = 0.75 / line.fps if line.fps else 0.0  # past the last frame: half a frame, and rounding
   with contextlib.closing(_decoded(path, times[0] + line.origin, threads)) as frames:
@@ -141,10 +162,10 @@ def frames_at(
       now = frame.time - line.origin
       while done < len(times) and now >= times[done]:
         earlier = before is not None and times[done] - before[0] <= now - times[done] + 1e-6
-        out[done] = _fitted(before[1] if earlier else frame, aspect, size, width, how)
+        yield _fitted(before[1] if earlier else frame, aspect, *size, how)
         done += 1
       if done == len(times):
-        return out
+        return
       before = (now, frame)
     if before is None or times[-1] > before[0] + slack:
       got = "nothing" if before is None else f"no frame after {before[0]:g} s"
@@ -152,12 +173,17 @@ def frames_at(
         f"decode: {path} decodes to {got}, {times[-1]:g} s was asked for; "
         "it is damaged: copy it again or remove it"
       )
-    out[done:] = _fitted(before[1], aspect, size, width, how)
-  return out
+    last = _fitted(before[1], aspect, *size, how)
+    for _ in times[done:]:
+      yield last
 
 
-def shown_size(path: str | pathlib.Path) -> tuple[int, int]:
-  """Height and width of a video as it is displayed: upright, with square pixels."""
+def shown_size(path: str | pathlib.Path) -> Size:
+  """Height and width of a video or picture as it is displayed: upright, with square pixels."""
+  if is_picture(path):
+    with _picture(path) as image:
+      turned = image.getexif().get(EXIF_ORIENTATION, 1) > 4
+      return image.size if turned else image.size[::-1]
   with contextlib.closing(_decoded(path, 0.0, 1)) as frames:
     for frame, aspect in frames:
       size = (frame.height, round(frame.width * aspect))
@@ -165,23 +191,24 @@ def shown_size(path: str | pathlib.Path) -> tuple[int, int]:
   raise InputError(f"decode: {path} decodes to nothing; it is damaged: copy it again or remove it")
 
 
-def picture(
-  path: str | pathlib.Path, height: int, width: int | None = None
-) -> UInt8[np.ndarray, "1 {height} W 3"]:
-  """A picture as a clip of one frame: upright, its middle cut to shape, resized.
+def picture(path: str | pathlib.Path, size: Size) -> UInt8[np.ndarray, "1 H W 3"]:
+  """A picture as a clip of one frame: upright, its middle cut to shape, resized."""
+  with _picture(path) as opened:
+    image = PIL.ImageOps.exif_transpose(opened)
+    if image.has_transparency_data:
+      image = image.convert("RGBA")
+      white = PIL.Image.new("RGBA", image.size, "white")
+      image = PIL.Image.alpha_composite(white, image)
+    return resized(image.convert("RGB"), 1.0, *size)[None]
 
-  Args:
-    width: in pixels; None: as many as `height`.
-  """
+
+@contextlib.contextmanager
+def _picture(path: str | pathlib.Path) -> Iterator[PIL.Image.Image]:
+  """A picture, opened; Pillow's errors become one line."""
   _check_file(path)
   try:
     with PIL.Image.open(path) as opened:
-      image = PIL.ImageOps.exif_transpose(opened)
-      if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", image.size, "white")
-        image = PIL.Image.alpha_composite(white, image)
-      return resized(image.convert("RGB"), 1.0, height, width or height)[None]
+      yield opened
   except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:  # Pillow's own kinds
     raise InputError(
       f"decode: {path} is no picture that Pillow can read ({error}); use a PNG or JPEG file"

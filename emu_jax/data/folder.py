@@ -1,6 +1,11 @@
-"""A user's folder of captioned clips -> packed records, decoded in parallel, once."""
+"""A user's folder of captioned clips -> packed records, decoded in parallel, once.
 
-import collections
+The lines of metadata are cut into runs of consecutive clips of one split, a shard each. A worker
+packs a shard whole (emu_jax.data.shards), so it holds one record at a time, and a killed run is
+continued: no finished shard is packed again. Who runs the workers is all that tells the packer of
+one machine from that of a cluster (emu_jax.data.beam).
+"""
+
 import contextlib
 import dataclasses
 import functools
@@ -13,36 +18,25 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-import numpy as np
 from tqdm import tqdm
 
-from emu_jax.data import decode, records
-from emu_jax.data.metadata import Row, fingerprint, read_metadata
+from emu_jax.data import clip_files, records, shards
+from emu_jax.data.clip_files import Options
+from emu_jax.data.metadata import Layout, Row, fingerprint, read_metadata
+from emu_jax.data.motion import MOTION
 from emu_jax.errors import InputError
 
+SPLITS = records.RecordBuilder.splits
+NAME = "clip_folder"  # of the dataset, in the names of its files
+DESCRIPTION = "Captioned clips of a user's folder, cropped and resized."
+CLIPS_PER_SHARD = 64  # at most
+SHARDS = 32  # ours: a small folder becomes about so many, that every worker has some
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """How clips are stored; part of what makes two runs of `prepare_folder` the same."""
-
-  size: int
-  fps: float = 0.0  # frames/s to store at most; 0 keeps each file's own
-  max_seconds: float = (
-    10.0  # ours: longer clips become records read apart, so that reading stays cheap
-  )
-  validation_fraction: float = 0.05
-
-  def __post_init__(self):
-    for name, least in (("size", 8), ("fps", 0), ("max_seconds", 0.1)):
-      if getattr(self, name) < least:
-        raise InputError(f"prepare: {name}={getattr(self, name)} is below {least}; raise it")
-    if not 0 <= self.validation_fraction < 1:
-      raise InputError(
-        f"prepare: validation_fraction={self.validation_fraction} is not in [0, 1); try 0.05"
-      )
+# Packs shards, each by the function: (shards, function)
+Run = Callable[[Sequence["Shard"], Callable[["Shard"], None]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +52,9 @@ class Report:
   out: str
   arguments: dict
   num_clips: int  # lines of metadata
+  num_packed: int  # of them, those that gave a record
   num_records: dict[str, int]  # a split; a long clip is several records
-  skipped: tuple[Skipped, ...]
+  skipped: tuple[Skipped, ...]  # files that gave no record, or not all of theirs
   seconds: float
   existing: bool = False  # an earlier run with the same arguments had made it: nothing was done
 
@@ -68,110 +63,115 @@ class Report:
     (folder / records.REPORT).write_text(json.dumps(dataclasses.asdict(self), indent=1))
 
 
+@dataclasses.dataclass(frozen=True)
+class Shard(shards.Shard):
+  """What one worker packs at a time."""
+
+  rows: tuple[Row, ...]
+
+
 def prepare_folder(
   folder: str | pathlib.Path,
   out: str | pathlib.Path,
   *,
-  size: int,
-  fps: float = 0.0,
-  max_seconds: float = 10.0,
-  validation_fraction: float = 0.05,
+  options: Options,
   workers: int | None = None,
+  clips_per_shard: int = CLIPS_PER_SHARD,
   overwrite: bool = False,
   progress: bool = True,
 ) -> Report:
   """Packs a folder of captioned clips into `out`; a rerun with the same arguments changes nothing.
 
-  Decoding processes are spawned: a script that calls this with workers > 1 needs the usual
-  `if __name__ == "__main__":`.
+  A killed or failed run is continued by the same call. Decoding processes are spawned: a script
+  that calls this with workers > 1 needs the usual `if __name__ == "__main__":`.
 
   Args:
-    size: pixels a side of the stored square.
-    fps: frames/s to store at; 0 keeps each file's own, which also bounds it, since frames that a
-      file does not have are never made up.
-    max_seconds: a longer clip is cut into consecutive records of equal length below this.
-    validation_fraction: of the files, chosen by a hash of their names.
     workers: decoding processes; None takes a core each, 1 decodes in this process.
+    clips_per_shard: of one file at most; a kill costs a worker no more.
 
   Raises:
     InputError: nothing usable in `folder`, or `out` is in the way.
   """
+  return pack(
+    folder, out, options=options, clips_per_shard=clips_per_shard, overwrite=overwrite,
+    progress=progress, run=functools.partial(_run_here, workers),
+  )  # fmt: skip
+
+
+def pack(
+  folder: str | pathlib.Path,
+  out: str | pathlib.Path,
+  *,
+  options: Options,
+  clips_per_shard: int,
+  overwrite: bool,
+  progress: bool,
+  run: Run,
+) -> Report:
+  """What every runner does: records, their order, index and report do not depend on `run`."""
   began = time.monotonic()
-  folder, out = pathlib.Path(folder), pathlib.Path(out)
-  options = Options(size, fps, max_seconds, validation_fraction)
-  rows, arguments, earlier = asked(folder, out, options, overwrite)
+  if clips_per_shard < 1:
+    raise InputError(f"prepare: clips_per_shard={clips_per_shard} is below 1; raise it")
+  # Workers elsewhere share the path, not this process's working directory.
+  folder, out = pathlib.Path(folder).absolute(), pathlib.Path(out)
+  rows = read_metadata(folder)
+  layout = layout_of(rows, options)
+  arguments = dataclasses.asdict(options) | {"contents": fingerprint(folder, rows)}
+  earlier = records.finished(out, arguments, overwrite)
   if earlier is not None:
-    return earlier
-  skipped = []
-  with records.staged(out) as partial, _submitter(workers, len(rows)) as submit:
-    bar = tqdm(total=len(rows), desc="packing", unit="clip", disable=not progress)
-    with bar:
-      make = functools.partial(
-        ClipFolder,
-        size=size,
-        folder=folder,
-        rows=rows,
-        options=options,
-        submit=submit,
-        skipped=skipped,
-        progress=bar,
+    skipped = tuple(Skipped(**entry) for entry in earlier.pop("skipped"))
+    return Report(**earlier | {"out": str(out), "skipped": skipped, "existing": True})
+  planned = plan(rows, options, clips_per_shard)
+  job = arguments | {"folder": str(folder), "clips_per_shard": clips_per_shard}
+  with records.resumable(out, job) as work:
+    make = functools.partial(
+      pack_shard, folder=folder, work=work.absolute(), options=options, layout=layout
+    )
+    with _watched(planned, work, progress):
+      run([shard for shard in planned if not shard.note(work).is_file()], make)
+    notes = [shards.Note.read(shard.note(work)) for shard in planned]
+    skipped = tuple(Skipped(*entry) for note in notes for entry in note.skipped)
+    if not any(note.entries for note in notes):
+      raise InputError(
+        f"prepare: none of the {len(rows)} clips named by the metadata of {folder} can be read; "
+        f"the first: {skipped[0].reason}"
       )
-      num_records = records.write(make, partial)
+    features = records.features(layout.arrays, layout.numbers)
+    info = shards.describe(NAME, __name__, work, features, DESCRIPTION)
+    num_records = shards.assemble(
+      info, work, planned, arrays=layout.arrays, numbers=layout.numbers, size=options.size
+    )
+    num_packed = sum(note.num_clips for note in notes)
     seconds = round(time.monotonic() - began, 3)
-    report = Report(str(out), arguments, len(rows), num_records, tuple(skipped), seconds)
-    report.write(partial)
+    report = Report(str(out), arguments, len(rows), num_packed, num_records, skipped, seconds)
+    report.write(work / "whole")
   return report
 
 
-def asked(
-  folder: pathlib.Path, out: pathlib.Path, options: Options, overwrite: bool
-) -> tuple[list[Row], dict, Report | None]:
-  """The lines of metadata, what tells one run from another, and the report where it is done."""
-  rows = read_metadata(folder)
-  arguments = dataclasses.asdict(options) | {"contents": fingerprint(folder, rows)}
-  earlier = records.finished(out, arguments, overwrite)
-  if earlier is None:
-    return rows, arguments, None
-  skipped = tuple(Skipped(**entry) for entry in earlier.pop("skipped"))
-  return (
-    rows,
-    arguments,
-    Report(**earlier | {"out": str(out), "skipped": skipped, "existing": True}),
-  )
+def layout_of(rows: Sequence[Row], options: Options) -> Layout:
+  """What the records will have.
+
+  Raises: InputError where "motion" would be measured and is a column of the metadata.
+  """
+  layout = Layout.of(rows)
+  if not options.motion:
+    return layout
+  if MOTION in layout.numbers:
+    raise InputError(
+      f"prepare: the metadata has a column {MOTION!r}; leave --motion away, or rename the column"
+    )
+  return dataclasses.replace(layout, numbers=(*layout.numbers, MOTION))
 
 
-class ClipFolder(records.RecordBuilder):
-  """Captioned clips of a user's folder, cropped square, at one size."""
-
-  def __init__(self, *, folder, rows, options, submit, skipped, progress, **kwargs):
-    self._folder, self._rows, self._options = folder, rows, options
-    self._submit, self._skipped, self._progress = submit, skipped, progress
-    super().__init__(**kwargs)
-
-  def examples(self, split: str) -> Iterator[tuple[int, dict]]:
-    """Keys and records of a split, decoded a few files ahead; unreadable files go to the report."""
-    numbers = [i for i, row in enumerate(self._rows) if split_of(row, self._options) == split]
-    for i, part, result in _ahead(self._read, numbers):
-      row = self._rows[i]
-      self._progress.update(part == 0)
-      if isinstance(result, str):
-        self._skipped.append(Skipped(row.file_name, result))
-        continue
-      yield records.spread_key(i, len(self._rows), part), record_of(row, part, result)
-
-  def why_empty(self) -> str:
-    return none_read(self._folder, len(self._rows), self._skipped[0])
-
-  def _read(self, i: int, part: int) -> Callable:
-    return self._submit(read_part, self._folder / self._rows[i].file_name, part, self._options)
-
-
-def none_read(folder: pathlib.Path, num_clips: int, first: Skipped) -> str:
-  """What to tell the user whose clips are all unreadable."""
-  return (
-    f"prepare: none of the {num_clips} clips named by the metadata of {folder} can be read; "
-    f"the first: {first.reason}"
-  )
+def plan(rows: Sequence[Row], options: Options, clips_per_shard: int) -> list[Shard]:
+  """The shards of all splits: runs of rows in their order, by these arguments alone."""
+  size = min(clips_per_shard, math.ceil(len(rows) / SHARDS))
+  planned = []
+  for split in SPLITS:
+    own = [row for row in rows if split_of(row, options) == split]
+    for number, first in enumerate(range(0, len(own), size)):
+      planned.append(Shard(split, number, tuple(own[first : first + size])))
+  return planned
 
 
 def split_of(row: Row, options: Options) -> str:
@@ -181,70 +181,51 @@ def split_of(row: Row, options: Options) -> str:
   return "validation" if held_back else "train"
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """A stretch of a clip, as a decoding process hands it back."""
-
-  frames: np.ndarray  # uint8 [T, size, size, 3]
-  fps: float
-  num_parts: int  # of the whole clip
-
-
-def read_part(path: pathlib.Path, part: int, options: Options) -> Part | str:
-  """Part number `part` of a clip, or the reason why it cannot be read."""
-  try:
-    if decode.is_picture(path):
-      return Part(decode.picture(path, options.size), 0.0, 1)
-    line = decode.timeline(path)
-    asked_is_less = options.fps and options.fps < line.fps
-    fps = float(options.fps) if asked_is_less else line.fps
-    total = decode.fitting_frames(line, fps)
-    num_parts = max(1, math.ceil(total / (fps * options.max_seconds) - 1e-6))
-    first, end = (total * k // num_parts for k in (part, part + 1))
-    times = np.arange(first, end) / fps
-    return Part(decode.frames_at(path, times, options.size, line, threads=1), fps, num_parts)
-  except InputError as error:
-    return str(error)
+def pack_shard(
+  shard: Shard, folder: pathlib.Path, work: pathlib.Path, options: Options, layout: Layout
+) -> None:
+  """Packs one shard; safe to repeat, and to do twice at once."""
+  skips = shards.Skips()
+  examples = shard_records(shard, folder, options, layout, skips)
+  features = records.features(layout.arrays, layout.numbers)
+  shards.write(shard, work, features, examples, skips)
 
 
-def record_of(row: Row, part: int, result: Part) -> dict:
-  """A record in the layout of `records`."""
-  name = row.file_name if result.num_parts == 1 else f"{row.file_name}#{part}"
-  record = {"frames": result.frames, "fps": result.fps}
-  return record | {"caption": row.text, "name": name, "truth": row.extra}
+def shard_records(
+  shard: Shard, folder: pathlib.Path, options: Options, layout: Layout, skips: shards.Skips
+) -> Iterator[dict]:
+  """The records of a shard in order; what cannot be read is added to `skips`."""
+  for row in shard.rows:
+    reasons, count = [], 0
+    for count, made in enumerate(clip_files.clip_records(folder, row, options, layout), 1):
+      if isinstance(made, str):
+        reasons.append((count - 1, made))
+      else:
+        yield made
+    skips.num_clips += len(reasons) < count
+    if reasons:
+      skips.skipped.append((row.file_name, clip_files.skipped_parts(reasons, count)))
 
 
-def _ahead(read: Callable[[int, int], Callable], numbers: Sequence[int]) -> Iterator[tuple]:
-  """Results of `read(i, part)` for every part of every i, at most `lookahead` of them held."""
-  lookahead = 2 + (os.cpu_count() or 1)
-  waiting = collections.deque((i, 0) for i in numbers)
-  running = collections.deque()
-  while waiting or running:
-    while waiting and len(running) < lookahead:
-      job = waiting.popleft()
-      running.append((*job, read(*job)))
-    i, part, result = running.popleft()
-    result = result()
-    if part == 0 and not isinstance(result, str):
-      waiting.extendleft((i, k) for k in reversed(range(1, result.num_parts)))
-    yield i, part, result
-
-
-@contextlib.contextmanager
-def _submitter(workers: int | None, num_clips: int) -> Iterator[Callable]:
-  """`submit(f, *args)` -> a function that waits for the result and returns it."""
-  workers = min(
-    workers or os.cpu_count() or 1, math.ceil(num_clips / 8)
-  )  # ours: a process costs 1 s
+def _run_here(workers: int | None, planned: Sequence[Shard], make: Callable) -> None:
+  """Packs shards in processes of this machine, or in this process."""
+  num_clips = sum(len(shard.rows) for shard in planned)
+  workers = workers or os.cpu_count() or 1
+  workers = min(workers, len(planned), math.ceil(num_clips / 8))  # ours: a process costs 1 s
   if workers <= 1:
-    yield functools.partial
+    for shard in planned:
+      make(shard)
     return
   spawn = multiprocessing.get_context("spawn")  # forking a process that runs JAX can deadlock
   pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent)
   try:
-    yield lambda f, *args: pool.submit(f, *args).result
+    running = [pool.submit(make, shard) for shard in planned]
+    wait(running, return_when=FIRST_EXCEPTION)
+    for one in running:
+      if one.done():
+        one.result()
   except BrokenProcessPool as error:
-    raise InputError(
+    raise records.StoppedError(
       "prepare: a decoding process died (out of memory, a file that crashes FFmpeg, or a script "
       "without its __main__ guard); try again with fewer workers, or workers=1 to see at which file"
     ) from error
@@ -260,3 +241,27 @@ def _end_with_parent() -> None:
     os._exit(1)
 
   threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _watched(planned: Sequence[Shard], work: pathlib.Path, progress: bool) -> Iterator[None]:
+  """Counts clips of finished shards while the block runs, by the notes that appear."""
+  ended = threading.Event()
+  sizes = {shard.note(work).name: len(shard.rows) for shard in planned}
+  with tqdm(total=sum(sizes.values()), desc="packing", unit="clip", disable=not progress) as bar:
+
+    def watch() -> None:
+      last = False
+      while not last:
+        last = ended.wait(1.0)  # s; once more after the end, for the last shards
+        bar.update(sum(sizes.get(name, 0) for name in os.listdir(work)) - bar.n)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    if progress:
+      thread.start()
+    try:
+      yield
+    finally:
+      ended.set()
+      if progress:
+        thread.join()

@@ -1,24 +1,26 @@
 """Records encoded ahead: what frozen encoders make of clips and captions, in place of pixels.
 
-A record of `emu-train encode` holds, beside the `fps`, `caption`, `name` and `truth` of the record
-that it was made of (emu_jax.data.records):
+A record of `emu-train encode` holds, beside the facts (`records.FACTS`) of the record that it was
+made of (emu_jax.data.records), `size` being that of the frames in pixels:
 
-  moments     float16 or float32 [T, h, w, 2 C]: the autoencoder's posterior of every frame, mean
-              and log-variance along the channels. Not a sample of it: each step draws its own, so
-              that a clip seen again differs, as with pixels. The log-variance and not the
-              deviation, which may be smaller than float16 can tell.
+  moments     [T] byte strings, each float16 or float32 [h, w, 2 C]: the autoencoder's posterior
+              of a frame, mean and log-variance along the channels. Not a sample of it: each step
+              draws its own, so that a clip seen again differs, as with pixels. The log-variance
+              and not the deviation, which may be smaller than float16 can tell.
+  shape       int32 [3], h, w and 2 C
   text_<i>    the same dtype [L, D]: features of the caption by text encoder i; where the network
               attends to the text's own tokens alone, only theirs
   vector_<n>  float32 [K]: what else the image model is told of the caption
 
-Without the last two, captions are encoded by the training step. Beside the records lie
-`encoding.json`, what they were encoded with, and `empty.npz`, the fields of the empty caption.
+Without the last two, captions are encoded by the training step. Beside the records and their index
+lie `encoding.json`, what they were encoded with, and `empty.npz`, the fields of the empty caption.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +30,7 @@ from emu_jax.config import from_dict, to_dict
 from emu_jax.data import records
 
 ENCODING, EMPTY = "encoding.json", "empty.npz"
+MOMENTS = "moments"  # the one array of a record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Encoding:
   """What records were encoded with.
 
   Attributes:
-    size: pixels a side of the frames.
+    size: height and width in pixels that the frames were packed for.
     model: dotted path and value of every field of the model's config that the result depends on.
     autoencoder: digest of its weights.
     text: digest of the text encoders' weights and tokenizers; "" where captions are not encoded.
@@ -44,7 +47,7 @@ class Encoding:
     dtype: of the stored numbers.
   """
 
-  size: int
+  size: tuple[int, int]
   model: dict[str, str]
   autoencoder: str
   text: str = ""
@@ -62,25 +65,44 @@ class Encoded:
 
 
 def features(
-  shape: tuple[int, int, int], caption: Mapping[str, Any], dtype: str
+  caption: Mapping[str, Any], dtype: str, numbers: Iterable[str] = ()
 ) -> tfds.features.FeaturesDict:
   """The features of a record, as TFDS describes them.
 
   Args:
-    shape: h, w and 2 C of the moments.
     caption: the fields of any caption.
+    dtype: of the stored numbers.
+    numbers: names of the records' numbers.
   """
-  tensor = lambda shape: tfds.features.Tensor(
-    shape=(None, *shape), dtype=np.dtype(dtype), encoding="bytes"
-  )
   of_caption = {
-    name: tensor(value.shape[1:])
+    name: tfds.features.Tensor(
+      shape=(None, *value.shape[1:]), dtype=np.dtype(dtype), encoding="bytes"
+    )
     if name.startswith("text_")
     else tfds.features.Tensor(shape=value.shape, dtype=np.float32)
     for name, value in caption.items()
   }
-  kept = {name: f for name, f in records.features(8).items() if name != "frames"}
-  return tfds.features.FeaturesDict(kept | {"moments": tensor(shape)} | of_caption)
+  moments = {
+    MOMENTS: tfds.features.Tensor(shape=(None,), dtype=np.object_),
+    "shape": tfds.features.Tensor(shape=(3,), dtype=np.int32),
+  }
+  return tfds.features.FeaturesDict(records.facts(numbers) | moments | of_caption)
+
+
+def packed(record: Mapping[str, Any], moments: np.ndarray) -> dict[str, Any]:
+  """A record as it is serialized: the facts of the one of pixels, and moments [T, h, w, 2 C]."""
+  facts = {name: record[name] for name in records.FACTS if name in record}
+  strings = [frame.tobytes() for frame in moments]
+  return facts | {MOMENTS: strings, "shape": np.array(moments.shape[1:], np.int32)}
+
+
+def decoder(record: Mapping[str, Any], dtype: str) -> Callable[[bytes], np.ndarray]:
+  """What makes [h, w, 2 C] of the bytes of a frame of a record."""
+  return functools.partial(_from_bytes, shape=tuple(record["shape"].tolist()), dtype=dtype)
+
+
+def _from_bytes(string: bytes, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+  return np.frombuffer(string, dtype).reshape(shape)
 
 
 def write_encoding(folder: pathlib.Path, encoded: Encoded) -> None:

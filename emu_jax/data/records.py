@@ -2,19 +2,22 @@
 
 A record is one stretch of video, or a picture:
 
-  frames   uint8 [T, size, size, 3], zlib
+  frames   [T] byte strings, a frame each (emu_jax.data.codecs): a few are read without the others
+  ...      further arrays of frames of the same moments, such as "source", "mask" or "depth"
+  size     int32 [2], height and width of the frames in pixels
   fps      float32, frames/s at which they are stored; 0 for a picture
   caption  text
   name     text, the file (and part) or the index that it came from
   truth    text: JSON of whatever else is known of it, "" where nothing is
+  numbers  named float32 scalars, such as "motion"; absent where there are none
 
-A folder holds the ArrayRecord shards and descriptions of a TFDS dataset, `index.npz` (length and
-rate of every record, so that a reader knows what fits before it opens one) and `report.json`. None
-of it needs TensorFlow.
+A folder holds the ArrayRecord shards and descriptions of a TFDS dataset, the index of all records
+(emu_jax.data.index) and `report.json`. None of it needs TensorFlow.
 """
 
 import abc
 import contextlib
+import dataclasses
 import fcntl
 import io
 import itertools
@@ -22,32 +25,100 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from emu_jax.data import codecs, index
+from emu_jax.data.codecs import StoredFrames
 from emu_jax.errors import InputError
 
-REPORT, INDEX = "report.json", "index.npz"
+REPORT = "report.json"
+VERSION = tfds.core.Version(f"{index.LAYOUT}.0.0")
+FACTS = ("size", "fps", "caption", "name", "truth", "numbers")  # all of a record but its arrays
 
 
-def features(size: int) -> tfds.features.FeaturesDict:
+class StoppedError(InputError):
+  """Work that ended before its time; what was finished is kept for the next call."""
+
+
+def features(
+  arrays: Iterable[str] = ("frames",), numbers: Iterable[str] = ()
+) -> tfds.features.FeaturesDict:
   """The features of a record, as TFDS describes them."""
-  frames = tfds.features.Tensor(shape=(None, size, size, 3), dtype=np.uint8, encoding="zlib")
-  return tfds.features.FeaturesDict(
-    {
-      "frames": frames,
-      "fps": tfds.features.Scalar(np.float32),
-      "caption": tfds.features.Text(),
-      "name": tfds.features.Text(),
-      "truth": tfds.features.Text(),
-    }
-  )
+  strings = {name: tfds.features.Tensor(shape=(None,), dtype=np.object_) for name in arrays}
+  return tfds.features.FeaturesDict(strings | facts(numbers))
 
 
-def num_frames(record: dict) -> int:
-  """Of a record of pixels, or of one that `encoded` describes."""
+def facts(numbers: Iterable[str] = ()) -> dict[str, Any]:
+  """The features of all of a record but its arrays."""
+  named = {name: tfds.features.Scalar(np.float32) for name in numbers}
+  return {
+    "size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
+    "fps": tfds.features.Scalar(np.float32),
+    "caption": tfds.features.Text(),
+    "name": tfds.features.Text(),
+    "truth": tfds.features.Text(),
+  } | ({"numbers": tfds.features.FeaturesDict(named)} if named else {})
+
+
+def packed(
+  record: Mapping[str, Any], codec: str = codecs.LOSSLESS, lossless: Iterable[str] = ()
+) -> dict[str, Any]:
+  """A record as it is serialized: its arrays of frames as byte strings, and their size.
+
+  Args:
+    record: arrays uint8 [T, H, W, 3], or frames of another record, whose strings are kept.
+    lossless: arrays that are stored without loss, whatever `codec` is.
+  """
+  strings, sizes = {}, set()
+  for name in (name for name in record if name not in FACTS):
+    frames = record[name]
+    sizes.add(tuple(int(side) for side in frames.shape[1:3]))
+    if isinstance(frames, StoredFrames):
+      strings[name] = list(frames.strings)
+    else:
+      strings[name] = codecs.encode(frames, codecs.LOSSLESS if name in lossless else codec)
+  if len(sizes) > 1 or len({len(frames) for frames in strings.values()}) > 1:
+    raise ValueError(
+      f"packed: the arrays {sorted(strings)} differ in size or number of frames; give them alike"
+    )
+  (size,) = sizes
+  return dict(record) | strings | {"size": np.array(size, np.int32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """The records of a split by number, their arrays as frames that are decoded when taken."""
+
+  rows: Any  # TFDS's data source
+  arrays: tuple[str, ...]
+  decode: Callable[[dict], Callable[[bytes], np.ndarray]]  # of a record: what decodes its frames
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __getitem__(self, i: int) -> dict:
+    record = self.rows[int(i)]
+    decode = self.decode(record)
+    return record | {name: StoredFrames(record[name].tolist(), decode) for name in self.arrays}
+
+  def __iter__(self) -> Iterator[dict]:
+    return (self[i] for i in range(len(self)))
+
+  def __repr__(self) -> str:
+    return f"Table({len(self)} records)"
+
+
+def decoder(record: dict) -> Callable[[bytes], np.ndarray]:
+  """What decodes the frames of a record of pixels."""
+  return codecs.decode
+
+
+def num_frames(record: Mapping[str, Any]) -> int:
+  """Of a record of pixels, or of one that `latent_records` describes."""
   return len(record["frames"] if "frames" in record else record["moments"])
 
 
@@ -63,23 +134,27 @@ def spread_key(row: int, num_rows: int, part: int = 0) -> int:
 class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """What the builders of this project share: the layout, the order by key, the index.
 
-  A subclass gives `splits`, `examples` and, where it can say more, `why_empty`.
+  A subclass gives `splits`, `examples` and, where it can say more, `why_empty`, `arrays`,
+  `numbers` and `codec`.
   """
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = VERSION
   # No checksums of downloads lie beside the code: there are no downloads. TFDS would look for them
   # through importlib_resources, which it does not itself require.
   code_path = None
   splits: tuple[str, ...] = ("train", "validation")
+  arrays: tuple[str, ...] = ("frames",)
+  numbers: tuple[str, ...] = ()
+  codec = codecs.LOSSLESS
 
-  def __init__(self, *, size: int, **kwargs):
+  def __init__(self, *, size: int | index.Size, **kwargs):
     self.size = size
-    self.index: dict[str, list[tuple[int, int, float]]] = {}  # key, frames, fps of each record
+    self.index: dict[str, list[tuple[int, index.Entry]]] = {}  # key and entry of each record
     super().__init__(**{"file_format": "array_record"} | kwargs)
 
   @abc.abstractmethod
   def examples(self, split: str) -> Iterator[tuple[int, dict]]:
-    """Keys and records of a split, in the order of their keys."""
+    """Keys and records of a split, in the order of their keys; arrays uint8 [T, H, W, 3]."""
 
   def why_empty(self) -> str:
     """What to tell the user where no split has a record."""
@@ -88,7 +163,10 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _info(self) -> tfds.core.DatasetInfo:
     # Unshuffled: `index.npz` is in the records' order, and readers shuffle anyway.
     return tfds.core.DatasetInfo(
-      builder=self, features=features(self.size), description=self.__doc__, disable_shuffling=True
+      builder=self,
+      features=features(self.arrays, self.numbers),
+      description=self.__doc__,
+      disable_shuffling=True,
     )
 
   def _split_generators(self, dl_manager) -> dict:
@@ -105,8 +183,14 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _generate_examples(self, split: str, stream: Iterator[tuple[int, dict]]):
     rows = self.index.setdefault(split, [])
     for key, record in stream:
-      rows.append((key, num_frames(record), float(record["fps"])))
-      yield key, record
+      serializable = packed(record, self.codec)
+      rows.append((key, index.Entry.of(serializable, len(serializable[self.arrays[0]]))))
+      yield key, serializable
+
+
+def both_sides(size: int | index.Size) -> index.Size:
+  """Height and width; one number is a square's."""
+  return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def write(make: Callable[..., RecordBuilder], folder: pathlib.Path) -> dict[str, int]:
@@ -125,20 +209,17 @@ def write(make: Callable[..., RecordBuilder], folder: pathlib.Path) -> dict[str,
   for file in pathlib.Path(builder.data_path).iterdir():
     file.rename(folder / file.name)
   shutil.rmtree(folder / "build")
-  for rows in builder.index.values():
-    rows.sort()
-  lengths = {split: [pair for _, *pair in rows] for split, rows in builder.index.items()}
-  return write_index(folder, lengths)
-
-
-def write_index(folder: pathlib.Path, lengths: dict[str, list]) -> dict[str, int]:
-  """Writes `index.npz` from (frames, fps) of the records of each split, in order; counts them."""
-  columns = {}
-  for split, pairs in lengths.items():
-    columns[f"{split}/num_frames"] = np.array([frames for frames, _ in pairs], np.int32)
-    columns[f"{split}/fps"] = np.array([fps for _, fps in pairs], np.float32)
-  np.savez(folder / INDEX, **columns)
-  return {split: len(pairs) for split, pairs in lengths.items()}
+  entries = {
+    split: [entry for _, entry in sorted(rows, key=lambda row: row[0])]
+    for split, rows in builder.index.items()
+  }
+  return index.write(
+    folder,
+    entries,
+    arrays=builder.arrays,
+    numbers=builder.numbers,
+    size=both_sides(builder.size),
+  )
 
 
 def finished(
@@ -159,16 +240,22 @@ def finished(
     raise InputError(
       f"{who}: out={out} exists and was not made by {who}; name a new or an empty folder"
     )
-  report = json.loads((out / REPORT).read_text())
   if overwrite:
     return None
-  had = report["arguments"]
-  if had == json.loads(json.dumps(arguments)):
+  try:
+    report = json.loads((out / REPORT).read_text())
+    had = report["arguments"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise InputError(
+      f"{who}: {out / REPORT} cannot be read ({type(error).__name__}); overwrite the folder"
+    ) from error
+  now = json.loads(json.dumps(arguments))  # tuples are lists there
+  if had == now:
     return report
   other = ", ".join(
-    f"{name}={had.get(name)} there, {value} asked"
-    for name, value in arguments.items()
-    if had.get(name) != value
+    f"{name}={had.get(name)} there, {now.get(name)} asked"
+    for name in dict.fromkeys([*now, *had])
+    if had.get(name) != now.get(name)
   )
   raise InputError(
     f"{who}: out={out} was {who}d from other arguments ({other}); "
@@ -197,7 +284,8 @@ def staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
 def resumable(out: pathlib.Path, job: dict, who: str = "prepare") -> Iterator[pathlib.Path]:
   """A hidden folder beside `out` that keeps its files until the same job has ended well.
 
-  A killed or failed run leaves what it finished; another job, or bad input, empties the folder.
+  A run that was killed, failed or stopped (`StoppedError`) leaves what it finished; another job, or
+  bad input, empties the folder.
   The block leaves what is to become `out` in its subfolder `whole`.
   """
   partial = unfinished(out)
@@ -210,6 +298,8 @@ def resumable(out: pathlib.Path, job: dict, who: str = "prepare") -> Iterator[pa
       yield partial
       began.unlink()  # first, so that what a kill leaves from here on is not taken for unfinished
       _replace(partial / "whole", out)
+    except StoppedError:
+      raise
     except InputError:
       shutil.rmtree(partial, ignore_errors=True)
       raise

@@ -6,8 +6,9 @@ what a video model keeps of its image model can be measured on the rest. Of the 
 colour and shape misses one direction, kept for the test split.
 
 Pixels: x to the right and y down, the centre of pixel (0, 0) at (0, 0); RGB as listed, mixed
-linearly where an edge crosses a pixel. Lengths are shares of the canvas, so that one vocabulary
-serves every size.
+linearly where an edge crosses a pixel. Lengths are shares of the canvas' shorter side, so that one
+vocabulary serves every size; places are shares of its width and height. Sizes are (height, width)
+in pixels, or one number for a square.
 """
 
 import dataclasses
@@ -24,6 +25,8 @@ from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 from emu_jax.data import records
+from emu_jax.data.index import Size
+from emu_jax.data.motion import MOTION
 from emu_jax.errors import InputError
 
 Color = tuple[int, int, int]
@@ -147,38 +150,54 @@ def _fitting_starts(size: str, direction: str | None, speed: str | None) -> list
   return ranges
 
 
-def centres(scene: Scene, size: int) -> Float[np.ndarray, "T 2"]:
+def centres(scene: Scene, size: int | Size) -> Float[np.ndarray, "T 2"]:
   """Centre of the bounding box in each frame, x and y in pixels."""
   steps = np.arange(NUM_FRAMES if scene.direction else 1) / FPS
   moves = np.zeros((len(steps), 2))
   if scene.direction:
     moves = steps[:, None] * np.array([DIRECTIONS[scene.direction]]) * SPEEDS[scene.speed]
-  return (np.array([scene.start]) + moves) * size - 0.5
+  height, width = records.both_sides(size)
+  side = min(height, width)
+  return (np.array([scene.start]) * [[width / side, height / side]] + moves) * side - 0.5
 
 
-def centroids(scene: Scene, size: int) -> Float[np.ndarray, "T 2"]:
+def centroids(scene: Scene, size: int | Size) -> Float[np.ndarray, "T 2"]:
   """Centre of the shape's area in each frame, x and y in pixels."""
   # A triangle's lies two thirds of the way down from its tip; the others' is that of their box.
-  lower = SIZES[scene.size] * size / 6 if scene.shape == "triangle" else 0.0
+  side = min(records.both_sides(size))
+  lower = SIZES[scene.size] * side / 6 if scene.shape == "triangle" else 0.0
   return centres(scene, size) + np.array([[0.0, lower]])
 
 
-def truth(scene: Scene, size: int) -> dict:
+def speed_percent(scene: Scene) -> float:
+  """The number "motion" of a record: the shape's speed in percent of the shorter side a second.
+
+  Of the shape alone; what `emu_jax.data.motion` measures of a user's clips is a mean over all of
+  the picture. 0 for a picture.
+  """
+  return 100 * SPEEDS[scene.speed] if scene.speed else 0.0
+
+
+def truth(scene: Scene, size: int | Size) -> dict:
   """The ground truth kept with a record: the words, and the centroid of each frame in pixels."""
   words = dataclasses.asdict(scene)
   del words["start"]
   return words | {"centroid": np.round(centroids(scene, size), 3).tolist()}
 
 
-def draw(scene: Scene, size: int) -> UInt8[np.ndarray, "T {size} {size} 3"]:
+def draw(scene: Scene, size: int | Size) -> UInt8[np.ndarray, "T H W 3"]:
   """The frames of a scene: 40 of a clip at 16 frames/s, 1 of a picture."""
-  n, radius = size * SUPERSAMPLING, SIZES[scene.size] * size / 2
-  samples = (np.arange(n) + 0.5) / SUPERSAMPLING - 0.5  # pixel i holds the samples around i
-  x, y = (samples - centre[:, None] for centre in centres(scene, size).T)  # [T, n] from the centre
+  height, width = records.both_sides(size)
+  side = min(height, width)
+  radius = SIZES[scene.size] * side / 2
+  # Pixel i holds the samples around i.
+  samples = ((np.arange(n * SUPERSAMPLING) + 0.5) / SUPERSAMPLING - 0.5 for n in (width, height))
+  # [T, samples along an axis], from the centre
+  x, y = (s - c[:, None] for s, c in zip(samples, centres(scene, size).T, strict=True))
   inside = _inside(scene.shape, x[:, None, :] / radius, y[:, :, None] / radius)
   dark = np.zeros_like(y, bool)
   if scene.texture == "striped":
-    dark = np.floor((y + radius) / (STRIPE_PERIOD * size / 2)) % 2 == 1
+    dark = np.floor((y + radius) / (STRIPE_PERIOD * side / 2)) % 2 == 1
   lit, shaded = (_coverage(inside & rows[:, :, None]) for rows in (~dark, dark))
   background, colour = (
     np.array(c, float) for c in (BACKGROUNDS[scene.background], COLOURS[scene.colour])
@@ -189,8 +208,8 @@ def draw(scene: Scene, size: int) -> UInt8[np.ndarray, "T {size} {size} 3"]:
 
 
 def _inside(
-  shape: str, x: Float[np.ndarray, "T 1 N"], y: Float[np.ndarray, "T N 1"]
-) -> Bool[np.ndarray, "T N N"]:
+  shape: str, x: Float[np.ndarray, "T 1 M"], y: Float[np.ndarray, "T N 1"]
+) -> Bool[np.ndarray, "T N M"]:
   """Which samples lie in a shape whose box is [-1, 1] x [-1, 1]."""
   if shape == "circle":
     return x**2 + y**2 <= 1
@@ -203,12 +222,12 @@ def _inside(
   return level | upright
 
 
-def _coverage(samples: Bool[np.ndarray, "T N N"]) -> Float[np.ndarray, "T H H"]:
+def _coverage(samples: Bool[np.ndarray, "T N M"]) -> Float[np.ndarray, "T H W"]:
   """Share of each pixel's samples that is set, counted in bytes, rows first: that is quickest."""
-  T, N, _ = samples.shape
+  T, N, M = samples.shape
   k = SUPERSAMPLING
-  rows = samples.reshape(T, N // k, k, N).sum(axis=2, dtype=np.uint8)
-  return rows.reshape(T, N // k, N // k, k).sum(axis=3, dtype=np.uint8) / k**2
+  rows = samples.reshape(T, N // k, k, M).sum(axis=2, dtype=np.uint8)
+  return rows.reshape(T, N // k, M // k, k).sum(axis=3, dtype=np.uint8) / k**2
 
 
 def prompts(split: str, n: int, seed: int, *, moving: bool = True) -> Iterator[tuple[str, dict]]:
@@ -236,9 +255,10 @@ class MovingShapes(records.RecordBuilder):
     tfds.core.BuilderConfig(name="images", description="one shape of any look, one frame"),
   ]
   splits = SPLITS
+  numbers = (MOTION,)
 
   def __init__(
-    self, *, size: int = 32, num_records: int = 2000, seed: int = 0, progress=None, **kwargs
+    self, *, size: int | Size = 32, num_records: int = 2000, seed: int = 0, progress=None, **kwargs
   ):
     self._counts = split_sizes(num_records)
     self._seed, self._progress = seed, progress
@@ -252,6 +272,7 @@ class MovingShapes(records.RecordBuilder):
       record = {"frames": draw(one, self.size), "fps": FPS if kind == "videos" else 0.0}
       record |= {"caption": caption(one), "name": f"{split}/{index:06d}"}
       record |= {"truth": json.dumps(truth(one, self.size))}
+      record |= {"numbers": {MOTION: speed_percent(one)}}
       if self._progress is not None:
         self._progress.update()
       yield records.spread_key(index, count), record
@@ -266,7 +287,7 @@ def split_sizes(num_records: int) -> dict[str, int]:
 def prepare_shapes(
   out: str | pathlib.Path,
   *,
-  size: int = 32,
+  size: int | Size = 32,
   num_images: int = 2000,
   num_clips: int = 2000,
   seed: int = 0,
@@ -282,10 +303,11 @@ def prepare_shapes(
     and whether it was there already ("existing").
   """
   began = time.monotonic()
-  if size < 16 or min(num_images, num_clips) < 1:
+  size = records.both_sides(size)
+  if min(size) < 16 or min(num_images, num_clips) < 1:
     raise InputError(
-      f"prepare: shapes of {size=} with {num_images=}, {num_clips=}: a size below 16 px shows no "
-      "shape, and both sets need at least 1 record"
+      f"prepare: shapes of size={min(size)} with {num_images=}, {num_clips=}: a side below 16 px "
+      "shows no shape, and both sets need at least 1 record"
     )
   out = pathlib.Path(out)
   counts = {"images": num_images, "videos": num_clips}

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from emu_jax.data import records
+from emu_jax.data import index, records
+from emu_jax.data.index import Entry, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +39,25 @@ class Shard:
 class Note:
   """What became of a shard."""
 
-  lengths: tuple[tuple[int, float], ...]  # frames and fps of each record
+  entries: tuple[Entry, ...]  # of its records, in order
   num_bytes: int  # of the serialized records
+  num_clips: int = 0  # of which at least one record was made
   skipped: tuple[tuple[str, str], ...] = ()  # file name, reason
 
   @classmethod
   def read(cls, path: pathlib.Path) -> "Note":
     """What `write` left."""
-    held = json.loads(path.read_text())
-    pairs = {name: tuple(map(tuple, held[name])) for name in ("lengths", "skipped")}
-    return cls(**held | pairs)
+    held = json.loads(path.read_text(encoding="utf-8"))
+    entries = tuple(Entry(**row | {"size": tuple(row["size"])}) for row in held.pop("entries"))
+    return cls(entries, **held | {"skipped": tuple(map(tuple, held["skipped"]))})
+
+
+@dataclasses.dataclass
+class Skips:
+  """What a shard's examples leave out; filled while they are made."""
+
+  skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+  num_clips: int = 0  # of which at least one record was made
 
 
 def write(
@@ -55,31 +65,53 @@ def write(
   work: pathlib.Path,
   features: tfds.features.FeaturesDict,
   examples: Iterable[dict],
-  skipped: Sequence[tuple[str, str]] = (),
+  skips: Skips | None = None,
 ) -> None:
   """Writes one shard; safe to repeat, and to do twice at once.
 
   Both files appear under their names whole, the note last.
 
   Args:
-    skipped: what was left out and why; read once `examples` has ended, which may add to it.
+    examples: records as `records.packed` or `latent_records.packed` gives them.
+    skips: what was left out and why; read once `examples` has ended, which fills it.
   """
-  lengths, num_bytes = [], 0
+  entries, num_bytes = [], 0
   with _appearing(work / shard.name) as partial:
     writer = ArrayRecordWriter(str(partial), "group_size:1")  # as TFDS writes them
     for record in examples:
       serialized = features.serialize_example(record)
       writer.write(serialized)
-      lengths.append((records.num_frames(record), float(record["fps"])))
+      entries.append(Entry.of(record, records.num_frames(record)))
       num_bytes += len(serialized)
     writer.close()
-  note = Note(tuple(lengths), num_bytes, tuple(skipped))
+  skips = skips or Skips()
+  note = Note(tuple(entries), num_bytes, skips.num_clips, tuple(skips.skipped))
   with _appearing(shard.note(work)) as partial:
-    partial.write_text(json.dumps(dataclasses.asdict(note)))
+    partial.write_text(json.dumps(dataclasses.asdict(note)), encoding="utf-8")
+
+
+def describe(
+  name: str, module: str, work: pathlib.Path, features: tfds.features.FeaturesDict, text: str
+) -> tfds.core.DatasetInfo:
+  """The description of the dataset in `work/whole`, as TFDS reads it; its splits are not set."""
+  identity = tfds.core.dataset_info.DatasetIdentity(
+    name=name, version=records.VERSION, data_dir=str(work / "whole"), module_name=module
+  )
+  info = tfds.core.DatasetInfo(
+    builder=identity, features=features, description=text, disable_shuffling=True
+  )
+  info.set_file_format("array_record")
+  return info
 
 
 def assemble(
-  info: tfds.core.DatasetInfo, work: pathlib.Path, shards: Sequence[Shard]
+  info: tfds.core.DatasetInfo,
+  work: pathlib.Path,
+  shards: Sequence[Shard],
+  *,
+  arrays: Iterable[str] = ("frames",),
+  numbers: Iterable[str] = (),
+  size: Size,
 ) -> dict[str, int]:
   """Leaves the whole dataset in `work/whole`, empty shards left out; counts records a split.
 
@@ -88,13 +120,16 @@ def assemble(
   Args:
     info: describes the dataset; its splits are set here.
     shards: all of them, those of a split in their order.
+    arrays: that every record has.
+    numbers: that every record has.
+    size: that the records were packed for.
   """
   whole = work / "whole"
   whole.mkdir(exist_ok=True)
   noted = [(shard, Note.read(shard.note(work))) for shard in shards]
-  splits, lengths = [], {}
+  splits, entries = [], {}
   for split in dict.fromkeys(shard.split for shard in shards):
-    own = [(shard, note) for shard, note in noted if shard.split == split and note.lengths]
+    own = [(shard, note) for shard, note in noted if shard.split == split and note.entries]
     if not own:
       continue
     template = tfds.core.ShardedFileTemplate(
@@ -104,13 +139,13 @@ def assemble(
       final = template.sharded_filepath(shard_index=i, num_shards=len(own))
       if (work / shard.name).exists():
         (work / shard.name).rename(final)
-    counts = [len(note.lengths) for _, note in own]
+    counts = [len(note.entries) for _, note in own]
     num_bytes = sum(note.num_bytes for _, note in own)
     splits.append(tfds.core.SplitInfo(split, counts, num_bytes, template))
-    lengths[split] = [pair for _, note in own for pair in note.lengths]
+    entries[split] = [entry for _, note in own for entry in note.entries]
   info.set_splits(tfds.core.SplitDict(splits))
   info.write_to_directory(whole)
-  return records.write_index(whole, lengths)
+  return index.write(whole, entries, arrays=arrays, numbers=numbers, size=size)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from emu_jax.data import decode
-from emu_jax.data.batches import ClipSpec
+from emu_jax.data.inputs import ClipSpec
 from emu_jax.data.metadata import METADATA, read_metadata
 from emu_jax.data.own_files import load_clip
 from emu_jax.errors import InputError
@@ -33,7 +33,7 @@ class ClipSet:
 
   def read(self, index: int) -> UInt8[np.ndarray, "T H H 3"]:
     """One clip: from its beginning, its central square, resized."""
-    return load_clip(self.files[index], self.spec, self.size)
+    return load_clip(self.files[index], self.spec, (self.size, self.size))
 
 
 def open_set(

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from scipy import ndimage
 
+from emu_jax.data.motion import block_motion as block_motion
 from emu_jax.evaluation.oracle import Readings
 
 Clips = UInt8[np.ndarray, "B T H W 3"]
@@ -27,11 +28,6 @@ Truths = Sequence[Mapping[str, Any]]
 APPEARANCE = ("colour", "shape", "size", "texture", "background")
 MOTION = ("direction", "speed")
 
-BLOCK = 8  # side of a motion block, pixels
-REACH = 7  # longest motion that is searched along each axis, pixels a frame
-# ours: grey levels that a vector must win, for being one and for each pixel of its length. On flat
-# ground with noise every vector matches about as well as none, and the score would measure noise.
-PRICE, PRICE_OF_PIXEL = 1.5, 0.5
 SSIM_WINDOW = 11  # side, pixels
 
 
@@ -143,44 +139,6 @@ def motion_score(vectors: Int[np.ndarray, "pairs rows cols 2"]) -> float:
   Source: ours, after the mean motion-vector energy of Emu Video (arXiv:2311.10709, appendix).
   """
   return float(np.square(vectors, dtype=float).sum(axis=-1).mean()) if vectors.size else 0.0
-
-
-def block_motion(
-  clip: Clip,
-) -> tuple[Int[np.ndarray, "pairs rows cols 2"], Float[np.ndarray, "pairs rows cols"]]:
-  """Motion (x, y) of every 8 x 8 block since the frame before, and the error that is left.
-
-  Full search within 7 pixels for the smallest mean absolute difference over pixels and channels,
-  plus the vector's price; the shortest vector wins a tie. The part of the picture that fills
-  no block is left out; what comes from outside the picture is its edge.
-  """
-  T, H, W, _ = clip.shape
-  rows, cols = H // BLOCK, W // BLOCK
-  if not rows or not cols:
-    raise ValueError(
-      f"block_motion: frames of {H} x {W} are smaller than a block of {BLOCK} pixels"
-    )
-  now = clip[1:, : rows * BLOCK, : cols * BLOCK]
-  before = np.pad(clip[:-1], ((0, 0), (REACH, REACH), (REACH, REACH), (0, 0)), mode="edge")
-  best = np.full((T - 1, rows, cols), np.inf, np.float32)
-  residual, vectors = best.copy(), np.zeros((*best.shape, 2), int)
-  steps = range(-REACH, REACH + 1)
-  for dx, dy in sorted(((x, y) for x in steps for y in steps), key=lambda v: v[0] ** 2 + v[1] ** 2):
-    # A block that moved by (dx, dy) is found at minus that in the frame before.
-    top, left = REACH - dy, REACH - dx
-    moved = before[:, top : top + rows * BLOCK, left : left + cols * BLOCK]
-    # In whole numbers, and the long axis summed last: bit for bit the mean in float32, in less
-    # than half its time.
-    apart = np.maximum(now, moved) - np.minimum(now, moved)
-    lines = apart.reshape(T - 1, rows, BLOCK, cols * BLOCK * 3).sum(axis=2, dtype=np.uint16)
-    sums = lines.reshape(T - 1, rows, cols, BLOCK * 3).sum(axis=3, dtype=np.uint32)
-    error = sums.astype(np.float32) / np.float32(BLOCK * BLOCK * 3)
-    cost = error + (PRICE + PRICE_OF_PIXEL * math.hypot(dx, dy) if dx or dy else 0)
-    better = cost < best
-    best = np.where(better, cost, best)
-    residual = np.where(better, error, residual)
-    vectors[better] = dx, dy
-  return vectors, residual
 
 
 def h264_motion_score(clip: Clip, fps: float | int) -> float:

@@ -91,6 +91,11 @@ class AnimateDiff(System):
       )
 
   @property
+  def networks(self) -> Mapping[str, Any]:
+    """The image model's, and the motion modules."""
+    return {**self.image.networks, "temporal": self.motion}
+
+  @property
   def texts(self) -> tuple[TextConfig, ...]:
     """The image model's."""
     return self.image.text
@@ -130,6 +135,11 @@ class AnimateDiff(System):
         fps=lambda request, names: self.fps,
       )
     }
+
+  @classmethod
+  def requests(cls) -> Mapping[str, type]:
+    """Of its one task."""
+    return {"sample": SampleClip}
 
   @classmethod
   def read_pipeline(cls, folder: pathlib.Path, **options: Any) -> Pipeline:

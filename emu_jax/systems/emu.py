@@ -110,6 +110,15 @@ class Emu(System):
       )
 
   @property
+  def networks(self) -> Mapping[str, Any]:
+    """Its networks, and the noise that the U-Net was trained with."""
+    stage = self.first_stage
+    found = {"autoencoder": stage.config} if isinstance(stage, KlAutoencoder) else {}
+    found |= {f"text/{i}": encoder for i, encoder in enumerate(self.text)}
+    schedule = getattr(self.process, "schedule", self.process)
+    return found | {"spatial": self.unet, "schedule": schedule}
+
+  @property
   def texts(self) -> tuple[TextConfig, ...]:
     """Its text encoders."""
     return self.text
@@ -153,8 +162,14 @@ class Emu(System):
         steps=functools.partial(picture_steps, self),
         arrays=functools.partial(_picture_arrays, self),
         fps=lambda request, names: 1.0,
+        suffix=".png",
       )
     }
+
+  @classmethod
+  def requests(cls) -> Mapping[str, type]:
+    """Of its one task."""
+    return {"sample": DrawPicture}
 
   @classmethod
   def read_pipeline(cls, folder: pathlib.Path, **options: Any) -> Pipeline:

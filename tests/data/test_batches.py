@@ -14,8 +14,10 @@ from orbax.checkpoint import v1 as ocp
 from video_files import numbers, write_numbered
 
 from emu_jax.data import batches as reading
-from emu_jax.data import folder, records
-from emu_jax.data.batches import ClipSpec, Source, batches, open_source
+from emu_jax.data import codecs, folder, records
+from emu_jax.data.batches import Source, batches, open_source
+from emu_jax.data.clip_files import Options
+from emu_jax.data.inputs import ClipSpec, Frames, Inputs, clip_inputs
 from emu_jax.data.own_files import load_clip, load_picture
 from emu_jax.errors import InputError
 
@@ -45,12 +47,13 @@ def source(count=40, frames=10, fps=8.0, size=4):
     return {"frames": pixels, "fps": np.float32(fps), "caption": f"{i:03d}".encode()}
 
   lengths, rates = np.full(count, frames, np.int32), np.full(count, fps, np.float32)
-  return Source(f"memory{size}", size, [record(i) for i in range(count)], lengths, rates)
+  return Source(f"memory{size}", (size, size), [record(i) for i in range(count)], lengths, rates)
 
 
-def stream(sources, batch_size=4, *, tokenizers=(Letters(3),), **options):
-  options = {"spec": SPEC, "seed": 0, "threads": 2} | options
-  return batches(sources, tokenizers=tokenizers, batch_size=batch_size, **options)
+def stream(sources, batch_size=4, *, spec=SPEC, inputs=None, tokenizers=(Letters(3),), **options):
+  options = {"seed": 0, "threads": 2} | options
+  inputs = inputs or clip_inputs(spec, (4, 4))
+  return batches(sources, inputs, tokenizers=tokenizers, batch_size=batch_size, **options)
 
 
 def take(iterator, count):
@@ -90,7 +93,7 @@ def test_a_batch_is_what_the_contract_says():
 def test_clips_keep_the_asked_rate_and_repeat_no_frame(stored, asked):
   rng, spec, steps = np.random.default_rng(0), ClipSpec(5, asked), []
   for _ in range(300):
-    chosen = reading.clip_indices(40, stored, spec, rng)
+    chosen = reading.clip_indices(40, stored, [spec], rng)[0]
     assert chosen[0] >= 0
     assert chosen[-1] <= 39
     steps.append(np.diff(chosen))
@@ -104,11 +107,11 @@ def test_clips_keep_the_asked_rate_and_repeat_no_frame(stored, asked):
 
 def test_every_start_is_equally_likely():
   rng = np.random.default_rng(0)
-  starts = [reading.clip_indices(10, 8.0, SPEC, rng)[0] for _ in range(7000)]
+  starts = [reading.clip_indices(10, 8.0, [SPEC], rng)[0][0] for _ in range(7000)]
   counts = np.bincount(starts, minlength=7)  # 10 - 4 + 1 starts fit
   assert len(counts) == 7
   assert np.abs(counts - 1000).max() < 5 * (7000 / 7 * 6 / 7) ** 0.5
-  pictures = [reading.clip_indices(10, 0.0, ClipSpec(1, 4.0), rng)[0] for _ in range(7000)]
+  pictures = [reading.clip_indices(10, 0.0, [ClipSpec(1, 4.0)], rng)[0][0] for _ in range(7000)]
   assert np.abs(np.bincount(pictures) - 700).max() < 5 * (7000 * 0.1 * 0.9) ** 0.5
 
 
@@ -116,14 +119,14 @@ def test_a_picture_that_begins_a_clip_is_one_of_its_possible_first_frames():
   rng = np.random.default_rng(0)
   clip, picture = ClipSpec(8, 4.0), ClipSpec(1, 4.0, begins=8)
   starts, pictures = (
-    [reading.clip_indices(40, 16.0, spec, rng)[0] for _ in range(13_000)]
+    [reading.clip_indices(40, 16.0, [spec], rng)[0][0] for _ in range(13_000)]
     for spec in (clip, picture)
   )
   counts = [np.bincount(found, minlength=40) for found in (starts, pictures)]
   assert (counts[0] > 0).tolist() == (counts[1] > 0).tolist()
   assert np.abs(counts[0] - counts[1]).max() < 6 * np.sqrt(2 * max(counts[0]))
   # Records that hold no such clip still give any of their frames.
-  short = {int(reading.clip_indices(5, 16.0, picture, rng)[0]) for _ in range(200)}
+  short = {int(reading.clip_indices(5, 16.0, [picture], rng)[0][0]) for _ in range(200)}
   assert short == set(range(5))
   with pytest.raises(ValueError, match="begins=8 with num_frames=2"):
     ClipSpec(2, 4.0, begins=8)
@@ -139,16 +142,23 @@ def mixed_lengths():
   lengths, rates = np.array([10, 3, 10, 4, 10, 1]), np.array([8, 8, 4, 8, 30, 0], np.float32)
   table = [r | {"frames": r["frames"][:n]} for r, n in zip(whole.records, lengths, strict=True)]
   table = [r | {"fps": f} for r, f in zip(table, rates, strict=True)]
-  return Source("mixed", 4, table, lengths.astype(np.int32), rates)
+  return Source("mixed", (4, 4), table, lengths.astype(np.int32), rates)
 
 
 def test_what_would_repeat_frames_is_left_out_and_counted(caplog):
   with caplog.at_level(logging.WARNING):
-    chosen = reading.usable(mixed_lengths(), SPEC)
+    chosen = reading.usable(mixed_lengths(), clip_inputs(SPEC, (4, 4)))
   # Too short, stored at too low a rate, too short for its rate (10 / 30 s), a picture.
   assert chosen.tolist() == [0, 3]
   assert "4 of 6 records" in caplog.text
-  assert reading.usable(mixed_lengths(), ClipSpec(1, 8.0)).tolist() == [0, 1, 2, 3, 4, 5]
+  assert reading.usable(mixed_lengths(), clip_inputs(ClipSpec(1, 8.0), (4, 4))).tolist() == [
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+  ]
   seen = {i for batch in take(stream(mixed_lengths(), 2), 4) for i in which(batch)}
   assert seen == {0, 3}
 
@@ -287,15 +297,241 @@ def test_sources_mix_by_weight():
     record["frames"][..., 2] = 1
   taken = take(stream([a, b], 20, weights=[3.0, 1.0]), 20)
   assert np.mean([batch["frames"][:, 0, 0, 0, 2].mean() for batch in taken]) == 0.25
-  turn = list(stream([a, b], 20, repeat=False))
-  assert [batch["frames"][:, 0, 0, 0, 2].sum() for batch in turn] == [0, 10, 20]
+
+
+def test_without_weights_sources_count_by_their_records():
+  """The share of each is that of its usable records, so that every record is equally frequent."""
+  a, b = source(30), source(10, frames=20)
+  short = source(50, frames=3)  # none of these is usable
+  joined = Source(
+    "partly", (4, 4), [*b.records, *short.records],
+    np.concatenate([b.num_frames, short.num_frames]), np.concatenate([b.fps, short.fps]),
+  )  # fmt: skip
+  for record in b.records:
+    record["frames"][..., 2] = 1
+  for weights in (None, ()):
+    taken = take(stream([a, joined], 20, weights=weights), 20)
+    assert np.mean([batch["frames"][:, 0, 0, 0, 2].mean() for batch in taken]) == 0.25
+
+
+def test_one_pass_spreads_every_source_evenly():
+  a, b = source(40), source(10)
+  for record in b.records:
+    record["frames"][..., 2] = 1
+  for shuffle in (True, False):
+    read = list(stream([a, b], 5, repeat=False, shuffle=shuffle))
+    assert [batch["frames"][:, 0, 0, 0, 2].sum() for batch in read] == [1] * 10
+    assert sorted(i for batch in read for i in which(batch)) == sorted([*range(40), *range(10)])
+  one, two = ([which(x) for x in stream([a, b], 5, repeat=False)] for _ in range(2))
+  assert one == two
+
+
+def bucketed(counts=((4, 4, 24), (4, 8, 12), (8, 4, 6))):
+  """Records of several shapes, (height, width, number of them), numbered on end by their red."""
+  table, sizes = [], []
+  for height, width, count in counts:
+    for _ in range(count):
+      pixels = np.zeros((10, height, width, 3), np.uint8)
+      pixels[..., 0] = len(table)
+      table.append({"frames": pixels, "fps": np.float32(8), "caption": b""})
+      sizes.append((height, width))
+  lengths, rates = np.full(len(table), 10, np.int32), np.full(len(table), 8, np.float32)
+  return Source("buckets", (4, 4), table, lengths, rates, np.array(sizes, np.int32))
+
+
+def test_a_batch_has_one_shape_and_shapes_take_turns_by_their_records():
+  taken = take(stream(bucketed(), 3), 140)
+  shapes = [batch["frames"].shape[2:4] for batch in taken]
+  assert {shape: shapes.count(shape) for shape in shapes} == {(4, 4): 80, (4, 8): 40, (8, 4): 20}
+  held = bucketed().sizes
+  for batch, shape in zip(taken, shapes, strict=True):
+    assert {tuple(held[i]) for i in which(batch)} == {shape}
+  once = list(stream(bucketed(), 3, repeat=False))
+  assert sorted(i for batch in once for i in which(batch)) == list(range(42))
+  first = [batch["frames"].shape[2:4] for batch in once[:4]]
+  assert set(first) == {(4, 4), (4, 8), (8, 4)}  # a few batches show every shape
+
+
+def test_shapes_of_two_sources_share_batches():
+  other = bucketed(((4, 8, 12),))
+  for record in other.records:
+    record["frames"][..., 2] = 1
+  taken = take(stream([bucketed(), other], 4), 54)
+  wide = [batch for batch in taken if batch["frames"].shape[2:4] == (4, 8)]
+  assert len(wide) == 24  # of 54 records 24 are wide
+  assert all(batch["frames"][:, 0, 0, 0, 2].sum() == 2 for batch in wide)
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+def test_the_order_over_shapes_is_part_of_the_position(repeat):
+  options = {"sources": bucketed(), "repeat": repeat, "drop_text": 0.3}
+  (one, _), (two, positions) = together(1, 2, **options), together(2, 2, **options)
+  whole, _ = together(1, 4, **options)
+  for a, b, c in zip(one, two, whole, strict=False):
+    same(a, b)
+    same(a, c)
+  rest, _ = together(1, 2, positions[0], **options)
+  for a, b in zip(whole[2:], rest, strict=True):
+    same(a, b)
+  seeds = [[which(b) for b in together(1, 3, **options, seed=seed)[0]] for seed in (1, 1, 2)]
+  assert seeds[0] == seeds[1] != seeds[2]
+
+
+@pytest.mark.parametrize("size", [(2, 2), (3, 3)])
+def test_larger_records_are_reduced(size):
+  rng = np.random.default_rng(0)
+  made = source(8, frames=4, size=6 if size == (3, 3) else 4)
+  for record in made.records:
+    record["frames"][:] = rng.integers(0, 256, record["frames"].shape)
+  (batch,) = take(stream(made, 8, inputs=clip_inputs(SPEC, size), shuffle=False), 1)
+  whole = np.stack([record["frames"] for record in made.records]).astype(float)
+  blocks = whole.reshape(8, 4, size[0], 2, size[1], 2, 3).mean((3, 5))
+  np.testing.assert_allclose(batch["frames"], blocks, atol=0.5 + 1e-9)
+
+
+def test_a_fraction_of_the_size_is_a_resize_without_aliasing():
+  made = source(4, frames=4, size=12)
+  for record in made.records:
+    record["frames"][:] = (np.indices((12, 12)).sum(0) % 2 * 255)[..., None]
+  (batch,) = take(stream(made, 4, inputs=clip_inputs(SPEC, (8, 8))), 1)
+  assert np.abs(batch["frames"][:, :, 1:-1, 1:-1].astype(int) - 128).max() <= 43
+  (batch,) = take(stream(bucketed(), 3, inputs=clip_inputs(SPEC, (2, 2))), 1)
+  assert batch["frames"].shape[2:4] in {(2, 2), (2, 4), (4, 2)}
+
+
+UNFIT = {
+  "upscaling": (Frames(SPEC, (8, 8)), r"packed at 4x4 .* takes 8x8; pack it at that size"),
+  "another aspect": (Frames(SPEC, (4, 2)), r"packed at 4x4 .* takes 4x2"),
+  "no such array": (Frames(SPEC, (4, 4), "mask"), r"buckets have no array 'mask'.* have frames"),
+  "a part of a pixel": (Frames(SPEC, (1, 1)), r"records of 6x4 pixels .* do not scale by 1/4"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_records_of_another_shape_or_array_are_refused(name):
+  wanted, words = UNFIT[name]
+  made = bucketed(((4, 4, 4), (6, 4, 4))) if name == "a part of a pixel" else bucketed()
+  with pytest.raises(InputError, match=words):
+    stream(made, 2, inputs=Inputs({"frames": wanted}))
+
+
+def test_numbers_stand_in_the_batch_under_their_names():
+  made = source()
+  made.numbers["motion"] = np.arange(40, dtype=np.float32) * 2
+  wanted = clip_inputs(SPEC, (4, 4), numbers=("motion",))
+  for batch in take(stream(made, inputs=wanted), 3):
+    np.testing.assert_array_equal(batch["motion"], 2 * np.float32(which(batch)))
+    assert batch["motion"].dtype == np.float32
+  with pytest.raises(InputError, match=r"memory4 have no number 'score'; they have motion"):
+    stream(made, inputs=clip_inputs(SPEC, (4, 4), numbers=("score",)))
+  made.numbers["motion"][3] = np.nan
+  with pytest.raises(InputError, match=r"1 of 40 records of memory4 lack the number 'motion'"):
+    stream(made, inputs=wanted)
+
+
+def several(fps=8.0, frames=24):
+  """Records whose second array is the first one's complement, at the same moments."""
+  made = source(12, frames=frames, fps=fps, size=8)
+  for record in made.records:
+    record["source"] = 255 - record["frames"]
+  return Source(
+    made.name, made.size, made.records, made.num_frames, made.fps, arrays=("frames", "source")
+  )
+
+
+@pytest.mark.parametrize("longest", ["frames", "edited"])
+def test_several_arrays_begin_at_the_same_second(longest):
+  long, short = ClipSpec(6, 4.0), ClipSpec(3, 2.0)
+  clips = {"frames": short, "edited": long} if longest == "edited" else {"frames": long}
+  clips = {"edited": short} | clips
+  wanted = Inputs(
+    {
+      "frames": Frames(clips["frames"], (8, 8)),
+      "edited": Frames(clips["edited"], (4, 4), "source"),
+      "first": Frames(ClipSpec(1, 1.0), (2, 2), "source"),
+    }
+  )
+  starts = set()
+  for batch in take(stream(several(), 6, inputs=wanted), 40):
+    begin = batch["frames"][:, 0, 0, 0, 1].astype(int)
+    starts |= set(begin.tolist())
+    for name, clip in (*clips.items(), ("first", ClipSpec(1, 1.0))):
+      shown = batch[name][:, :, 0, 0, 1].astype(int)
+      shown = shown if name == "frames" else 255 - shown
+      steps = np.arange(clip.num_frames) * round(8 / clip.fps)
+      np.testing.assert_array_equal(shown, begin[:, None] + steps[None])
+    np.testing.assert_array_equal(batch["fps"], np.float32([clips["frames"].fps] * 6))
+    assert batch["edited"].shape[2:] == (4, 4, 3)
+    assert batch["first"].shape[1:] == (1, 2, 2, 3)
+  assert starts == set(range(24 - 10))  # 6 frames at 4 fps span 11 stored ones
+
+
+def test_every_array_must_fit_the_record():
+  wanted = Inputs(
+    {"frames": Frames(ClipSpec(2, 8.0), (8, 8)), "b": Frames(ClipSpec(5, 4.0), (8, 8))}
+  )
+  assert len(reading.usable(several(frames=9), wanted)) == 12
+  with pytest.raises(InputError, match="5 frames at 4 fps"):
+    reading.usable(several(frames=8), wanted)
+
+
+def test_a_rate_that_fits_is_drawn_uniformly():
+  lengths = np.array([10, 16, 29], np.int32)  # 8 frames at 8, at 4 and at 2 fps take 8, 15, 29
+  whole = source(3, frames=29)
+  table = [r | {"frames": r["frames"][:n]} for r, n in zip(whole.records, lengths, strict=True)]
+  made = Source("rates", (4, 4), table, lengths, whole.fps)
+  wanted = clip_inputs(ClipSpec(8, (8.0, 4.0, 2.0)), (4, 4))
+  drawn = {0: [], 1: [], 2: []}
+  for batch in take(stream(made, 30, inputs=wanted), 100):
+    steps = np.diff(batch["frames"][:, :, 0, 0, 1].astype(int))
+    np.testing.assert_array_equal(steps, np.broadcast_to(8 / batch["fps"][:, None], steps.shape))
+    for record, fps in zip(which(batch), batch["fps"].tolist(), strict=True):
+      drawn[record].append(fps)
+  for record, rates in ((0, [8]), (1, [8, 4]), (2, [8, 4, 2])):
+    assert set(drawn[record]) == set(rates)
+    for rate in rates:  # five standard deviations of 1000 draws
+      share = 1 / len(rates)
+      got = drawn[record].count(rate) / len(drawn[record])
+      assert abs(got - share) <= 5 * (share * (1 - share) / 1000) ** 0.5
+  followers = {"frames": Frames(ClipSpec(8, (8.0, 4.0)), (4, 4))}
+  followers["low"] = Frames(ClipSpec(4, (4.0, 2.0)), (2, 2))
+  for batch in take(stream(made, 30, inputs=Inputs(followers)), 5):
+    steps = np.diff(batch["low"][:, :, 0, 0, 1].astype(int))
+    np.testing.assert_array_equal(steps, np.broadcast_to(16 / batch["fps"][:, None], steps.shape))
+  followers["low"] = Frames(ClipSpec(4, (4.0, 2.0, 1.0)), (2, 2))
+  with pytest.raises(InputError, match="'low' has 3 rates and the first array 2"):
+    stream(made, inputs=Inputs(followers))
+
+
+def test_frames_that_no_example_takes_are_not_decoded(tmp_path, monkeypatch):
+  where = tmp_path / "clips"
+  where.mkdir()
+  for i in range(4):
+    write_numbered(where / f"{i}.mp4", 40)
+  rows = [{"file_name": f"{i}.mp4", "text": f"clip {i}"} for i in range(4)]
+  (where / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  options = Options((16, 16), validation_fraction=0.0)
+  folder.prepare_folder(where, tmp_path / "out", options=options, workers=1, progress=False)
+  decoded, decode = [], codecs.decode
+  monkeypatch.setattr(codecs, "decode", lambda string: decoded.append(1) or decode(string))
+  opened = open_source(tmp_path / "out", "train")
+  assert len(decoded) == 0
+  wanted = clip_inputs(ClipSpec(3, 2.0), (16, 16))
+  taken = list(stream(opened, 2, inputs=wanted, repeat=False, tokenizers=()))
+  assert len(decoded) == 4 * 3
+  for batch in taken:
+    for frames in batch["frames"]:
+      assert np.diff(numbers(frames)).tolist() == [4, 4]
+  assert len(opened.records[0]["frames"]) == 40
+  assert len(decoded) == 4 * 3
 
 
 @pytest.mark.parametrize(
   ("options", "words"),
   [
     ({"sources": []}, "0 sources"),
-    ({"sources": [source(), source(size=8)]}, r"memory4.: 4.*memory8.: 8"),
+    ({"sources": [source(), source(size=2)]}, r"memory2 was packed at 2x2 .* takes 4x4"),
+    ({"sources": [source()] * 2, "weights": [1.0]}, r"weights=\[1.0\] for 2 sources"),
     ({"batch_size": 0}, "batch_size=0"),
     (
       {"batch_size": 41, "repeat": False},
@@ -323,77 +559,54 @@ def test_folders_that_were_not_prepared(tmp_path):
 
 
 class SomeoneElses(tfds.core.GeneratorBasedBuilder):
-  """A dataset of the same layout that this project did not write."""
+  """A dataset of the same features that this project did not write."""
 
   VERSION = tfds.core.Version("2.0.0")
   code_path = None
 
   def _info(self):
-    return tfds.core.DatasetInfo(builder=self, features=records.features(8))
+    return tfds.core.DatasetInfo(builder=self, features=records.features())
 
   def _split_generators(self, dl_manager):
     return {"train": self._generate_examples()}
 
   def _generate_examples(self):
-    for i in range(5):
-      frames = np.full((3 + i, 8, 8, 3), i, np.uint8)
-      yield str(i), {"frames": frames, "fps": 4.0, "caption": "", "name": str(i), "truth": ""}
+    record = {"frames": np.zeros((3, 8, 8, 3), np.uint8), "fps": 4.0}
+    yield "0", records.packed(record | {"caption": "", "name": "0", "truth": ""})
 
 
-class NoCaptions(SomeoneElses):
-  """A dataset of another layout."""
-
-  def _info(self):
-    return tfds.core.DatasetInfo(
-      builder=self, features=tfds.features.FeaturesDict({"fps": np.float32})
-    )
-
-  def _generate_examples(self):
-    yield "0", {"fps": 1.0}
-
-
-def test_a_like_dataset_of_other_origin_is_measured(tmp_path):
+def test_a_dataset_without_an_index_is_refused(tmp_path):
   builder = SomeoneElses(data_dir=str(tmp_path), file_format="array_record")
   builder.download_and_prepare()
-  opened = open_source(str(builder.data_path), "train")
-  assert sorted(opened.num_frames.tolist()) == [3, 4, 5, 6, 7]
-  for i, frames in enumerate(opened.num_frames):
-    assert len(opened.records[i]["frames"]) == frames
-  assert take(stream(opened, 2, spec=ClipSpec(5, 4.0)), 1)[0]["frames"].shape == (2, 5, 8, 8, 3)
+  with pytest.raises(InputError, match=r"by an earlier version or by another program; pack it"):
+    open_source(str(builder.data_path), "train")
   with pytest.raises(InputError, match="no split 'test'; it has train"):
     open_source(str(builder.data_path), "test")
 
 
-def test_a_dataset_of_another_layout_is_refused(tmp_path):
-  builder = NoCaptions(data_dir=str(tmp_path), file_format="array_record")
-  builder.download_and_prepare()
-  with pytest.raises(InputError, match=r"lack \['caption', 'frames', 'name', 'truth'\]"):
-    open_source(str(builder.data_path), "train")
-
-
 def test_a_clip_of_the_users_own(tmp_path):
   path = write_numbered(tmp_path / "a.mp4", 40, fps=16)
-  frames = load_clip(path, ClipSpec(8, 4.0), 16)
+  frames = load_clip(path, ClipSpec(8, 4.0), (16, 16))
   assert frames.shape == (8, 16, 16, 3)
   assert numbers(frames) == list(range(0, 32, 4))
-  assert numbers(load_clip(path, ClipSpec(2, 16.0), 16, start=1.0)) == [16, 17]
-  assert numbers(load_clip(path, ClipSpec(1, 99.0), 16)) == [0]
+  assert numbers(load_clip(path, ClipSpec(2, 16.0), (16, 16), start=1.0)) == [16, 17]
+  assert numbers(load_clip(path, ClipSpec(1, 99.0), (16, 16))) == [0]
   with pytest.raises(
     InputError, match=r"lasts 2\.5 s and gives 10 frames at 4 fps .* 12 are needed"
   ):
-    load_clip(path, ClipSpec(12, 4.0), 16)
+    load_clip(path, ClipSpec(12, 4.0), (16, 16))
   with pytest.raises(InputError, match="has 16 fps, 24 are needed"):
-    load_clip(path, ClipSpec(4, 24.0), 16)
+    load_clip(path, ClipSpec(4, 24.0), (16, 16))
 
 
 def test_a_picture_of_the_users_own(tmp_path):
   PIL.Image.new("RGB", (20, 10), (9, 8, 7)).save(tmp_path / "a.png")
-  picture = load_picture(tmp_path / "a.png", 8)
+  picture = load_picture(tmp_path / "a.png", (8, 8))
   assert picture.shape == (1, 8, 8, 3)
   assert (picture == [9, 8, 7]).all()
-  np.testing.assert_array_equal(load_clip(tmp_path / "a.png", ClipSpec(1, 8.0), 8), picture)
+  np.testing.assert_array_equal(load_clip(tmp_path / "a.png", ClipSpec(1, 8.0), (8, 8)), picture)
   with pytest.raises(InputError, match="a picture of 1 frame, 8 are needed"):
-    load_clip(tmp_path / "a.png", ClipSpec(8, 8.0), 8)
+    load_clip(tmp_path / "a.png", ClipSpec(8, 8.0), (8, 8))
 
 
 def test_real_captioned_clips_from_folder_to_batch(tmp_path):
@@ -405,12 +618,13 @@ def test_real_captioned_clips_from_folder_to_batch(tmp_path):
   (few / "clips").symlink_to(where / "clips")
   lines = (where / "metadata.jsonl").read_text().splitlines()[:12]
   (few / "metadata.jsonl").write_text("\n".join(lines))
-  folder.prepare_folder(
-    few, tmp_path / "out", size=32, validation_fraction=0.0, workers=1, progress=False
-  )
+  options = Options((32, 32), validation_fraction=0.0, codec="lossless")
+  folder.prepare_folder(few, tmp_path / "out", options=options, workers=1, progress=False)
   opened = open_source(tmp_path / "out", "train")
-  (batch,) = take(stream(opened, 12, spec=ClipSpec(8, 8.0), shuffle=False), 1)
+  (batch,) = take(
+    stream(opened, 12, inputs=clip_inputs(ClipSpec(8, 8.0), (32, 32)), shuffle=False), 1
+  )
   # 8 frames at 8 fps are the whole clip: batch and file agree, since nothing is left to chance.
   for line, frames in zip(lines, batch["frames"], strict=True):
-    clip = load_clip(where / json.loads(line)["file_name"], ClipSpec(8, 8.0), 32)
+    clip = load_clip(where / json.loads(line)["file_name"], ClipSpec(8, 8.0), (32, 32))
     np.testing.assert_array_equal(frames, clip)

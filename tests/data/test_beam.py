@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from video_files import write_numbered
 
-from emu_jax.data import beam, folder
+from emu_jax.data import beam, clip_files, folder, index
 from emu_jax.data.batches import open_source
+from emu_jax.data.clip_files import Options
+from emu_jax.data.metadata import Layout
 from emu_jax.errors import InputError
 from tests.tiny_recipe import refusal
 from train import command
 
 ROOT = pathlib.Path(__file__).parents[2]
-OPTIONS = folder.Options(16, max_seconds=1.5, validation_fraction=0.3)
+OPTIONS = Options((16, 16), max_seconds=1.5, validation_fraction=0.3)
 WITHOUT_BEAM = "Apache Beam is absent; install requirements-beam.txt"
 
 
@@ -46,15 +48,13 @@ def pack(clips, out, **options):
 
 
 def pack_here(clips, out):
-  return folder.prepare_folder(
-    clips, out, size=16, max_seconds=1.5, validation_fraction=0.3, workers=1, progress=False
-  )
+  return folder.prepare_folder(clips, out, options=OPTIONS, workers=1, progress=False)
 
 
 def stored(out, split):
   """A split's records in order, over all its files, every field of them."""
   return [
-    (r["frames"].shape, r["frames"].tobytes(), r["fps"], r["caption"], r["name"], r["truth"])
+    (r["frames"].shape, r["frames"][:].tobytes(), r["fps"], r["caption"], r["name"], r["truth"])
     for r in open_source(out, split).records
   ]
 
@@ -67,6 +67,8 @@ def assert_same(one, two):
     a, b = (open_source(out, split) for out in (one, two))
     np.testing.assert_array_equal(a.num_frames, b.num_frames)
     np.testing.assert_array_equal(a.fps, b.fps)
+    np.testing.assert_array_equal(a.numbers["score"], b.numbers["score"])
+    assert list(a.captions) == list(b.captions)
 
 
 def hidden(tmp_path):
@@ -79,7 +81,7 @@ def test_beam_packs_what_one_process_packs(clips, tmp_path):
   one, two = pack_here(clips, here), pack(clips, there)
   assert_same(here, there)
   assert len(list(there.glob("*-train.*"))) > 2  # the order holds across files
-  for name in ("num_clips", "num_records", "arguments", "skipped"):
+  for name in ("num_clips", "num_packed", "num_records", "arguments", "skipped"):
     assert getattr(one, name) == getattr(two, name)
   assert {skipped.file_name for skipped in two.skipped} == {"10.mp4", "11.mp4"}
   written = json.loads((there / "report.json").read_text())
@@ -101,8 +103,8 @@ def test_running_again_changes_nothing_whoever_packed(clips, tmp_path):
   assert pack(clips, out, clips_per_shard=5).existing  # the records would be the same
   assert pack_here(clips, out).existing
   assert stamps == {path: path.stat().st_mtime_ns for path in out.iterdir()}
-  with pytest.raises(InputError, match="size=16 there, 24 asked"):
-    pack(clips, out, options=folder.Options(24, max_seconds=1.5, validation_fraction=0.3))
+  with pytest.raises(InputError, match=r"size=\[16, 16\] there, \[24, 24\] asked"):
+    pack(clips, out, options=Options((24, 24), max_seconds=1.5, validation_fraction=0.3))
   again = pack(clips, out, overwrite=True)
   assert not again.existing
   assert hidden(tmp_path) == []
@@ -110,9 +112,9 @@ def test_running_again_changes_nothing_whoever_packed(clips, tmp_path):
 
 def test_a_shard_packed_twice_is_one_file(clips, tmp_path):
   rows = tuple(row for row in folder.read_metadata(clips))[:3]
-  shard, made = beam.Shard("train", 7, rows), []
+  shard, made = folder.Shard("train", 7, rows), []
   for _ in range(2):
-    beam.pack_shard(shard, clips, tmp_path, OPTIONS)
+    folder.pack_shard(shard, clips, tmp_path, OPTIONS, Layout.of(rows))
     made.append({path.name: path.read_bytes() for path in tmp_path.glob("*train*")})
   assert made[0] == made[1]
   assert made[0].keys() == {"train-00007", "train-00007.json"}
@@ -121,15 +123,15 @@ def test_a_shard_packed_twice_is_one_file(clips, tmp_path):
 
 KILLED = """
 import sys, time
-from emu_jax.data import beam, folder
-read = folder.read_part
-def slow(path, part, options):
-  if path.name == "8.mp4":
+from emu_jax.data import beam, clip_files
+opened = clip_files.open_files
+def slow(folder, row, options, layout):
+  if row.file_name == "8.mp4":
     print("half way", flush=True)
     time.sleep(60)
-  return read(path, part, options)
-folder.read_part = slow
-options = folder.Options(16, max_seconds=1.5, validation_fraction=0.3)
+  return opened(folder, row, options, layout)
+clip_files.open_files = slow
+options = clip_files.Options((16, 16), max_seconds=1.5, validation_fraction=0.3)
 beam.prepare_folder(
   sys.argv[1], sys.argv[2], options=options, clips_per_shard=2, progress=False
 )
@@ -146,16 +148,16 @@ def test_a_killed_run_is_continued_and_repeats_no_finished_shard(clips, tmp_path
     process.send_signal(signal.SIGKILL)
   assert not there.exists()
   assert hidden(tmp_path) == [".there.unfinished"]
-  shards = beam._shards(folder.read_metadata(clips), OPTIONS, 2)
+  shards = folder.plan(folder.read_metadata(clips), OPTIONS, 2)
   finished = [s for s in shards if (tmp_path / ".there.unfinished" / f"{s.name}.json").exists()]
   assert 0 < len(finished) < len(shards)
-  read, names = folder.read_part, []
+  opened, names = clip_files.open_files, []
 
-  def counted(path, part, options):
-    names.append(path.name)
-    return read(path, part, options)
+  def counted(where, row, options, layout):
+    names.append(row.file_name)
+    return opened(where, row, options, layout)
 
-  monkeypatch.setattr(folder, "read_part", counted)
+  monkeypatch.setattr(clip_files, "open_files", counted)
   pack(clips, there)
   monkeypatch.undo()
   left = {row.file_name for shard in shards if shard not in finished for row in shard.rows}
@@ -169,11 +171,11 @@ def test_a_killed_run_is_continued_and_repeats_no_finished_shard(clips, tmp_path
 def test_a_kill_while_files_are_renamed_is_continued(clips, tmp_path, monkeypatch):
   here, there = tmp_path / "here", tmp_path / "there"
 
-  def dies(*_):
+  def dies(*_, **__):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(beam.records, "write_index", dies)
+    patch.setattr(index, "write", dies)
     with pytest.raises(KeyboardInterrupt):
       pack(clips, there)
   whole = tmp_path / ".there.unfinished/whole"
@@ -186,19 +188,19 @@ def test_a_kill_while_files_are_renamed_is_continued(clips, tmp_path, monkeypatc
 
 @pytest.mark.usefixtures("needs_beam")
 def test_another_job_takes_nothing_of_an_unfinished_one(clips, tmp_path, monkeypatch):
-  read, out = folder.read_part, tmp_path / "out"
+  made, out = clip_files.clip_records, tmp_path / "out"
 
-  def fails_at_the_eighth(path, part, options):
-    if path.name == "8.mp4":
+  def fails_at_the_eighth(where, row, *rest):
+    if row.file_name == "8.mp4":
       raise MemoryError
-    return read(path, part, options)
+    return made(where, row, *rest)
 
   with monkeypatch.context() as patch:
-    patch.setattr(folder, "read_part", fails_at_the_eighth)
+    patch.setattr(clip_files, "clip_records", fails_at_the_eighth)
     with pytest.raises(RuntimeError, match="MemoryError"):  # as Beam hands it on
       pack(clips, out)
   assert not out.exists()
-  larger = folder.Options(24, max_seconds=1.5, validation_fraction=0.3)
+  larger = Options((24, 24), max_seconds=1.5, validation_fraction=0.3)
   pack(clips, out, options=larger)
   assert {r["frames"].shape[1] for r in open_source(out, "train").records} == {24}
 

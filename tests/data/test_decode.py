@@ -22,7 +22,7 @@ def test_frames_are_the_nearest_in_time(long_clip, start, fps):
   line = decode.timeline(long_clip)
   num_frames = 1 + int((7.96 - start) * fps) // 2
   times = decode.sample_times(line.span, num_frames, fps, start)
-  frames = decode.frames_at(long_clip, times, 16, line)
+  frames = decode.frames_at(long_clip, times, (16, 16), line)
   clock = np.arange(200) / 25
   # The earlier frame on a tie: argmin takes the first of equals, rounding to 1 us makes them equal.
   distance = np.round(np.abs(times[:, None] - clock[None]), 6)
@@ -36,7 +36,7 @@ def test_a_constant_rate_file_gives_each_frame_once(tmp_path, suffix):
   line = decode.timeline(path)
   assert (line.num_frames, line.fps) == (41, 30)
   assert line.span == pytest.approx(40 / 30, abs=1e-3)  # Matroska's clock ticks in ms
-  assert numbers(decode.frames_at(path, np.arange(41) / 30, 16, line)) == list(range(41))
+  assert numbers(decode.frames_at(path, np.arange(41) / 30, (16, 16), line)) == list(range(41))
 
 
 def test_variable_frame_rates_are_read_by_time(tmp_path):
@@ -46,7 +46,7 @@ def test_variable_frame_rates_are_read_by_time(tmp_path):
   assert line.fps == pytest.approx(59 / (clock[-1] - clock[0]), rel=1e-6)
   times = decode.sample_times(line.span, 20, 3.0, np.random.default_rng(1))
   expected = np.abs(times[:, None] - (clock - clock[0])[None]).argmin(1)
-  assert numbers(decode.frames_at(path, times, 16, line)) == list(expected)
+  assert numbers(decode.frames_at(path, times, (16, 16), line)) == list(expected)
 
 
 def test_reading_late_starts_at_the_keyframe_before(long_clip, monkeypatch):
@@ -55,7 +55,7 @@ def test_reading_late_starts_at_the_keyframe_before(long_clip, monkeypatch):
     decode, "_decoded", lambda *a: (decoded.append(one[0].pts) or one for one in frames(*a))
   )
   line = decode.timeline(long_clip)
-  assert numbers(decode.frames_at(long_clip, [7.0], 16, line)) == [175]
+  assert numbers(decode.frames_at(long_clip, [7.0], (16, 16), line)) == [175]
   assert len(decoded) <= 12 + 1  # a group of pictures, and the frame that ends the search
 
 
@@ -65,7 +65,7 @@ def test_a_seek_that_lands_late_is_made_good(long_clip, monkeypatch):
     container.seek(int(6 / stream.time_base), stream=stream) or 1
   )
   monkeypatch.setattr(decode, "_seek", late)
-  assert numbers(decode.frames_at(long_clip, [1.0], 16, decode.timeline(long_clip))) == [25]
+  assert numbers(decode.frames_at(long_clip, [1.0], (16, 16), decode.timeline(long_clip))) == [25]
 
 
 def test_the_start_is_uniform_over_what_fits():
@@ -97,7 +97,7 @@ def corners() -> np.ndarray:
 def test_rotation_and_mirroring_are_honoured(tmp_path, degrees, mirrored):
   turn = lambda stream: stream.set_display_rotation(degrees, hflip=mirrored)
   path = write_video(tmp_path / "r.mp4", [corners()] * 4, prepare=turn)
-  frame = decode.frames_at(path, [0.25], 64, decode.timeline(path))[0]
+  frame = decode.frames_at(path, [0.25], (64, 64), decode.timeline(path))[0]
   expected = np.rot90(corners(), degrees // 90)  # PyAV's angle is counter-clockwise, as NumPy's
   expected = expected[:, ::-1] if mirrored else expected
   centres = (slice(16, None, 32), slice(16, None, 32))
@@ -109,9 +109,11 @@ def test_the_central_square_is_kept(tmp_path):
   wide[:, 32:64] = 255
   path = write_video(tmp_path / "wide.mp4", [wide] * 2, fps=8)
   line = decode.timeline(path)
-  assert decode.frames_at(path, [0.0], 32, line)[:, :, 2:-2].min() > 250  # beside the coded edge
+  assert (
+    decode.frames_at(path, [0.0], (32, 32), line)[:, :, 2:-2].min() > 250
+  )  # beside the coded edge
   tall = write_video(tmp_path / "tall.mp4", [wide.swapaxes(0, 1)] * 2, fps=8)
-  assert decode.frames_at(tall, [0.0], 32, line)[:, 2:-2].min() > 250
+  assert decode.frames_at(tall, [0.0], (32, 32), line)[:, 2:-2].min() > 250
 
 
 def test_pixels_that_are_not_square_are_cropped_as_displayed(tmp_path):
@@ -119,7 +121,7 @@ def test_pixels_that_are_not_square_are_cropped_as_displayed(tmp_path):
   narrow[:16] = 255
   doubled = lambda stream: setattr(stream.codec_context, "sample_aspect_ratio", 2)
   path = write_video(tmp_path / "sar.mp4", [narrow] * 2, prepare=doubled)
-  frame = decode.frames_at(path, [0.0], 64, decode.timeline(path))[0]
+  frame = decode.frames_at(path, [0.0], (64, 64), decode.timeline(path))[0]
   assert frame[:14].min() > 240
   assert frame[20:].max() < 15
 
@@ -129,7 +131,8 @@ def test_shrinking_does_not_alias(tmp_path):
   PIL.Image.fromarray(checks.astype(np.uint8)).save(tmp_path / "checks.png")
   # A checkerboard of single pixels averages to grey; picking pixels would leave black and white.
   assert (
-    np.abs(decode.picture(tmp_path / "checks.png", 12).astype(int) - 128)[:, 1:-1, 1:-1].max() <= 3
+    np.abs(decode.picture(tmp_path / "checks.png", (12, 12)).astype(int) - 128)[:, 1:-1, 1:-1].max()
+    <= 3
   )
 
 
@@ -138,11 +141,11 @@ def test_pictures_are_upright_opaque_clips_of_one_frame(tmp_path):
   exif = image.getexif()
   exif[0x0112] = 6  # "rotate 90 degrees clockwise to display"
   image.save(tmp_path / "turned.png", exif=exif)
-  got = decode.picture(tmp_path / "turned.png", 64)
+  got = decode.picture(tmp_path / "turned.png", (64, 64))
   assert got.shape == (1, 64, 64, 3)
   np.testing.assert_array_equal(got[0], np.rot90(corners(), -1))
   PIL.Image.new("RGBA", (20, 10), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-  assert (decode.picture(tmp_path / "clear.png", 8) == 255).all()  # nothing, on white paper
+  assert (decode.picture(tmp_path / "clear.png", (8, 8)) == 255).all()  # nothing, on white paper
 
 
 def cut(path, share):
@@ -194,10 +197,10 @@ def test_a_bad_file_is_one_line_with_name_and_remedy(tmp_path, name):
 def test_frames_that_the_header_promises_but_the_file_lacks(long_clip):
   line = decode.timeline(long_clip)
   with pytest.raises(InputError, match=r"no frame after 7\.96 s, 9 s was asked for"):
-    decode.frames_at(long_clip, [7.0, 9.0], 16, line)
+    decode.frames_at(long_clip, [7.0, 9.0], (16, 16), line)
 
 
 def test_a_picture_that_is_none(tmp_path):
   (tmp_path / "a.png").write_text("nothing")
   with pytest.raises(InputError, match="no picture"):
-    decode.picture(tmp_path / "a.png", 8)
+    decode.picture(tmp_path / "a.png", (8, 8))

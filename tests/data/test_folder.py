@@ -12,10 +12,11 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
-from video_files import numbers, write_numbered
+from video_files import numbers, write_numbered, write_video
 
-from emu_jax.data import folder, records
+from emu_jax.data import clip_files, decode, folder, index, records
 from emu_jax.data.batches import open_source
+from emu_jax.data.clip_files import Options
 from emu_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -52,9 +53,15 @@ def pictures(tmp_path):
   return where
 
 
-def prepare(clips, out, **options):
-  options = {"size": 16, "validation_fraction": 0.0, "workers": 1, "progress": False} | options
-  return folder.prepare_folder(clips, out, **options)
+HOW = ("workers", "clips_per_shard", "overwrite")
+
+
+def prepare(clips, out, *, size=(16, 16), **options):
+  how = {name: options.pop(name) for name in HOW if name in options}
+  options = Options(size, **{"validation_fraction": 0.0, "codec": "lossless"} | options)
+  return folder.prepare_folder(
+    clips, out, options=options, **{"workers": 1, "progress": False} | how
+  )
 
 
 def packed(out, split="train"):
@@ -70,8 +77,8 @@ def test_records_are_the_clips(clips, tmp_path):
   assert (report.num_clips, report.num_records, report.skipped) == (4, {"train": 4}, ())
   for i, record in enumerate(packed(tmp_path / "out")):
     assert record["frames"].shape == (10 + i, 16, 16, 3)
-    assert record["frames"].dtype == np.uint8
-    assert numbers(record["frames"]) == list(range(10 + i))
+    assert record["frames"][:].dtype == np.uint8
+    assert numbers(record["frames"][:]) == list(range(10 + i))
     assert record["fps"] == 8
     assert record["name"].decode() == f"{i}.mp4"
     assert record["caption"].decode() == f"clip, “number” {i}"
@@ -79,6 +86,7 @@ def test_records_are_the_clips(clips, tmp_path):
   source = open_source(tmp_path / "out", "train")
   assert list(source.num_frames) == [10, 11, 12, 13]
   assert list(source.fps) == [8] * 4
+  assert source.sizes.tolist() == [[16, 16]] * 4
 
 
 def test_csv_and_jsonl_say_the_same(clips, tmp_path):
@@ -130,7 +138,7 @@ def test_frames_are_stored_at_the_asked_rate_but_never_made_up(
   prepare(clips, tmp_path / "out", fps=asked)
   record = packed(tmp_path / "out")[3]
   assert record["fps"] == stored
-  assert numbers(record["frames"]) == list(range(0, 13, step))
+  assert numbers(record["frames"][:]) == list(range(0, 13, step))
 
 
 def test_the_split_goes_by_name_alone(pictures, tmp_path):
@@ -170,12 +178,12 @@ def test_running_again_changes_nothing_unless_asked(clips, tmp_path):
   assert again.num_records == first.num_records
   assert again.skipped == first.skipped
   assert stamps == {path: path.stat().st_mtime_ns for path in out.iterdir()}
-  with pytest.raises(InputError, match="size=16 there, 24 asked"):
-    prepare(clips, out, size=24)
+  with pytest.raises(InputError, match=r"size=\[16, 16\] there, \[24, 24\] asked"):
+    prepare(clips, out, size=(24, 24))
   write_numbered(clips / "0.mp4", 30)
   with pytest.raises(InputError, match=r"contents=\w+ there"):
     prepare(clips, out)
-  assert prepare(clips, out, size=24, overwrite=True).num_records == {"train": 4}
+  assert prepare(clips, out, size=(24, 24), overwrite=True).num_records == {"train": 4}
   assert packed(out)[0]["frames"].shape == (30, 24, 24, 3)
   assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -219,6 +227,18 @@ BAD = {
     r"column 'text', its columns are \['caption', 'file_name'\]",
   ),
   "stray comma": (metadata("metadata.csv", "file_name,text\n0.mp4,a, b\n"), "line 2 has not the 2"),
+  "latin-1": (
+    lambda w: (w / "metadata.jsonl").write_bytes(b'{"file_name": "0.mp4", "text": "\xe4"}'),
+    "cannot be read",
+  ),
+  "half a character": (
+    metadata("metadata.jsonl", '{"file_name": "0.mp4", "text": "\\ud800"}'),
+    "line 1 holds half of a character",
+  ),
+  "an array without a name": (
+    metadata("metadata.jsonl", '{"file_name": "0.mp4", "text": "a", "fps_file_name": "1.mp4"}'),
+    "'fps_file_name' does not name the file of an array",
+  ),
   "no file exists": (metadata("metadata.csv", "file_name,text\nx.mp4,a\n"), "none exists.*'x.mp4'"),
   "all damaged": (all_damaged, "none of the 4 clips .* can be read; the first: decode"),
 }
@@ -241,22 +261,76 @@ def test_a_missing_folder_and_an_unwritable_place(clips, tmp_path):
     prepare(tmp_path / "none", tmp_path / "out")
   with pytest.raises(InputError, match="cannot be written"):
     prepare(clips, clips / "0.mp4" / "out")
-  with pytest.raises(InputError, match="size=4 is below 8"):
-    prepare(clips, tmp_path / "out", size=4)
+  with pytest.raises(InputError, match="size=4 of 4x4 is below 8"):
+    prepare(clips, tmp_path / "out", size=(4, 4))
 
 
-def test_a_failure_leaves_nothing(clips, tmp_path, monkeypatch):
-  read, before = folder.read_part, set(tmp_path.iterdir())
+def test_whatever_one_file_raises_the_others_are_packed(clips, tmp_path, monkeypatch):
+  timeline = decode.timeline
 
-  def fails_at_the_third(path, part, options):
+  def fails(path):
     if path.name == "2.mp4":
-      raise MemoryError
-    return read(path, part, options)
+      raise MemoryError("no room\nsecond line")
+    if path.name == "1.mp4":
+      raise KeyError
+    return timeline(path)
 
-  monkeypatch.setattr(folder, "read_part", fails_at_the_third)
-  with pytest.raises(MemoryError):
-    prepare(clips, tmp_path / "out")
-  assert set(tmp_path.iterdir()) == before
+  monkeypatch.setattr(decode, "timeline", fails)
+  report = prepare(clips, tmp_path / "out")
+  assert (report.num_clips, report.num_packed, report.num_records) == (4, 2, {"train": 2})
+  reasons = {skipped.file_name: skipped.reason for skipped in report.skipped}
+  assert reasons == {"1.mp4": "KeyError", "2.mp4": "MemoryError: no room"}
+  assert [r["name"].decode() for r in packed(tmp_path / "out")] == ["0.mp4", "3.mp4"]
+
+
+def test_parts_that_fail_are_one_entry_and_their_clip_counts_as_packed(tmp_path, monkeypatch):
+  where = tmp_path / "clips"
+  where.mkdir()
+  for i in range(2):
+    write_numbered(where / f"{i}.mp4", 100, fps=8)
+  write_jsonl(where, rows_of(2))
+  record = clip_files._record
+
+  def fails(row, part, *rest):
+    if row.file_name == "1.mp4" or part in (1, 3):
+      raise ValueError(f"part {part}")
+    return record(row, part, *rest)
+
+  monkeypatch.setattr(clip_files, "_record", fails)
+  report = prepare(where, tmp_path / "out", max_seconds=3.0)
+  assert (report.num_clips, report.num_packed, report.num_records) == (2, 1, {"train": 3})
+  assert [(s.file_name, s.reason) for s in report.skipped] == [
+    ("0.mp4", "part 1, 3 of 5: ValueError: part 1"),
+    ("1.mp4", "ValueError: part 0"),
+  ]
+  # After a part that fails, the next one holds its own frames again.
+  found = {r["name"].decode(): numbers(r["frames"][:]) for r in packed(tmp_path / "out")}
+  expected = {f"0.mp4#{k}": list(range(20 * k, 20 * k + 20)) for k in (0, 2, 4)}
+  assert found == expected
+
+
+def test_a_file_is_demuxed_and_decoded_once_for_all_of_its_records(tmp_path, monkeypatch):
+  where = tmp_path / "clips"
+  where.mkdir()
+  write_numbered(where / "0.mp4", 100, fps=8)
+  write_jsonl(where, rows_of(1))
+  calls = {"timeline": 0, "decoded": 0}
+  timeline, decoded = decode.timeline, decode._decoded
+
+  def counted_timeline(path):
+    calls["timeline"] += 1
+    return timeline(path)
+
+  def counted_frames(*arguments):
+    for frame in decoded(*arguments):
+      calls["decoded"] += 1
+      yield frame
+
+  monkeypatch.setattr(decode, "timeline", counted_timeline)
+  monkeypatch.setattr(decode, "_decoded", counted_frames)
+  assert prepare(where, tmp_path / "out", max_seconds=1.0).num_records == {"train": 13}
+  assert calls["timeline"] == 1
+  assert calls["decoded"] <= 101
 
 
 def test_two_writers_do_not_mix(tmp_path):
@@ -270,20 +344,21 @@ def test_two_writers_do_not_mix(tmp_path):
 
 KILLED = """
 import sys, time
-from emu_jax.data import folder
-read = folder.read_part
-def slow(path, part, options):
-  if path.name == "2.mp4":
+from emu_jax.data import clip_files, folder
+opened = clip_files.open_files
+def slow(folder, row, options, layout):
+  if row.file_name == "2.mp4":
     loaded = [name in sys.modules for name in ("tensorflow", "jax")]
-    print("half way", *loaded, file=sys.__stdout__, flush=True)  # TFDS is kept quiet on stdout
+    print("half way", *loaded, flush=True)
     time.sleep(60)
-  return read(path, part, options)
-folder.read_part = slow
-folder.prepare_folder(sys.argv[1], sys.argv[2], size=16, workers=1, validation_fraction=0.0)
+  return opened(folder, row, options, layout)
+clip_files.open_files = slow
+options = clip_files.Options((16, 16), validation_fraction=0.0, codec="lossless")
+folder.prepare_folder(sys.argv[1], sys.argv[2], options=options, workers=1, progress=False)
 """
 
 
-def test_a_killed_run_leaves_nothing_under_the_name(clips, tmp_path):
+def test_a_killed_run_leaves_nothing_under_the_name_and_is_continued(clips, tmp_path, monkeypatch):
   out = tmp_path / "out"
   environment = os.environ | {"PYTHONPATH": str(ROOT)}
   command = [sys.executable, "-c", KILLED, str(clips), str(out)]
@@ -292,17 +367,53 @@ def test_a_killed_run_leaves_nothing_under_the_name(clips, tmp_path):
     assert process.stdout.readline() == "half way False False\n"
     process.send_signal(signal.SIGKILL)
   assert not out.exists()
-  assert (tmp_path / ".out.partial").exists()
+  assert (tmp_path / ".out.unfinished").exists()
+  opened, again = clip_files.open_files, []
+  monkeypatch.setattr(
+    clip_files, "open_files", lambda *a: again.append(a[1].file_name) or opened(*a)
+  )
   assert prepare(clips, out).num_records == {"train": 4}
-  assert not (tmp_path / ".out.partial").exists()
+  assert again == ["2.mp4", "3.mp4"]  # what the killed run had finished is not made again
+  assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+  prepare(clips, tmp_path / "straight")
+  assert texts(out) == texts(tmp_path / "straight")
+
+
+def test_a_kill_while_files_are_renamed_is_continued(clips, tmp_path, monkeypatch):
+  def dies(*_, **__):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(index, "write", dies)
+    with pytest.raises(KeyboardInterrupt):
+      prepare(clips, tmp_path / "out")
+  whole = tmp_path / ".out.unfinished/whole"
+  first = min(whole.glob("*-train.*"))
+  first.rename(whole.parent / "train-00000")  # as though it had ended before this one
+  prepare(clips, tmp_path / "out")
+  prepare(clips, tmp_path / "straight")
+  assert texts(tmp_path / "out") == texts(tmp_path / "straight")
+  assert len(packed(tmp_path / "out")) == 4
+
+
+def test_what_stops_the_work_keeps_what_is_finished_and_bad_input_does_not(tmp_path):
+  def work_until(error):
+    with records.resumable(tmp_path / "out", {"job": 1}) as work:
+      (work / "finished").write_text("")
+      raise error
+
+  for error, kept in ((records.StoppedError, True), (KeyboardInterrupt, True), (InputError, False)):
+    with pytest.raises(error):
+      work_until(error)
+    assert (tmp_path / ".out.unfinished/finished").exists() == kept
 
 
 READER = """
 import sys
-from emu_jax.data import batches, folder, shapes
+from emu_jax.data import batches, folder, inputs, shapes
 source = batches.open_source(sys.argv[1], "train")
-spec = batches.ClipSpec(4, 8.0)
-with_frames = next(batches.batches(source, spec=spec, batch_size=2, seed=0))
+wanted = inputs.clip_inputs(inputs.ClipSpec(4, 8.0), (16, 16))
+with_frames = next(batches.batches(source, wanted, batch_size=2, seed=0))
 print(with_frames["frames"].shape, "tensorflow" in sys.modules)
 """
 
@@ -317,12 +428,14 @@ def test_reading_needs_no_tensorflow(clips, tmp_path):
 
 def test_decoding_processes_end_with_their_parent(tmp_path):
   script = (
-    "import os, signal, time\n"
+    "import multiprocessing, os, signal\n"
+    "from concurrent.futures import ProcessPoolExecutor\n"
     "from emu_jax.data import folder\n"
     "if __name__ == '__main__':\n"
-    "  with folder._submitter(2, 99) as submit:\n"
-    "    print(submit(os.getpid)(), flush=True)\n"
-    "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    "  spawn = multiprocessing.get_context('spawn')\n"
+    "  pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=folder._end_with_parent)\n"
+    "  print(pool.submit(os.getpid).result(), flush=True)\n"
+    "  os.kill(os.getpid(), signal.SIGKILL)\n"
   )
   (tmp_path / "parent.py").write_text(script)
   environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -355,3 +468,182 @@ def test_real_clips_of_several_kinds(tmp_path):
   assert list(source.fps) == [4.0] * 3
   # 10.0 s, 5.28 s and 10.33 s by their timestamps
   assert list(source.num_frames) == [40, 22, 42]
+
+
+def test_the_index_says_what_the_records_say(clips, tmp_path):
+  rows = [row | {"score": i / 2, "kind": "a" * i} for i, row in enumerate(rows_of(4))]
+  del rows[1]["score"]
+  write_jsonl(clips, rows)
+  prepare(clips, tmp_path / "out", motion=True, max_seconds=1.0)
+  source = open_source(tmp_path / "out", "train")
+  held = index.read(tmp_path / "out", "train")
+  records_there = list(source.records)
+  assert list(source.captions) == [r["caption"].decode() for r in records_there]
+  assert list(held.names) == [r["name"].decode() for r in records_there]
+  assert source.captions[-1] == source.captions[len(source.captions) - 1]
+  assert source.captions[1:3] == [source.captions[1], source.captions[2]]
+  np.testing.assert_array_equal(source.sizes, [r["size"] for r in records_there])
+  np.testing.assert_array_equal(source.num_frames, [len(r["frames"]) for r in records_there])
+  np.testing.assert_array_equal(source.fps, [r["fps"] for r in records_there])
+  assert source.numbers.keys() == {"score", "motion"}  # what is no number stays text
+  for name, values in source.numbers.items():
+    np.testing.assert_array_equal(values, [r["numbers"][name] for r in records_there])
+  by_name = dict(zip(held.names, source.numbers["score"], strict=True))
+  assert by_name["3.mp4#1"] == 1.5
+  assert np.isnan(by_name["1.mp4#0"])
+
+
+def test_text_is_read_without_opening_a_record(clips, tmp_path, monkeypatch):
+  prepare(clips, tmp_path / "out")
+  source = open_source(tmp_path / "out", "train")
+  monkeypatch.setattr(records.Table, "__getitem__", lambda *_: pytest.fail("a record was opened"))
+  assert source.captions[2] == "clip, “number” 2"
+
+
+def test_one_runs_records_do_not_depend_on_workers_or_shards(clips, tmp_path):
+  reports = [
+    prepare(clips, tmp_path / str(size), clips_per_shard=size, max_seconds=1.0) for size in (1, 3)
+  ]
+  assert reports[0].num_records == reports[1].num_records
+  a, b = (open_source(tmp_path / name, "train") for name in ("1", "3"))
+  for one, two in zip(a.records, b.records, strict=True):
+    assert one["frames"].strings == two["frames"].strings
+    assert one["name"] == two["name"]
+  bytes_of = [(tmp_path / name / index.FILE).read_bytes() for name in ("1", "3")]
+  assert bytes_of[0] == bytes_of[1]
+
+
+@pytest.fixture
+def shapes_of_files(tmp_path):
+  """Six pictures of three aspects; the one on its side is upright by its EXIF."""
+  where = tmp_path / "aspects"
+  where.mkdir()
+  sides = [(40, 40), (30, 60), (60, 30), (33, 40), (24, 80), (60, 30)]
+  for i, (height, width) in enumerate(sides):
+    image = PIL.Image.new("RGB", (width, height), (40 * i, 0, 0))
+    exif = image.getexif()
+    if i == 5:
+      exif[0x0112] = 6  # "rotate 90 degrees clockwise to display"
+    image.save(where / f"{i}.png", exif=exif)
+  write_jsonl(where, rows_of(6, "png"))
+  return where
+
+
+BUCKETS = ((16, 16), (12, 24), (24, 12))
+
+
+def test_a_file_is_stored_at_the_bucket_of_the_nearest_aspect(shapes_of_files, tmp_path):
+  report = prepare(shapes_of_files, tmp_path / "out", buckets=BUCKETS)
+  source = open_source(tmp_path / "out", "train")
+  assert source.size == (16, 16)
+  expected = [(16, 16), (12, 24), (24, 12), (16, 16), (12, 24), (12, 24)]
+  assert [tuple(size) for size in source.sizes.tolist()] == expected
+  assert [r["frames"].shape for r in source.records] == [(1, *size, 3) for size in expected]
+  assert report.arguments["buckets"] == BUCKETS
+  with pytest.raises(InputError, match=r"size 16x24 is none of the buckets 16x16 12x24 24x12"):
+    prepare(shapes_of_files, tmp_path / "other", size=(16, 24), buckets=BUCKETS)
+
+
+def test_buckets_of_videos(tmp_path):
+  where = tmp_path / "clips"
+  where.mkdir()
+  for i, (height, width) in enumerate([(32, 64), (64, 32)]):
+    write_numbered(where / f"{i}.mp4", 4, height=height, width=width)
+  write_jsonl(where, rows_of(2))
+  prepare(where, tmp_path / "out", buckets=BUCKETS)
+  source = open_source(tmp_path / "out", "train")
+  assert source.sizes.tolist() == [[12, 24], [24, 12]]
+  assert [numbers(r["frames"][:]) for r in source.records] == [[0, 1, 2, 3]] * 2
+
+
+def test_further_files_are_arrays_of_the_same_moments(tmp_path):
+  where = tmp_path / "clips"
+  where.mkdir()
+  write_numbered(where / "0.mp4", 24, fps=8)
+  # Twice as fine, and longer: frame 2 i is shown when frame i of the other is.
+  write_numbered(where / "edit.mp4", 60, fps=16)
+  write_jsonl(where, [rows_of(1)[0] | {"source_file_name": "edit.mp4"}])
+  prepare(where, tmp_path / "out", fps=4.0, max_seconds=2.0)
+  source = open_source(tmp_path / "out", "train")
+  assert source.arrays == ("frames", "source")
+  first, second = source.records
+  assert numbers(np.concatenate([first["frames"], second["frames"]])) == list(range(0, 24, 2))
+  assert numbers(np.concatenate([first["source"], second["source"]])) == list(range(0, 48, 4))
+  assert first["truth"] == b""  # a file's name is no fact of the clip
+
+
+UNFIT = {
+  "absent": ({}, "has no source_file_name"),
+  "too short": ({"source_file_name": "short.mp4"}, "gives 5 frames"),
+  "a picture": ({"source_file_name": "still.png"}, "mixes pictures and videos"),
+  "outside": ({"source_file_name": "../clips/1.mp4"}, "lies outside of the folder"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_further_file_that_does_not_fit_is_named(clips, tmp_path, name):
+  columns, words = UNFIT[name]
+  write_numbered(clips / "short.mp4", 5)
+  PIL.Image.new("RGB", (16, 16)).save(clips / "still.png")
+  good, bad = rows_of(2)
+  write_jsonl(clips, [good | {"source_file_name": "1.mp4"}, bad | columns])
+  report = prepare(clips, tmp_path / "out")
+  assert report.num_records == {"train": 1}
+  (skipped,) = report.skipped
+  assert skipped.file_name == "1.mp4"
+  assert words in skipped.reason
+
+
+def test_masks_are_stored_without_loss_whatever_the_codec(tmp_path):
+  where = tmp_path / "pictures"
+  where.mkdir()
+  noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+  for name in ("0", "mask"):
+    PIL.Image.fromarray(noise).save(where / f"{name}.png")
+  write_jsonl(where, [rows_of(1, "png")[0] | {"mask_file_name": "mask.png"}])
+  prepare(where, tmp_path / "out", codec="jpeg80")
+  (record,) = open_source(tmp_path / "out", "train").records
+  np.testing.assert_array_equal(record["mask"][0], noise)
+  assert (record["frames"][0] != noise).any()
+  with pytest.raises(InputError, match="codec='gif' is unknown"):
+    prepare(where, tmp_path / "other", codec="gif")
+
+
+def test_motion_is_measured_in_percent_of_the_height_a_second(tmp_path):
+  where = tmp_path / "clips"
+  where.mkdir()
+  texture = np.random.default_rng(0).integers(0, 256, (48, 160, 3), np.uint8)
+  texture = np.asarray(PIL.Image.fromarray(texture).resize((320, 96)))  # no single-pixel noise
+  # 2 px a frame at 8 frames/s of a height of 64: 25 %/s
+  write_video(where / "0.mp4", [texture[:64, 2 * i : 2 * i + 96] for i in range(24)])
+  write_video(where / "1.mp4", [texture[:64, :96]] * 24)
+  PIL.Image.fromarray(texture).save(where / "2.png")
+  write_jsonl(where, [*rows_of(2), rows_of(3, "png")[2]])
+  prepare(where, tmp_path / "out", size=(64, 96), motion=True)
+  source = open_source(tmp_path / "out", "train")
+  # Blocks that enter at the edge match nothing: at most one column in twelve.
+  np.testing.assert_allclose(source.numbers["motion"], [25, 0, 0], rtol=0.1)
+  write_jsonl(where, [row | {"motion": 1} for row in rows_of(2)])
+  with pytest.raises(InputError, match="has a column 'motion'"):
+    prepare(where, tmp_path / "other", motion=True)
+
+
+def test_records_of_an_earlier_layout_are_refused(clips, tmp_path):
+  out = tmp_path / "out"
+  prepare(clips, out)
+  with np.load(out / index.FILE) as columns:
+    kept = {name: columns[name] for name in columns if name.startswith("train/")}
+  np.savez(out / index.FILE, **kept)
+  with pytest.raises(InputError, match=r"was packed by an earlier version.*pack it again"):
+    open_source(out, "train")
+  (out / index.FILE).unlink()
+  with pytest.raises(InputError, match=r"was packed by an earlier version.*pack it again"):
+    open_source(out, "train")
+
+
+def test_an_unreadable_report_is_one_line(clips, tmp_path):
+  prepare(clips, tmp_path / "out")
+  (tmp_path / "out" / records.REPORT).write_text('{"argu')
+  with pytest.raises(InputError, match=r"cannot be read .*; overwrite"):
+    prepare(clips, tmp_path / "out")
+  assert prepare(clips, tmp_path / "out", overwrite=True).num_packed == 4

@@ -69,6 +69,24 @@ def test_the_centroid_is_where_the_pixels_say(size):
     )
 
 
+@pytest.mark.parametrize("size", [(32, 48), (48, 32)])
+def test_on_a_canvas_of_another_aspect_shapes_keep_theirs(size):
+  """A shape and its steps are as in a square of the shorter side, and it stays on the canvas."""
+  for scene in plain():
+    weight = coverage(scene, size)
+    square = coverage(scene, 32)
+    assert weight.shape[1:] == size
+    # Edges snap to samples: an eighth of a pixel along the outline, in both.
+    width = shapes.SIZES[scene.size] * 32
+    np.testing.assert_allclose(weight.sum((1, 2)), square.sum((1, 2)), atol=5 * width / 8)
+    radius, canvas = width / 2, np.array(size[::-1])
+    places = shapes.centres(scene, size) + 0.5
+    assert (places >= radius).all()
+    assert (places <= canvas - radius).all()
+    steps = np.diff(shapes.centroids(scene, size), axis=0)
+    np.testing.assert_allclose(steps, np.diff(shapes.centroids(scene, 32), axis=0), atol=1e-9)
+
+
 @pytest.mark.parametrize("size", [32, 64])
 def test_a_shape_has_its_own_area_in_every_frame(size):
   share = {"circle": np.pi / 4, "square": 1.0, "triangle": 1 / 2, "cross": 5 / 9}
@@ -178,13 +196,15 @@ def test_prepared_records_are_the_drawn_scenes(tmp_path, size):
   for kind, split, count in (("images", "train", 20), ("videos", "test", 1)):
     source = open_source(out / kind, split)
     assert len(source.records) == count
-    assert source.size == size
+    assert source.size == (size, size)
     for i in range(count):
       scene, record = shapes.scene(kind, split, i, 4), source.records[i]
       np.testing.assert_array_equal(record["frames"], shapes.draw(scene, size))
       assert record["caption"].decode() == shapes.caption(scene)
       assert json.loads(record["truth"]) == shapes.truth(scene, size)
       assert record["fps"] == (0 if kind == "images" else 16)
+      speed = shapes.SPEEDS[scene.speed] * 100 if scene.speed else 0
+      assert source.numbers["motion"][i] == np.float32(speed)
   assert shapes.prepare_shapes(out, **made)["existing"]
   with pytest.raises(InputError, match="seed=4 there, 5 asked"):
     shapes.prepare_shapes(out, **(made | {"seed": 5}))

@@ -43,5 +43,5 @@ def write_video(path, frames, *, fps=8, times=None, codec="libx264", prepare=Non
   return path
 
 
-def write_numbered(path, count, **options):
-  return write_video(path, [numbered(i) for i in range(count)], **options)
+def write_numbered(path, count, *, height=32, width=32, **options):
+  return write_video(path, [numbered(i, height, width) for i in range(count)], **options)

@@ -317,6 +317,8 @@ def test_position_may_be_bytes(tmp_path, finished):
 
 
 def test_a_tree_cannot_train_and_be_frozen(tmp_path):
-  both = stage().frozen | {"net": {"bias": np.zeros(1)}}
-  with pytest.raises(ValueError, match=r"\['net'\] are among the trainable and the frozen"):
+  both = stage().frozen | {"net": {"out": {"bias": np.zeros(2)}}}
+  with pytest.raises(
+    ValueError, match=r"\['net/out/bias'\] are among the trainable and the frozen"
+  ):
     run(tmp_path, 1, stage=stage(frozen=both, sample=sample))

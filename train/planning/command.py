@@ -89,7 +89,7 @@ def main(arguments: Plan, words: list[str]) -> None:
   ]
   if arguments.search and (arguments.sample or arguments.whole):
     raise InputError("--search: plans training by blocks; leave out --sample and --whole")
-  if arguments.encoded and (arguments.sample or "autoencoder" in {e.stage for e in chosen}):
+  if arguments.encoded and (arguments.sample or not all(e.definition.encoders for e in chosen)):
     raise InputError(
       "--encoded: is for training on latents; leave out --sample, and choose a stage that does so "
       "with --stage"
@@ -148,7 +148,7 @@ def searched(work: Work, experiment: Experiment, devices: Sequence[Any]) -> list
   kept = search.kept_bytes(program.calls()) / num
   state, frozen, batch = program.arguments
   fitting = []
-  for config in search.candidates(num, experiment.clips.num_frames):
+  for config in search.candidates(num, experiment.num_frames):
     if fitting and config.frames > fitting[0].mesh.frames:
       break
     placed = with_shardings((state, frozen), make_mesh(devices, config))

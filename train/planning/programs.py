@@ -1,6 +1,6 @@
-"""The real programs of a stage, its training step and its sampling, of shapes: no array is made.
+"""The real programs of a part, its training step and its sampling, of shapes: no array is made.
 
-Frozen trees are taken to be in their network's dtype, as `emu-train run` loads public ones.
+Frozen trees are in their network's dtype, by the function that casts them for a run.
 """
 
 import dataclasses
@@ -14,17 +14,15 @@ import numpy as np
 from jax.extend import core
 from jax.sharding import Mesh
 
-from emu_jax import encoding
 from emu_jax.data.latent_records import Encoding
-from emu_jax.models.autoencoder import Autoencoder
+from emu_jax.errors import InputError
 from emu_jax.parallel.placement import batch_sharding, replicated, with_shardings
-from emu_jax.systems.emu import init_spatial, init_text
-from emu_jax.systems.emu_video import init_temporal
 from emu_jax.typing import Params
 from train.config import Experiment
+from train.frozen_encoders import stored_moments
 from train.planning import blocks, flops
 from train.stage import Stage
-from train.stages import NEEDS, build
+from train.stages import Split, build, frozen_as_read
 from train.state import abstract_state
 from train.step import jitted_step
 
@@ -51,10 +49,10 @@ class Training:
   @functools.cached_property
   def stage(self) -> Stage:
     """The stage as it trains, its frozen trees as shapes."""
-    text = "" if self.experiment.trains_text else "by these encoders"
-    size = self.experiment.model.image.size
-    ahead = Encoding(size, {}, "by this one", text) if self.encoded else None
-    return build(self.experiment, inherited_shapes(self.experiment), {}, ((), ()), encoding=ahead)
+    size = self.experiment.definition.inputs.first.size
+    ahead = Encoding(size, {}, "by this one", "by these encoders") if self.encoded else None
+    shapes = inherited_shapes(self.experiment)
+    return build(self.experiment, shapes, empty_shapes(self.experiment), encoding=ahead)
 
   @functools.cached_property
   def batch(self) -> dict[str, Any]:
@@ -91,7 +89,8 @@ class Training:
     """The step as one program, traced."""
     state, frozen, batch = self.arguments
     optim, steps = self.experiment.optim, self.experiment.loop.num_steps
-    step, key = jitted_step(self.stage.loss, optim, steps, state), _key(self.mesh)
+    step = jitted_step(self.stage.loss, optim, steps, state, self.stage.rates)
+    key = _key(self.mesh)
     with jax.set_mesh(self.mesh):
       return step.func.lower(state, frozen, batch, key, **step.keywords)
 
@@ -133,8 +132,8 @@ class Sampling:
   @functools.cached_property
   def training(self) -> Training:
     """The stage's step on as many examples."""
-    wanted = dataclasses.replace(self.experiment, num_samples=self.experiment.data.batch_size)
-    return Training(wanted, self.mesh)
+    loop = dataclasses.replace(self.experiment.loop, num_samples=self.experiment.data.batch_size)
+    return Training(dataclasses.replace(self.experiment, loop=loop), self.mesh)
 
   @functools.cached_property
   def arguments(self) -> tuple[Any, Any, Any]:
@@ -146,9 +145,10 @@ class Sampling:
   def sample(self) -> Callable:
     """The jitted function of `arguments` and a key."""
     wanted = self.training.experiment
-    tokens = tuple(np.zeros((1, t.max_length), np.int32) for t in wanted.model.image.text)
-    masks = tuple(np.ones(a.shape, bool) for a in tokens)
-    return build(wanted, inherited_shapes(wanted), {}, (tokens, masks)).sample
+    sample = build(wanted, inherited_shapes(wanted), empty_shapes(wanted)).sample
+    if sample is None:
+      raise InputError(f"--sample: part {wanted.part!r} draws no samples; plan another one")
+    return sample
 
   def calls(self) -> list[blocks.Call]:
     """The blocks of all steps and of decoding, in their order."""
@@ -177,41 +177,33 @@ def _key(mesh: Mesh | None = None) -> jax.ShapeDtypeStruct:
 
 
 def inherited_shapes(experiment: Experiment) -> Params:
-  """Shapes of the trees that a stage finds, as the stages before leave them."""
-  model, key = experiment.model, jax.random.key(0)
-  image = model.image
-  z = jax.ShapeDtypeStruct((image.autoencoder.z_channels,), jnp.float32)
-  frame = jnp.zeros((1, 1, image.size, image.size, 3))
-  make = {
-    "autoencoder": lambda key: Autoencoder(image.autoencoder).init(key, frame)["params"],
-    "text": lambda key: init_text(image, key),
-    "spatial": lambda key: init_spatial(image, key),
-    "temporal": lambda key: init_temporal(model, key),
-  }
-  needed = set(NEEDS[experiment.stage]) | ({"text"} if experiment.stage == "image" else set())
-  if experiment.stage == "image" and experiment.train_text:
-    needed -= {"text"}
-  shapes = {name: jax.eval_shape(make[name], key) for name in make if name in needed}
-  dtypes = {"autoencoder": image.autoencoder.dtype, "spatial": image.unet.dtype}
-  for name, dtype in dtypes.items():
-    if name in shapes:
-      shapes[name] = _cast(shapes[name], dtype)
-  if "text" in shapes:
-    shapes["text"] = {
-      name: _cast(tree, image.text[int(name)].dtype) for name, tree in shapes["text"].items()
-    }
-  return shapes | (
-    {"latents": {"shift": z, "scale": z}} if experiment.stage != "autoencoder" else {}
-  )
+  """Shapes of the trees that a part finds, as the parts before leave them."""
+  table, part = experiment.system.trees(), experiment.definition
+  trained = Split(experiment.system, experiment.part).trained_trees
+  names = {name for name in part.reads if name not in trained}
+  names |= {part.begins[name] for name in trained if name in part.begins}
+  return {name: jax.eval_shape(table[name].init, jax.random.key(0)) for name in sorted(names)}
+
+
+def empty_shapes(experiment: Experiment) -> dict[str, Any]:
+  """The empty prompt as arrays of the right shape, one example."""
+  lengths = [encoder.max_length for encoder in experiment.definition.texts]
+  tokens = tuple(np.zeros((1, length), np.int32) for length in lengths)
+  return {"tokens": tokens, "masks": tuple(np.ones(a.shape, bool) for a in tokens)}
 
 
 def batch_shapes(experiment: Experiment) -> dict[str, Any]:
   """Shapes of a step's batch, over all devices."""
-  B, size = experiment.data.batch_size, experiment.model.image.size
-  T = 1 if experiment.known is None else experiment.known.num_frames
-  lengths = [encoder.max_length for encoder in experiment.model.image.text]
+  B, part = experiment.data.batch_size, experiment.definition
+  arrays = {
+    name: jax.ShapeDtypeStruct((B, frames.clip.num_frames, *frames.size, 3), jnp.uint8)
+    for name, frames in part.inputs.frames.items()
+  }
+  numbers = dict.fromkeys((*part.inputs.numbers, "fps"), jax.ShapeDtypeStruct((B,), jnp.float32))
+  lengths = [encoder.max_length for encoder in part.texts]
   return {
-    "frames": jax.ShapeDtypeStruct((B, T, size, size, 3), jnp.uint8),
+    **arrays,
+    **numbers,
     "tokens": tuple(jax.ShapeDtypeStruct((B, n), jnp.int32) for n in lengths),
     "masks": tuple(jax.ShapeDtypeStruct((B, n), jnp.bool_) for n in lengths),
     "image_dropped": jax.ShapeDtypeStruct((B,), jnp.bool_),
@@ -220,22 +212,14 @@ def batch_shapes(experiment: Experiment) -> dict[str, Any]:
 
 def encoded_shapes(experiment: Experiment) -> dict[str, Any]:
   """Shapes of the same batch, encoded ahead."""
-  image, trees, batch = (
-    experiment.model.image,
-    inherited_shapes(experiment),
-    batch_shapes(experiment),
-  )
+  part, batch = experiment.definition, batch_shapes(experiment)
+  trees = frozen_as_read(experiment.system, inherited_shapes(experiment))
   frames = batch.pop("frames")
-  batch["moments"] = jax.eval_shape(
-    functools.partial(encoding.moments, image, STORED), trees, frames
-  )
-  if not experiment.trains_text:
+  moments = functools.partial(stored_moments, part, STORED)
+  batch["moments"] = jax.eval_shape(moments, trees, frames)
+  if "captions" in part.encoders:
     words = batch.pop("tokens"), batch.pop("masks")
-    text = jax.eval_shape(functools.partial(encoding.features, image), trees, words)
-    stored = tuple(jax.ShapeDtypeStruct(a.shape, jnp.dtype(STORED)) for a in text.texts)
-    batch["text"] = {"texts": stored, "masks": text.masks, "vectors": text.vectors}
+    text = jax.eval_shape(part.encoders["captions"].apply, trees, words)
+    half = tuple(jax.ShapeDtypeStruct(a.shape, jnp.dtype(STORED)) for a in text.texts)
+    batch["text"] = {"texts": half, "masks": text.masks, "vectors": text.vectors}
   return batch
-
-
-def _cast(tree: Params, dtype: str) -> Params:
-  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.dtype(dtype)), tree)

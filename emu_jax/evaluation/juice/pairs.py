@@ -194,7 +194,7 @@ def fitted(clip: Clip, setting: Setting) -> UInt8[np.ndarray, "T H W 3"]:
     return _animation(clip, times, setting)
   line, how = decode.timeline(clip.path), PIL.Image.Resampling.BILINEAR
   nearest = np.minimum(times, line.span)
-  return decode.frames_at(clip.path, nearest, setting.height, line, width=setting.width, how=how)
+  return decode.frames_at(clip.path, nearest, (setting.height, setting.width), line, how=how)
 
 
 def _animation(

@@ -1,0 +1,137 @@
+"""What is known of every record without opening it: a table beside the records, a column a fact.
+
+`index.npz` holds for each split num_frames, fps, sizes (height, width), captions, names and the
+named numbers of the records in their order, and for all of them the layout's version, the arrays
+that a record has and the size that they were packed for. Texts lie as UTF-8 bytes on end with the
+places where they end, so that nothing is unpickled and a long caption costs the others nothing.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from emu_jax.errors import InputError
+
+FILE = "index.npz"
+LAYOUT = 2  # 1: a record's frames were one array, deflated; there was no text in the index
+
+Size = tuple[int, int]  # height and width, pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """What the index holds of one record."""
+
+  num_frames: int
+  fps: float  # frames/s; 0 for a picture
+  size: Size
+  caption: str
+  name: str
+  numbers: Mapping[str, float]
+
+  @classmethod
+  def of(cls, record: Mapping, num_frames: int) -> "Entry":
+    """Of a record as `records.packed` gives it."""
+    size = tuple(int(side) for side in record["size"])
+    text = lambda value: value.decode() if isinstance(value, bytes) else value
+    numbers = {name: float(value) for name, value in record.get("numbers", {}).items()}
+    names = (text(record[field]) for field in ("caption", "name"))
+    return cls(num_frames, float(record["fps"]), size, *names, numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+  """The rows of one split."""
+
+  num_frames: Int32[np.ndarray, "N"]
+  fps: Float32[np.ndarray, "N"]
+  sizes: Int32[np.ndarray, "N 2"]
+  captions: Sequence[str]
+  names: Sequence[str]
+  numbers: Mapping[str, np.ndarray]  # float32 [N]; NaN where a record has none
+  arrays: tuple[str, ...]  # of every record
+  size: Size  # that the records were packed for; theirs may be of another aspect
+
+
+class Texts(Sequence):
+  """The texts of a column; read from the file when the first one is taken."""
+
+  def __init__(self, file: pathlib.Path, column: str, count: int):
+    self._file, self._column, self._count = file, column, count
+
+  @functools.cached_property
+  def _held(self) -> tuple[bytes, list[int]]:
+    with np.load(self._file, allow_pickle=False) as columns:
+      ends = columns[f"{self._column}/ends"].tolist()
+      return columns[f"{self._column}/utf8"].tobytes(), [0, *ends]
+
+  def __len__(self) -> int:
+    return self._count
+
+  def __getitem__(self, i):
+    if isinstance(i, slice):
+      return [self[k] for k in range(*i.indices(self._count))]
+    text, ends = self._held
+    i = range(self._count)[i]
+    return text[ends[i] : ends[i + 1]].decode()
+
+
+def write(
+  folder: pathlib.Path,
+  entries: Mapping[str, Sequence[Entry]],
+  *,
+  arrays: Iterable[str],
+  numbers: Iterable[str] = (),
+  size: Size,
+) -> dict[str, int]:
+  """Writes the index of the records of each split, in order; returns their counts."""
+  columns = {"layout": np.array(LAYOUT), "arrays": np.array([*arrays]), "size": np.array(size)}
+  numbers = tuple(numbers)
+  columns["numbers"] = np.array(numbers, dtype=np.str_)
+  for split, rows in entries.items():
+    columns[f"{split}/num_frames"] = np.array([row.num_frames for row in rows], np.int32)
+    columns[f"{split}/fps"] = np.array([row.fps for row in rows], np.float32)
+    columns[f"{split}/sizes"] = np.array([row.size for row in rows], np.int32).reshape(-1, 2)
+    for column, texts in (
+      ("captions", [row.caption.encode() for row in rows]),
+      ("names", [row.name.encode() for row in rows]),
+    ):
+      columns[f"{split}/{column}/utf8"] = np.frombuffer(b"".join(texts), np.uint8)
+      columns[f"{split}/{column}/ends"] = np.cumsum([len(text) for text in texts], dtype=np.int64)
+    for name in numbers:
+      columns[f"{split}/numbers/{name}"] = np.array([row.numbers[name] for row in rows], np.float32)
+  np.savez(folder / FILE, **columns)
+  return {split: len(rows) for split, rows in entries.items()}
+
+
+def read(folder: pathlib.Path, split: str) -> Index:
+  """The index of a split that `write` wrote.
+
+  Raises:
+    InputError: there is none, or one of another layout.
+  """
+  file = folder / FILE
+  if file.is_file():
+    with np.load(file, allow_pickle=False) as columns:
+      if "layout" in columns and columns["layout"] == LAYOUT:
+        num_frames = columns[f"{split}/num_frames"]
+        texts = (
+          Texts(file, f"{split}/{column}", len(num_frames)) for column in ("captions", "names")
+        )
+        return Index(
+          num_frames,
+          columns[f"{split}/fps"],
+          columns[f"{split}/sizes"],
+          *texts,
+          {name: columns[f"{split}/numbers/{name}"] for name in columns["numbers"].tolist()},
+          tuple(columns["arrays"].tolist()),
+          tuple(columns["size"].tolist()),
+        )
+  raise InputError(
+    f"open_source: {folder} was packed by an earlier version or by another program; pack it again "
+    "with `emu-train prepare` (or `encode`)"
+  )

@@ -1,0 +1,136 @@
+"""An experiment's packed clips and their captions, opened and checked."""
+
+import itertools
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from emu_jax.data.batches import Source, check_alike, open_source
+from emu_jax.data.tokenizer import Tokenizer, tokenizer_file, train_tokenizer
+from emu_jax.errors import InputError
+from emu_jax.model import load_tokenizers
+from train.checkpoint import latest_step
+from train.config import Experiment
+from train.inherit import public_trees, source_of
+
+CAPTIONS_READ = 2000  # of a source, to tell how many are too long
+
+
+def opened(experiment: Experiment, split: str) -> list[Source]:
+  """A split of each source, checked against the part."""
+  sources = [open_source(path, split) for path in experiment.data.sources]
+  for path, source in zip(experiment.data.sources, sources, strict=True):
+    if source.encoded and not experiment.definition.encoders:
+      raise InputError(
+        f"--data.sources {path}: holds latents, and part {experiment.part!r} trains on pixels; "
+        "name the clips that they were encoded from"
+      )
+    size = experiment.definition.inputs.first.size
+    if source.encoded and source.size != size:
+      raise InputError(
+        f"--data.sources {path}: was encoded at {source.size[0]}x{source.size[1]} pixels, the part "
+        f"works at {size[0]}x{size[1]}; encode the clips for it"
+      )
+  check_alike(sources)
+  return sources
+
+
+def batch_options(experiment: Experiment, tokenizers: tuple[Tokenizer, ...]) -> dict[str, Any]:
+  """What training and validation data have in common."""
+  return {
+    "inputs": experiment.definition.inputs,
+    "tokenizers": tokenizers,
+    "batch_size": experiment.data.batch_size // jax.process_count(),
+    "seed": experiment.loop.seed,
+    "process_index": jax.process_index(),
+    "process_count": jax.process_count(),
+  }
+
+
+def empty_prompt(tokenizers: tuple[Tokenizer, ...]) -> Mapping[str, Any]:
+  """What a batch says of text for one empty prompt: "tokens" and "masks", one an encoder."""
+  pairs = [tokenizer([""], overflow="error") for tokenizer in tokenizers]
+  return {"tokens": tuple(ids for ids, _ in pairs), "masks": tuple(mask for _, mask in pairs)}
+
+
+def stage_tokenizers(
+  experiment: Experiment, folder: pathlib.Path, sources: Sequence[Source]
+) -> tuple[Tokenizer, ...]:
+  """The tokenizers of a run, kept in its folder: named ones, those before it, or learned ones.
+
+  They replace what a run that ended before its first checkpoint left there.
+  """
+  texts, kept = experiment.definition.texts, folder / "tokenizers"
+  if not texts:
+    return ()
+  if jax.process_index() == 0 and (latest_step(folder) is None or not kept.is_dir()):
+    part = folder / "tokenizers.part"
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+      part.mkdir()
+      for i in range(len(texts)):
+        keep_tokenizer(experiment, i, part / str(i), sources)
+      shutil.rmtree(kept, ignore_errors=True)
+      part.rename(kept)
+    finally:
+      shutil.rmtree(part, ignore_errors=True)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("tokenizers kept")
+  return load_tokenizers(texts, [kept / str(i) for i in range(len(texts))])
+
+
+def named_tokenizers(experiment: Experiment) -> tuple[str, ...]:
+  """Folders that name the tokenizers, one a text encoder; () where none are named."""
+  folders, encoders = public_trees(experiment), range(len(experiment.definition.texts))
+  public = tuple(folders.get(f"text/{i}", "") for i in encoders)
+  return experiment.data.tokenizers or (public if all(public) else ())
+
+
+def keep_tokenizer(
+  experiment: Experiment, i: int, target: pathlib.Path, sources: Sequence[Source]
+) -> None:
+  """Leaves the tokenizer of text encoder `i` in a new folder."""
+  source = source_of(experiment)
+  inherited = source.tokenizers[i] if source and i < len(source.tokenizers) else None
+  if named := named_tokenizers(experiment):
+    copy_tokenizer(pathlib.Path(named[i]), target)
+  elif inherited and inherited.is_dir() and source.public:
+    copy_tokenizer(inherited, target)
+  elif inherited and inherited.is_dir():
+    shutil.copytree(inherited, target)
+  else:
+    texts = itertools.chain.from_iterable(source.captions for source in sources)
+    train_tokenizer(texts, target, experiment.definition.texts[i].vocab_size)
+
+
+def copy_tokenizer(named: pathlib.Path, target: pathlib.Path) -> None:
+  """The files of a tokenizer into a new folder, and nothing else of what may lie beside them."""
+  file = tokenizer_file(named)
+  target.mkdir()
+  fixed = file.suffix == ".model" or file.name == "vocab.json"
+  shutil.copy(file, target / (file.name if fixed else "tokenizer.json"))
+  for name in ("merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
+    if file.with_name(name).is_file():
+      shutil.copy(file.with_name(name), target)
+
+
+def tell_of_cuts(tokenizers: tuple[Tokenizer, ...], sources: Sequence[Source]) -> None:
+  """Prints how many captions an encoder will not see to their end, where there are any."""
+  read = [spread(source.captions, CAPTIONS_READ) for source in sources]
+  texts = list(itertools.chain.from_iterable(read))
+  for i, tokenizer in enumerate(tokenizers):
+    cut = sum(len(ids) > tokenizer.max_length for ids in tokenizer.encode(texts))
+    if cut:
+      print(
+        f"text encoder {i}: {cut} of {len(texts)} captions that were read have more than "
+        f"max_length={tokenizer.max_length} tokens; training sees their beginnings"
+      )
+
+
+def spread(captions: Sequence[str], at_most: int) -> list[str]:
+  """So many of the captions, evenly spread."""
+  return [captions[i] for i in range(0, len(captions), max(1, len(captions) // at_most))]
