@@ -12,11 +12,13 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from emu_jax.config import kind
 from emu_jax.models.attention import GroupNorm, TransformerLayer
 from emu_jax.models.temporal import Contexts, Features, Temporal, Unet
 from emu_jax.parallel.activations import exchange
 
 
+@kind("modelscope")
 @dataclasses.dataclass(frozen=True)
 class ModelScopeConfig(Temporal):
   """Convolutions over frames after each residual block, a transformer after each spatial one.

@@ -12,12 +12,14 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from emu_jax.config import kind
 from emu_jax.models.attention import Attention, FeedForward, GroupNorm
 from emu_jax.models.embedding import sinusoid
 from emu_jax.models.temporal import Features, Temporal, Unet
 from emu_jax.parallel.activations import exchange
 
 
+@kind("motion")
 @dataclasses.dataclass(frozen=True)
 class MotionConfig(Temporal):
   """Motion modules after each block of every level; defaults: public adapters of SD 1.

@@ -15,6 +15,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from emu_jax.config import kind
 from emu_jax.models.attention import GroupNorm, TransformerLayer, in_pieces
 from emu_jax.models.embedding import sinusoid
 from emu_jax.parallel.activations import exchange
@@ -61,6 +62,7 @@ class Temporal:
     return h
 
 
+@kind("temporal")
 @dataclasses.dataclass(frozen=True)
 class TemporalConfig(Temporal):
   """What is inserted after the spatial layers. Source: arXiv:2311.10709, sec. 3.2 and app. table 1.

@@ -14,6 +14,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from emu_jax.config import kind
 from emu_jax.models.attention import FeedForward, Groups, TransformerLayer
 from emu_jax.models.embedding import EmbeddingMLP, sinusoid
 from emu_jax.models.temporal import AfterLayer, Features, Temporal
@@ -22,6 +23,7 @@ from emu_jax.parallel.activations import exchange
 MIX = 0.5  # alpha = sigmoid(MIX) = 0.62 at the start, as SVD was trained
 
 
+@kind("video_ldm")
 @dataclasses.dataclass(frozen=True)
 class VideoLdmConfig(Temporal):
   """Temporal residual blocks and transformer layers, each with a learned share of the result.

@@ -93,7 +93,10 @@ def latent_shape(
 class Pixels:
   """No first stage: diffusion in pixels. Source: VDM, arXiv:2204.03458."""
 
-  channels: int = 3
+  @property
+  def channels(self) -> int:
+    """Red, green, blue."""
+    return 3
 
   @property
   def downsample(self) -> int:
@@ -214,7 +217,7 @@ def unnormalised(trees: Params, latents: Video) -> Video:
 
 def channelwise(statistics: Params) -> tuple[Float[Array, "1 1 1 1 C"], Float[Array, "1 1 1 1 C"]]:
   """Shift and scale of latents, shaped to meet a video."""
-  return tuple(statistics[name].reshape(1, 1, 1, 1, -1) for name in ("shift", "scale"))
+  return tuple(jnp.asarray(statistics[name]).reshape(1, 1, 1, 1, -1) for name in ("shift", "scale"))
 
 
 def latent_statistics(batches: Sequence[Mapping[str, np.ndarray]]) -> Params:
