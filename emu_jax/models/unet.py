@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from emu_jax.models.attention import GroupNorm, SpatialTransformer
 from emu_jax.models.embedding import EmbeddingMLP, sinusoid
 from emu_jax.models.rematerialisation import Keeps, recomputed
-from emu_jax.models.temporal import Temporal, TemporalConfig
+from emu_jax.models.temporal import Temporal
 from emu_jax.typing import Conditions, PerExample, Video
 
 
@@ -117,26 +117,6 @@ class UNetConfig:
   def image(self) -> "UNetConfig":
     """The image model inside a video model: the same spatial layers, nothing beside them."""
     return dataclasses.replace(self, temporal=Temporal(), concat_channels=0)
-
-  @classmethod
-  def emu_video(cls, **changes) -> "UNetConfig":
-    """Emu Video's 4.3 B network. Source: arXiv:2311.10709, app. table 1."""
-    published = cls(
-      in_channels=8,
-      out_channels=8,
-      concat_channels=9,
-      channels=(384, 768, 1536, 1536),
-      num_res_blocks=(3, 4, 4, 4),
-      transformer_depth=(2, 2, 2, 0),
-      mid_depth=2,
-      num_heads=0,
-      head_dim=64,
-      context_dims=(768, 2048),
-      layer_contexts=(0, 1),
-      linear_projection=True,
-      temporal=TemporalConfig(),
-    )
-    return dataclasses.replace(published, **changes)
 
 
 def conv(features: int, dtype: DTypeLike, name: str, *, strides: int = 1, **kwargs) -> nn.Conv:
