@@ -24,8 +24,9 @@ from jaxtyping import UInt8
 from benchmarks.basics import say
 from configs.shapes_32 import optim
 from configs.sprites_64 import MODEL
-from emu_jax import command_line, media
+from emu_jax import media
 from emu_jax.checkpoints.run import load_ema
+from emu_jax.cli import command_line
 from emu_jax.config import from_dict
 from emu_jax.data.batches import open_source
 from emu_jax.errors import InputError

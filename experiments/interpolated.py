@@ -16,12 +16,12 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks.basics import commit
-from emu_jax.cli_shared import SHIPPED
 from emu_jax.data import shapes
 from emu_jax.evaluation import metrics, oracle
 from emu_jax.evaluation.metrics import Clips
 from emu_jax.generation import Request, generate, interpolate
 from emu_jax.loading import load_pipeline
+from emu_jax.model import SHIPPED
 from emu_jax.parallel.compilation import enable_cache
 from emu_jax.systems.latent import Sampling
 from experiments.between_frames import BETWEEN, KNOWN, OUTSIDE, blended, repeated

@@ -16,11 +16,11 @@ import numpy as np
 from configs import shapes_64
 from emu_jax.checkpoints.release import write_release
 from emu_jax.checkpoints.run import latest_step
-from emu_jax.cli_shared import SHIPPED
 from emu_jax.config import to_dict
 from emu_jax.data import records
 from emu_jax.data.shapes import MovingShapes
 from emu_jax.loading import load_pipeline
+from emu_jax.model import SHIPPED
 from emu_jax.models.discriminator import PatchDiscriminatorConfig
 from emu_jax.systems.emu_video import EmuVideoConfig
 from emu_jax.systems.latent import Sampling

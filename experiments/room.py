@@ -12,12 +12,12 @@ import pathlib
 import numpy as np
 import tyro
 
-from emu_jax.cli_shared import SHIPPED
 from emu_jax.data import shapes
 from emu_jax.evaluation import metrics, oracle
 from emu_jax.evaluation.metrics import Clips
 from emu_jax.generation import Request, generate
 from emu_jax.loading import load_pipeline
+from emu_jax.model import SHIPPED
 from emu_jax.parallel.compilation import enable_cache
 from emu_jax.systems.latent import Sampling
 

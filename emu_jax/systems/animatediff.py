@@ -136,6 +136,11 @@ class AnimateDiff(System):
     }
 
   @classmethod
+  def requests(cls) -> Mapping[str, type]:
+    """Of its one task."""
+    return {"sample": SampleClip}
+
+  @classmethod
   def read_pipeline(cls, folder: pathlib.Path, **options: Any) -> Pipeline:
     """A folder of AnimateDiff's own, or an image model's with a motion adapter's.
 

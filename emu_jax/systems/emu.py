@@ -162,8 +162,14 @@ class Emu(System):
         steps=functools.partial(picture_steps, self),
         arrays=functools.partial(_picture_arrays, self),
         fps=lambda request, names: 1.0,
+        suffix=".png",
       )
     }
+
+  @classmethod
+  def requests(cls) -> Mapping[str, type]:
+    """Of its one task."""
+    return {"sample": DrawPicture}
 
   @classmethod
   def read_pipeline(cls, folder: pathlib.Path, **options: Any) -> Pipeline:

@@ -55,7 +55,15 @@ from emu_jax.systems.emu import (
 )
 from emu_jax.systems.first_stage import Posterior, pixels, pixels_or_posterior
 from emu_jax.systems.old_emu_video import upgraded
-from emu_jax.systems.requests import Media, Prompt, Prompted, frames_of_size, numbers, pictures
+from emu_jax.systems.requests import (
+  Media,
+  Prompt,
+  Prompted,
+  Text,
+  frames_of_size,
+  numbers,
+  pictures,
+)
 from emu_jax.systems.system import Arrays, Part, Step, System, Task, Tree, example_keys
 from emu_jax.systems.text import TextConfig, repeated
 from emu_jax.trees import merge, partition
@@ -178,14 +186,24 @@ class EmuVideo(System):
   def tasks(self) -> Mapping[str, Task]:
     """Clips of prompts, frames between given ones, frames behind given ones."""
     tasks = {
-      "sample": (Sample, sample_steps, _sample_arrays, _sample_fps),
-      "interpolate": (Interpolate, interpolate_steps, _interpolate_arrays, _faster),
-      "extend": (Extend, extend_steps, _extend_arrays, lambda config, request, names: config.fps),
+      "sample": (sample_steps, _sample_arrays, _sample_fps),
+      "interpolate": (interpolate_steps, _interpolate_arrays, _faster),
+      "extend": (extend_steps, _extend_arrays, lambda config, request, names: config.fps),
     }
+    files = {"interpolate": "interpolated", "extend": "extended"}
     return {
-      name: Task(request, *(functools.partial(function, self) for function in functions))
-      for name, (request, *functions) in tasks.items()
+      name: Task(
+        self.requests()[name],
+        *(functools.partial(function, self) for function in functions),
+        file=files.get(name, name),
+      )
+      for name, functions in tasks.items()
     }
+
+  @classmethod
+  def requests(cls) -> Mapping[str, type]:
+    """Of its three tasks."""
+    return {"sample": Sample, "interpolate": Interpolate, "extend": Extend}
 
   @classmethod
   def upgraded(cls, values: dict[str, Any], version: int) -> dict[str, Any]:
@@ -457,7 +475,7 @@ class Interpolate(Between):
 
   clip: Annotated[Media, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")]
   """video file; its first frames at the model's rate are the key frames"""
-  prompt: str | tuple[str, ...] = ""
+  prompt: Text = ""
   """what it shows"""
   frames: int | None = None
   """key frames to take; None: those of one interpolation"""

@@ -20,6 +20,7 @@ from emu_jax.systems.system import Encoder, Measure, Tree
 from emu_jax.typing import Params, Video
 
 Pixels3 = Float[Array, "B T H W 3"]  # in [-1, 1]
+Latents = Float[Array, "B T h w C"]  # of another height and width than the pixels they stand for
 FRAMES_AT_A_TIME = 8  # that are encoded or decoded together; bounds the memory, not the result
 # Fields of an autoencoder's configuration that do not change what it computes.
 SAME_RESULT = ("remat",)
@@ -65,10 +66,10 @@ class FirstStage(Protocol):
 
   def encode(
     self, trees: Params, frames: Pixels3 | Posterior, key: jax.Array | None = None
-  ) -> Video:
+  ) -> Latents:
     """A sample of what frames may be, with a key; its mean without one."""
 
-  def decode(self, trees: Params, latents: Video) -> Pixels3:
+  def decode(self, trees: Params, latents: Latents) -> Pixels3:
     """Pixels, clipped to [-1, 1]."""
 
 
@@ -110,10 +111,10 @@ class Pixels:
 
   def encode(
     self, trees: Params, frames: Pixels3 | Posterior, key: jax.Array | None = None
-  ) -> Video:
+  ) -> Latents:
     return frames
 
-  def decode(self, trees: Params, latents: Video) -> Pixels3:
+  def decode(self, trees: Params, latents: Latents) -> Pixels3:
     return jnp.clip(latents, -1.0, 1.0)
 
 
@@ -186,7 +187,7 @@ class KlAutoencoder:
 
   def encode(
     self, trees: Params, frames: Pixels3 | Posterior, key: jax.Array | None = None
-  ) -> Video:
+  ) -> Latents:
     """Latents of pixels, or of the posterior that was made of them ahead."""
     found = frames if isinstance(frames, Posterior) else self.posterior(trees, frames)
     mean, log_var = found.mean.astype(jnp.float32), found.log_var.astype(jnp.float32)
@@ -194,13 +195,15 @@ class KlAutoencoder:
     shift, scale = channelwise(trees["latents"])
     return (z - shift) * scale
 
-  def decode(self, trees: Params, latents: Video) -> Pixels3:
-    """Pixels, `FRAMES_AT_A_TIME` frames at a time."""
+  def decode(
+    self, trees: Params, latents: Latents, frames_at_a_time: int = FRAMES_AT_A_TIME
+  ) -> Pixels3:
+    """Pixels, so many frames at a time; a temporal decoder's layers see those alone."""
 
     def decode(z):
       return Autoencoder(self.config).apply({"params": trees["autoencoder"]}, z, method="decode")
 
-    return jnp.clip(in_chunks(decode, unnormalised(trees, latents), FRAMES_AT_A_TIME), -1.0, 1.0)
+    return jnp.clip(in_chunks(decode, unnormalised(trees, latents), frames_at_a_time), -1.0, 1.0)
 
 
 def unnormalised(trees: Params, latents: Video) -> Video:

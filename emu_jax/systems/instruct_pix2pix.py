@@ -9,10 +9,11 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import tyro
 from jaxtyping import Array, Float
 
 from emu_jax.conditioning import TextFeatures, known_branches, text_conditions
@@ -31,7 +32,7 @@ from emu_jax.systems.emu import (
   prompts,
 )
 from emu_jax.systems.first_stage import pixels, unnormalised
-from emu_jax.systems.requests import Media, Prompted, numbers, pictures
+from emu_jax.systems.requests import Media, Prompt, Prompted, numbers, pictures
 from emu_jax.systems.system import Part, Pipeline, Step, System, Task, Tree, example_keys
 from emu_jax.systems.text import TextConfig, repeated
 from emu_jax.typing import Params, PerExample, Video
@@ -98,8 +99,14 @@ class InstructPix2Pix(System):
         arrays=functools.partial(_edit_arrays, self),
         fps=lambda request, names: 1.0,
         suffix=".png",
+        file="edited",
       )
     }
+
+  @classmethod
+  def requests(cls) -> Mapping[str, type]:
+    """Of its one task."""
+    return {"edit": Edit}
 
   @classmethod
   def read_pipeline(cls, folder: pathlib.Path, **options: Any) -> Pipeline:
@@ -116,8 +123,10 @@ class InstructPix2Pix(System):
 class Edit(Prompted):
   """Changes a picture as an instruction says, by InstructPix2Pix or another model of its kind."""
 
-  picture: Media
+  picture: Annotated[Media, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
   """file; its central part is taken, at the model's size"""
+  prompt: Annotated[Prompt, tyro.conf.arg(metavar="INSTRUCTION")]
+  """what to change, such as: make it winter"""
   image_guidance: float | None = None
   """how closely the result follows the picture, 1 = no guidance; None: the model's own"""
   text_guidance: float | None = None

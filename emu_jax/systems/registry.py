@@ -63,9 +63,15 @@ def read_pipeline(folder: pathlib.Path, **options: Any) -> Pipeline:
 
   Args:
     options: folders that go with it, such as `motion_adapter`; the system that takes them reads it.
+  Raises: InputError where no system reads it; a system that does not import reads nothing.
   """
   kind, wanted = class_name(folder), {name for name, value in options.items() if value is not None}
-  readers = [system_class(name) for name in names()]
+  readers, broken = [], []
+  for name in names():
+    try:
+      readers.append(system_class(name))
+    except InputError as error:
+      broken.append(f"; {error}")
   for cls in readers:
     if kind in cls.pipelines and set(cls.pipelines[kind]) == wanted:
       return cls.read_pipeline(folder, **{name: options[name] for name in wanted})
@@ -73,6 +79,7 @@ def read_pipeline(folder: pathlib.Path, **options: Any) -> Pipeline:
   extra = f" with {', '.join(sorted(wanted))}" if wanted else ""
   raise InputError(
     f"{folder / INDEX}: _class_name={kind!r}{extra} is not read here; {', '.join(classes)} are"
+    f"{''.join(broken)}"
   )
 
 
