@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import emu_jax
+from emu_jax import cli as emu_jax_command
 from emu_jax.checkpoints.run import latest_step, load_trees
-from emu_jax.cli import command as emu_jax_command
 from emu_jax.systems import registry
 from tests.tiny_recipe import refusal
 from train import command
