@@ -21,7 +21,7 @@ from emu_jax.models.embedding import EmbeddingMLP, sinusoid
 from emu_jax.models.rematerialisation import Keeps, recomputed
 from emu_jax.models.site import Site
 from emu_jax.models.spatial import SpatialTransformer
-from emu_jax.models.temporal import Temporal, TemporalConfig
+from emu_jax.models.temporal import Temporal
 from emu_jax.typing import Conditions, PerExample, Video
 
 
@@ -56,12 +56,6 @@ class UNetConfig:
   remat: bool = False  # recompute blocks in the backward pass instead of storing them
   remat_keeps: Keeps = "nothing"  # of a recomputed block; products: of dense layers, convolutions
   dtype: str = "float32"
-
-  def module(self):
-    return UNet(self)
-
-  def blank(self, shape):
-    return blank_conditions(self, shape)
 
   def __post_init__(self):
     levels = len(self.channels)
@@ -158,26 +152,6 @@ class UNetConfig:
   def image(self) -> "UNetConfig":
     """The image model inside a video model: the same spatial layers, nothing beside them."""
     return dataclasses.replace(self, temporal=Temporal(), concat_channels=0)
-
-  @classmethod
-  def emu_video(cls, **changes) -> "UNetConfig":
-    """Emu Video's 4.3 B network. Source: arXiv:2311.10709, app. table 1."""
-    published = cls(
-      in_channels=8,
-      out_channels=8,
-      concat_channels=9,
-      channels=(384, 768, 1536, 1536),
-      num_res_blocks=(3, 4, 4, 4),
-      transformer_depth=(2, 2, 2, 0),
-      mid_depth=2,
-      num_heads=0,
-      head_dim=64,
-      context_dims=(768, 2048),
-      layer_contexts=(0, 1),
-      linear_projection=True,
-      temporal=TemporalConfig(),
-    )
-    return dataclasses.replace(published, **changes)
 
 
 def conv(features: int, dtype: DTypeLike, name: str, *, strides: int = 1, **kwargs) -> nn.Conv:
