@@ -308,11 +308,6 @@ class UNet(nn.Module):
     return h
 
 
-def blank_conditions(cfg: UNetConfig, shape: tuple[int, ...]) -> Conditions:
-  """`cfg.blank(shape)`."""
-  return cfg.blank(shape)
-
-
 def layer_contexts(cfg: UNetConfig, conditions: Conditions, depth: int):
   """Which text, and which mask, each of `depth` transformer layers attends to."""
   if not cfg.context_dims:
