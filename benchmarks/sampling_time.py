@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from benchmarks.basics import commit, say, spread
 from emu_jax import media
-from emu_jax.cli_shared import SHIPPED
 from emu_jax.conditioning import every_fourth, first_frame
 from emu_jax.evaluation.report import TITLES
 from emu_jax.evaluation.shapes_benchmark import measure
 from emu_jax.generation import Request, interpolation_sampling
 from emu_jax.loading import load_pipeline
+from emu_jax.model import SHIPPED
 from emu_jax.parallel.compilation import Jit, enable_cache
 from emu_jax.pipeline import Pipeline
 from emu_jax.systems.emu import text_features

@@ -33,6 +33,9 @@ READABLE_SIDE = 256  # single videos are enlarged to at most this
 LEAST_WIDTH = 160  # of a contact sheet: some words of caption a line
 
 
+ENDINGS = (".mp4", ".gif", ".webp", ".png")  # of files that `save_video` writes
+
+
 def to_uint8(pixels: Pixels) -> UInt8[np.ndarray, "... 3"]:
   """Pixels as bytes: [-1, 1] onto 0..255, rounded, clipped; uint8 is passed on as it is."""
   pixels = np.asarray(pixels)
@@ -101,7 +104,7 @@ def check_output(path: str | pathlib.Path, endings: Sequence[str] | None = None)
     InputError: another ending, a missing or unwritable folder, a folder of that name.
   """
   path = pathlib.Path(path)
-  endings = list(_ENCODERS if endings is None else endings)
+  endings = list(ENDINGS if endings is None else endings)
   if path.suffix.lower() not in endings:
     raise InputError(
       f"output {path}: the ending {path.suffix!r} is not known; use one of {', '.join(endings)}"

@@ -23,6 +23,7 @@ from emu_jax.errors import InputError
 from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.mesh import on
 from emu_jax.parallel.placement import place
+from emu_jax.systems.fields import is_of, positional, required
 from emu_jax.systems.system import Arrays, Step, System, Task, Trees
 from emu_jax.trees import leaf_shapes
 from emu_jax.weights.model import Precision
@@ -63,11 +64,11 @@ class Model:
     if name.startswith("_") or name not in self.tasks:
       raise AttributeError(f"{type(self).__name__} has no {name!r}; its tasks are {self._tasks}")
 
-    def run(*positional: Any, **fields: Any) -> Clips:
-      places = positional_fields(self.tasks[name].request)
-      if len(positional) > len(places):
-        raise InputError(f"{name}: {len(positional)} values without a name; it takes {places}")
-      return self.run(name, **dict(zip(places, positional, strict=False)), **fields)
+    def run(*values: Any, **fields: Any) -> Clips:
+      places = positional(self.tasks[name].request)
+      if len(values) > len(places):
+        raise InputError(f"{name}: {len(values)} values without a name; it takes {places}")
+      return self.run(name, **dict(zip(places, values, strict=False)), **fields)
 
     return run
 
@@ -86,31 +87,58 @@ class Model:
       fields: of the task's request.
     Raises: InputError for what the model cannot do, before any sampling.
     """
-    request = self.request(task, **fields)
-    steps = self.steps(task, request)
-    arrays = self._arrays(task, request)
+    return self.run_all(task, [self.request(task, **fields)], progress=progress)
+
+  def run_all(
+    self, task: str, requests: Sequence[Any], *, progress: Say = lambda line: None
+  ) -> Clips:
+    """Frames for requests of one program, in one batch; each has what it would have alone.
+
+    Each draws its noise of its seed. Sums in float32 may round in another order than alone, where
+    the compiler makes another program of another batch size.
+
+    Raises: InputError as `run`, and for requests that are not of one program.
+    """
+    steps = self.steps(task, requests[0])
+    arrays = self.arrays(task, requests)
     for step in steps:
       progress(step.says)
       trees = {name: self.trees[name] for name in step.reads}
       with on(self.mesh):
         made = program(step.program)(trees, arrays, static=step.static)
       arrays |= jax.block_until_ready(made)
-    return Clips(np.asarray(arrays["frames"]), self.tasks[task].fps(request, set(self.trees)))
+    return Clips(np.asarray(arrays["frames"]), self.fps(task, requests[0]))
+
+  def fps(self, task: str, request: Any) -> float:
+    """Frames a second of what a request gives."""
+    return self.tasks[task].fps(request, set(self.trees))
+
+  def shape(self, task: str, request: Any) -> tuple[int, int, int, int, int]:
+    """B T H W C of what a request gives, without computing it; weights are not needed."""
+    arrays, init = self.arrays(task, [request]), self.system.trees()
+    shapes = functools.cache(lambda name: jax.eval_shape(init[name].init, jax.random.key(0)))
+    for step in self.steps(task, request):
+      trees = {name: shapes(name) for name in step.reads}
+      arrays |= jax.eval_shape(functools.partial(step.program, static=step.static), trees, arrays)
+    return arrays["frames"].shape
 
   def request(self, task: str, **fields: Any) -> Any:
-    """A task's request. Raises: InputError for a task or a field that there is not."""
+    """A task's request.
+
+    Raises: InputError for a task or a field that there is not, and for a value of another type.
+    """
     kind = task_of(self.system, task, self.where).request
     known = [field.name for field in dataclasses.fields(kind)]
     if unknown := [name for name in fields if name not in known]:
       raise InputError(f"{task}: has no field {unknown[0]!r}; it has {', '.join(known)}")
-    missing = [
-      field.name
-      for field in dataclasses.fields(kind)
-      if field.default is field.default_factory is dataclasses.MISSING and field.name not in fields
-    ]
-    if missing:
-      raise InputError(f"{task}: needs {missing[0]!r}; give it")
+    if absent := [name for name in required(kind) if name not in fields]:
+      raise InputError(f"{task}: needs {absent[0]!r}; give it")
     prompts = {name: texts(task, name, fields[name]) for name in PROMPTS if name in fields}
+    hints = typing.get_type_hints(kind)
+    for name, value in fields.items():
+      if name not in prompts and not is_of(value, hints[name]):
+        kinds = getattr(hints[name], "__name__", hints[name])
+        raise InputError(f"{task}: {name}={value!r} is not of type {kinds}; give one that is")
     with refused(task):
       return kind(**fields | prompts)
 
@@ -130,6 +158,25 @@ class Model:
         raise InputError(
           f"{self.where}: the model has no {name!r} weights; {maker}, or ask for less"
         )
+
+  def arrays(self, task: str, requests: Sequence[Any]) -> Arrays:
+    """What the programs begin with; examples of several requests one after another.
+
+    Raises: InputError where a number that all examples share differs.
+    """
+    parts = [self._arrays(task, request) for request in requests]
+    if len(parts) == 1:
+      return parts[0]
+    joined = {}
+    for name, first in parts[0].items():
+      if name in PROMPTS or name == "seeds" or np.ndim(first) == 5:
+        examples = (part[name] for part in parts)
+        joined[name] = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *examples)
+        continue
+      joined[name] = first
+      if not all(np.array_equal(part[name], first) for part in parts):
+        raise InputError(f"{task}: {name} differs between requests of one batch; give one value")
+    return joined
 
   def _arrays(self, task: str, request: Any) -> Arrays:
     """What the programs begin with, of one number of examples."""
@@ -189,17 +236,6 @@ def trains_tree(part: Any, name: str) -> bool:
   return name in part.reads and rate > 0
 
 
-def positional_fields(request: type) -> list[str]:
-  """Fields of a request that a command takes by position, and a method too."""
-  hints = _hints(request)
-  return [field.name for field in dataclasses.fields(request) if "Positional" in hints[field.name]]
-
-
-def _hints(request: type) -> dict[str, str]:
-  hints = typing.get_type_hints(request, include_extras=True)
-  return {name: repr(getattr(hint, "__metadata__", "")) for name, hint in hints.items()}
-
-
 def texts(task: str, name: str, given: Any) -> str | tuple[str, ...]:
   """One text, or one an example. Raises: InputError for anything else, and for none."""
   if isinstance(given, str):
@@ -240,9 +276,8 @@ def loaded(
   mesh: Mesh | None = None,
 ) -> Model:
   """The model of what `stored` described; arguments as of `load`."""
-  table = found.system.trees()
-  names = [name for name in found.names if name in table and table[name].released]
-  trees = dict(found.load(names, {"dtype": dtype, "widen": widen, "mesh": mesh}))
+  model = outlined(found)
+  trees = dict(found.load(tuple(model.trees), {"dtype": dtype, "widen": widen, "mesh": mesh}))
   check_trees(found.system, trees, found.where)
   system = found.system
   if dtype is not None:
@@ -253,10 +288,17 @@ def loaded(
     trees = {n: jax.tree.map(cast, t) if n in large else t for n, t in trees.items()}
   if not found.public:
     trees = jax.tree.map(jnp.asarray, trees) if mesh is None else place(trees, mesh)
+  return dataclasses.replace(model, system=system, trees=trees, mesh=mesh)
+
+
+def outlined(found: Stored) -> Model:
+  """A model without its weights: it checks requests, and runs none."""
+  table = found.system.trees()
+  names = [name for name in found.names if name in table and table[name].released]
   # A model without text encoders yet, such as an autoencoder alone, has no tokenizers.
-  folders = found.tokenizers if found.public or "text" in trees else ()
-  tokenizers = load_tokenizers(system.texts, folders)
-  return Model(system, trees, tokenizers, found.where, folders, mesh)
+  folders = found.tokenizers if found.public or "text" in names else ()
+  tokenizers = load_tokenizers(found.system.texts, folders)
+  return Model(found.system, {name: {} for name in names}, tokenizers, found.where, folders)
 
 
 def load_tokenizers(

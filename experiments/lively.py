@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 import tyro
 
-from emu_jax import command_line
+from emu_jax.cli import command_line
 from emu_jax.data import records
 from emu_jax.data.batches import open_source
 from emu_jax.errors import InputError

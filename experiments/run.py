@@ -16,7 +16,8 @@ from typing import Annotated
 import tyro
 
 from benchmarks.basics import say
-from emu_jax import command_line, media
+from emu_jax import media
+from emu_jax.cli import command_line
 from emu_jax.errors import InputError
 from emu_jax.parallel.compilation import enable_cache
 from experiments import report

@@ -2,19 +2,21 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from emu_jax.data import shapes
+from emu_jax.errors import InputError
 from emu_jax.evaluation import shape_features
 from emu_jax.evaluation.features import accumulated, distances
 from emu_jax.evaluation.frechet import Distance
 from emu_jax.evaluation.report import Report, evaluate_clips
-from emu_jax.generation import Request, generate
-from emu_jax.pipeline import Pipeline
+from emu_jax.model import Model
 
 Clips = UInt8[np.ndarray, "B T H W 3"]
+TASK = "sample"  # whose request has a prompt, and a seed
 BATCH = 64  # frames, or clips, whose features are computed at a time
 
 
@@ -29,39 +31,44 @@ class Measured:
 
 
 def measure(
-  pipeline: Pipeline,
-  request: Request,
+  model: Model,
   *,
   num_prompts: int,
   batch_size: int,
   split: str,
+  seed: int = 0,
   progress: Callable[[Iterator, int], Iterator] = lambda batches, total: batches,
+  **fields: Any,
 ) -> Measured:
   """Samples one clip a prompt and reads it, and the drawn clip of the same prompt, by the oracle.
 
   Of features that tell shapes apart, distances to real clips of as many other prompts stand beside.
-  Every prompt is sampled once, in order, with noise that follows from `request.seed`; nothing is
-  chosen among several. The last batch is filled up with its own last prompt, so that every batch
-  has one shape.
+  Every prompt is sampled once, in order, prompt i with the seed `seed + i`; nothing is chosen among
+  several. The last batch is filled up with its own last prompt, so that every batch has one shape.
 
   Args:
     split: of `shapes.prompts`.
+    fields: of the request of the model's task "sample", such as `frames`.
+  Raises: InputError for a model whose frames are not square, and what `Model.run` raises.
   """
-  pairs = list(shapes.prompts(split, num_prompts, request.seed))
+  pairs = list(shapes.prompts(split, num_prompts, seed))
   captions, truths = [c for c, _ in pairs], [t for _, t in pairs]
   starts = range(0, num_prompts, batch_size)
   parts = []
   for start in progress(iter(starts), len(starts)):
     texts = captions[start : start + batch_size]
     padded = texts + texts[-1:] * (batch_size - len(texts))
-    frames, fps = generate(
-      pipeline, padded, dataclasses.replace(request, seed=request.seed + start)
+    clips = model.run(TASK, prompt=tuple(padded), seed=seed + start, **fields)
+    parts.append(clips.frames[: len(texts)])
+  generated, fps = np.concatenate(parts), clips.fps
+  size, width = generated.shape[2:4]
+  if size != width:
+    raise InputError(
+      f"evaluate: frames of {size}x{width} pixels; the moving shapes are square; give a model of "
+      "square frames"
     )
-    parts.append(frames[: len(texts)])
-  generated = np.concatenate(parts)
-  size = pipeline.config.image.size
-  real = real_clips(split, num_prompts, request.seed, size, generated, fps)
-  others = real_clips(split, num_prompts, request.seed, size, generated, fps, first=num_prompts)
+  real = real_clips(split, num_prompts, seed, size, generated, fps)
+  others = real_clips(split, num_prompts, seed, size, generated, fps, first=num_prompts)
   columns = {"generated": generated, "real": real}
   found = shape_distances(columns, others)
   reports = {

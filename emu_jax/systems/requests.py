@@ -16,12 +16,24 @@ from emu_jax.data.own_files import load_picture
 from emu_jax.diffusion.process import Sampling
 from emu_jax.errors import InputError
 
-# A prompt, or one an example in Python.
-Prompt = Annotated[
-  str | tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT", constructor=str)
-]
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+  """In a field's annotation: what a command, and a line of a file of requests, makes of it.
+
+  Attributes:
+    kind: `str` for a text, `pathlib.Path` for a file; in Python the field takes more.
+  """
+
+  kind: type
+
+
+# A text, or one an example in Python.
+Text = Annotated[str | tuple[str, ...], Word(str)]
+# One that a command takes by position, and a method too.
+Prompt = Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
 # A file, or in Python also uint8 frames [B or 1, T, H, W, 3] of the model's size.
-Media = Annotated[Any, tyro.conf.arg(metavar="FILE", constructor=pathlib.Path)]
+Media = Annotated[Any, Word(pathlib.Path), tyro.conf.arg(metavar="FILE")]
 SEEDS = 2**32
 
 
@@ -34,8 +46,11 @@ class Seeded:
   examples the first has this seed, the next one more, and so on"""
 
   def __post_init__(self):
-    if not 0 <= self.seed < SEEDS:
-      raise InputError(f"seed={self.seed} is not from 0 to {SEEDS - 1}; give one that is")
+    whole = isinstance(self.seed, int | np.integer)
+    if not whole or not 0 <= self.seed < SEEDS:
+      raise InputError(
+        f"seed={self.seed!r} is no whole number from 0 to {SEEDS - 1}; give one that is"
+      )
     for name, value in vars(self).items():
       if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{name}={value} is not a number; give one")
@@ -47,7 +62,7 @@ class Prompted(Seeded):
 
   prompt: Prompt
   """what to show"""
-  negative: str = ""
+  negative: Text = ""
   """prompt that guidance leads away from"""
   steps: int = 50
   """network evaluations of each sampling run, 1 to the 1000 of the model's schedule"""

@@ -135,6 +135,7 @@ class Task:
       "negative" (tokens, masks) and "blank", whether the negative prompt is empty.
     fps: (request, names of the trees that there are) -> frames a second of the result.
     suffix: of the file that a command writes where nothing else is asked for.
+    file: the name of that file, without its suffix; "": the task's.
   """
 
   request: type
@@ -142,6 +143,7 @@ class Task:
   arrays: Callable[[Any], Arrays]
   fps: Callable[[Any, Collection[str]], float]
   suffix: str = ".mp4"
+  file: str = ""
 
 
 def example_keys(arrays: Arrays) -> jax.Array:
@@ -182,6 +184,11 @@ class System(abc.ABC):
   @abc.abstractmethod
   def tasks(self) -> Mapping[str, Task]:
     """What can be asked of it, by the names of commands."""
+
+  @classmethod
+  def requests(cls) -> Mapping[str, type]:
+    """Request classes of the tasks that its models have, for help where there is no model yet."""
+    return {}
 
   @classmethod
   def upgraded(cls, values: dict[str, Any], version: int) -> dict[str, Any]:

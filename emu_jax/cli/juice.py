@@ -5,9 +5,9 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from tqdm import tqdm
 
 from emu_jax import media
+from emu_jax.cli.progress import counted
 from emu_jax.errors import InputError
 from emu_jax.evaluation.juice import answers, pairs, report, study
 from emu_jax.evaluation.juice.page import write_page
@@ -42,7 +42,7 @@ def make_study(
   print(f"{len(found)} pairs, matched {how}")
   key = write_page(
     out, found, (str(a), str(b)), seed, post_process,
-    lambda made: tqdm(made, desc="copying", unit="pair", disable=None),  # on a terminal only
+    lambda made: counted(made, "copying", "pairs"),
   )  # fmt: skip
   print(f"{out}: open index.html (study {key.study})")
   print(f"{study.key_path(out)}: which side is whose; not for raters")

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from tqdm import tqdm
 
 from emu_jax import media
+from emu_jax.cli.progress import counted
 from emu_jax.errors import InputError
 from emu_jax.evaluation import clip_score, features, report, shape_features
 from emu_jax.evaluation.clip_sets import ClipSet, captioned, open_set
@@ -89,7 +89,7 @@ def measure_folders(
 
 
 def _bar(items: Sequence, what: str) -> Iterable:
-  return tqdm(items, desc=what, unit="file", disable=None)  # on a terminal only
+  return counted(items, what, "files")
 
 
 def _comparable(made: ClipSet, real: ClipSet) -> None:

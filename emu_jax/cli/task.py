@@ -1,0 +1,62 @@
+"""A task of a model as a command: one request to one file, or many to a folder."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from emu_jax import media
+from emu_jax.checkpoints.stored import Stored
+from emu_jax.cli import many, options
+from emu_jax.cli.checkpoint import Words
+from emu_jax.cli.output import check, write
+from emu_jax.cli.progress import working
+from emu_jax.errors import InputError
+from emu_jax.model import loaded, outlined
+
+
+def run(found: Stored, words: Words) -> None:
+  """Runs a task of a model with the words behind its name.
+
+  What a request asks for is checked before any weights are read.
+  """
+  name = words.command
+  task = found.system.tasks()[name]
+  file = task.file or name
+  given = _parsed(task.request, words, pathlib.Path(file + task.suffix))
+  output, fields = given.output_, options.given_fields(task.request, given)
+  if output.samples < 1 or output.batch_size < 1:
+    raise InputError(
+      f"{name}: samples={output.samples} and batch_size={output.batch_size} must be at least 1"
+    )
+  if output.enlarge < 0:
+    raise InputError(f"enlarge={output.enlarge} is negative; 0 = as far as is good to look at")
+  how = given.loading_.how()
+  if output.prompts is not None or output.samples > 1:
+    if output.out == pathlib.Path(file + task.suffix):
+      output = dataclasses.replace(output, out=pathlib.Path(file))
+    many.run(found, name, fields, output, how, given.loading_.precision)
+    return
+  with working() as say:
+    media.check_output(output.out)
+    model = outlined(found)
+    request = model.request(name, **fields)
+    check(model, name, request, output.enlarge)
+    say(f"loading {words.checkpoint}")
+    model = loaded(found, **how)
+    clips = model.run_all(name, [request], progress=say)
+    write(output.out, clips.frames[0], clips.fps, output.enlarge, say)
+
+
+def helped(words: Words, request: type) -> None:
+  """Prints the help of a task that the model at hand does not have."""
+  _parsed(request, words, None)
+
+
+def _parsed(request: type, words: Words, out: pathlib.Path | None) -> Any:
+  table = [
+    *options.request_fields(request),
+    options.among(options.Output, options.Output(out=out)),
+    *options.model_fields(words),
+    options.among(options.Loading),
+  ]
+  return options.parsed(words.command, table, words.rest, options.summary(request))
