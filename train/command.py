@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from emu_jax import command_line
+from emu_jax.cli import command_line
 from emu_jax.checkpoints.run import latest_step, read_config
 from emu_jax.checkpoints.stored import is_stored, newest_run
 from emu_jax.config import override
