@@ -22,6 +22,7 @@ from benchmarks.with_jax import drawn
 from configs.shapes_32 import STAGES
 from emu_jax.config import to_dict
 from emu_jax.data.batches import batches, open_source
+from emu_jax.data.inputs import clip_inputs
 from emu_jax.data.shapes import prepare_shapes
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.systems.emu import init_autoencoder, init_spatial, init_text
@@ -65,12 +66,11 @@ def measured(size: str, folder: pathlib.Path) -> dict:
   stage, run_dir = experiment(size, str(folder / "data" / "videos")), folder / "run"
   source = open_source(folder / "data" / "videos", "train")
   (text,) = stage.model.image.text
-  captions = (record["caption"].decode() for record in source.records)
-  train_tokenizer(captions, folder / "tokenizer", text.vocab_size)
+  train_tokenizer(source.captions, folder / "tokenizer", text.vocab_size)
   tokenizer = load_tokenizer(folder / "tokenizer", text.max_length)
   data = batches(
     source,
-    spec=stage.clips,
+    clip_inputs(stage.clips, source.size),
     tokenizers=(tokenizer,),
     batch_size=stage.data.batch_size,
     seed=stage.loop.seed,

@@ -20,7 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from emu_jax.models.attention import GroupNorm, Products, SpatialTransformer, attend, gelu
+from emu_jax.models.attention import GroupNorm, Products, attend, gelu
+from emu_jax.models.site import Site
+from emu_jax.models.spatial import SpatialTransformer
 from emu_jax.models.temporal import TemporalTransformer
 from emu_jax.models.unet import ResBlock, UNetConfig
 from train.planning import flops, hlo, topologies
@@ -226,10 +228,14 @@ def blocks() -> Iterator[tuple[str, list[Form]]]:
     for name, how in ways.items():
       unet = UNetConfig.emu_video(dtype="bfloat16", **how)
       heads = unet.heads(C)
-      spatial = unet.recomputed(SpatialTransformer)(*heads, 2, 32, True, dtype=HALF)
+      site = Site("attention", "down", 0)
+      spatial = unet.recomputed(SpatialTransformer)(2, site, unet)
       temporal = unet.recomputed(TemporalTransformer)(*heads, 2, 32, HALF)
       modules = {
-        "residual block": (unet.recomputed(ResBlock)(C, unet), (x, array(1, 1536))),
+        "residual block": (
+          unet.recomputed(ResBlock)(C, unet, Site("res", "down", 0)),
+          (x, array(1, 1536)),
+        ),
         "spatial transformer": (spatial, (x, texts, (None, None))),
         "temporal transformer": (temporal, (x, (None, None), (None, None))),
       }

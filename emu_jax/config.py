@@ -65,21 +65,30 @@ def add_finder(find: Callable[[str], None]) -> None:
 
 def class_of_kind(name: Any, base: type) -> type:
   """The class of a kind. Raises: ValueError where none is known, or it is no `base`."""
+  found = _found(name)
+  if found is None or not _is_a(found, base):
+    fitting = sorted(known for known, cls in _KINDS.items() if _is_a(cls, base))
+    remedy = f"; choose one of {', '.join(fitting)}" if fitting else ""
+    raise ValueError(f"kind {name!r} is no {base.__name__}{remedy}")
+  return found
+
+
+def _found(name: Any) -> type | None:
+  """The class of a kind, whose module is imported where a finder knows it."""
+  if not isinstance(name, str):
+    return None
   for find in _FINDERS if name not in _KINDS else ():
     find(name)
-  found = _KINDS.get(name) if isinstance(name, str) else None
-  fitting = [known for known, cls in _KINDS.items() if _is_a(cls, base)]
-  if found is None or not _is_a(found, base):
-    raise ValueError(
-      f"kind {name!r} is no {base.__name__}; choose one of {', '.join(sorted(fitting))}"
-    )
-  return found
+  return _KINDS.get(name)
 
 
 def _is_a(cls: type, base: type) -> bool:
   if getattr(base, "_is_protocol", False):
     members = (name for name in vars(base) if not name.startswith("_"))
-    return all(hasattr(cls, name) for name in members)
+    fields = getattr(
+      cls, "__dataclass_fields__", {}
+    )  # those without a default are no attributes of the class
+    return all(hasattr(cls, name) or name in fields for name in members)
   return issubclass(cls, base)
 
 
@@ -99,15 +108,21 @@ def to_dict(config: Any) -> Any:
   values = {} if kind_of(config) is None else {KIND: kind_of(config)}
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value) and kind_of(value) is None:
-      classes = typing.get_args(declared[field.name]) or (declared[field.name],)
-      if type(value) not in classes:
+    classes = _classes(declared[field.name])
+    for part in value if isinstance(value, tuple | list) else (value,):
+      if dataclasses.is_dataclass(part) and kind_of(part) is None and type(part) not in classes:
         raise TypeError(
-          f"{type(config).__name__}: {field.name} holds a {type(value).__name__}, which JSON would "
+          f"{type(config).__name__}: {field.name} holds a {type(part).__name__}, which JSON would "
           f"lose; give that class a kind (emu_jax.config.kind)"
         )
     values[field.name] = to_dict(value)
   return values
+
+
+def _classes(declared: Any) -> set[Any]:
+  """What a field may hold, by its annotation: itself, or the parts of a union or a tuple."""
+  parts = typing.get_args(declared)
+  return {declared}.union(*map(_classes, parts)) if parts else {declared}
 
 
 def _structure_by_kind(values: Any, declared: Any) -> Any:
@@ -115,13 +130,13 @@ def _structure_by_kind(values: Any, declared: Any) -> Any:
   if isinstance(values, dict) and KIND in values:
     values = dict(values)
     name = values.pop(KIND)
-    bases = typing.get_args(declared) or (declared,)
-    known = [base for base in bases if _KINDS.get(name) and _is_a(_KINDS[name], base)]
+    bases, found = typing.get_args(declared) or (declared,), _found(name)
+    known = [base for base in bases if found is not None and _is_a(found, base)]
     declared = class_of_kind(name, known[0] if known else bases[0])
   elif typing.get_args(declared):
     declared = typing.get_args(declared)[0]  # the first of a union, as before there were kinds
   elif _is_open(declared):
-    raise ValueError(f"it has no {KIND!r}, which tells the class of a {declared.__name__}")
+    raise ValueError(f"a {declared.__name__} without {KIND!r}, which names its class")
   if not isinstance(values, dict):
     raise TypeError(f"{values!r} is no JSON object")
   return _plain_hook(declared)(values, declared)
@@ -219,6 +234,10 @@ def _structured(values: Any, kind: type[Config], who: str, remedy: str = "") -> 
     # cattrs ends each reason with the path of its field, "$" being the whole.
     places = (re.sub(r" @ \$\.?(.*)$", lambda m: f" (in {m[1]})" * bool(m[1]), r) for r in reasons)
     raise InputError(f"{who}: {'; '.join(places)}{remedy}") from error
+  except InputError as error:
+    raise InputError(f"{who}: {error}") from error
+  except ValueError as error:  # of the kind of the whole
+    raise InputError(f"{who}: {error}{remedy}") from error
 
 
 def _reason(error: BaseException, kind: Any) -> str:

@@ -13,8 +13,12 @@ from emu_jax.conditioning import (
   keeping,
   past_frames,
 )
+from emu_jax.diffusion.discrete import Discrete
+from emu_jax.diffusion.edm import Edm
+from emu_jax.diffusion.flow import Flow
+from emu_jax.diffusion.log_snr import LogSnr
+from emu_jax.diffusion.process import Sampling
 from emu_jax.diffusion.schedule import Schedule
-from emu_jax.systems.latent import Sampling
 
 KNOWN = KnownFrames(5, (1, 3))
 
@@ -56,28 +60,36 @@ def test_frames_that_do_not_fit_the_mask_are_refused_with_both_numbers(key):
     KnownFrames(4, (1, 1))
 
 
+EPSILON = Discrete(Schedule())
+V = Discrete(Schedule(prediction="v", zero_terminal_snr=True))
+X_0 = Discrete(Schedule(prediction="x_0", zero_terminal_snr=True))
+
+
 @pytest.mark.parametrize(
-  ("prediction", "sampling"),
+  ("process", "sampling"),
   [
-    ("epsilon", Sampling(num_steps=4, eta=1.0)),
-    ("v", Sampling(num_steps=4)),
-    ("v", Sampling("dpm++", 4)),
-    ("x_0", Sampling("dpm++", 4)),
+    (EPSILON, Sampling(num_steps=4, eta=1.0)),
+    (V, Sampling(num_steps=4)),
+    (V, Sampling("dpm++", 4)),
+    (X_0, Sampling("dpm++", 4)),
+    (LogSnr(), Sampling(num_steps=4)),
+    (Flow(), Sampling("euler", 4)),
+    (Edm(), Sampling("heun", 4)),
   ],
+  ids=str,
 )
 def test_kept_frames_leave_any_sampler_as_they_are_and_the_others_as_without(
-  key, prediction, sampling
+  key, process, sampling
 ):
   key_given, key_noise, key_steps = jax.random.split(key, 3)
-  schedule = Schedule(prediction=prediction, zero_terminal_snr=prediction != "epsilon")
   given = jax.random.normal(key_given, (2, 2, 3, 4, 6))
   noise = jax.random.normal(key_noise, (2, 5, 3, 4, 6))
   wrong = lambda x_t, t: jnp.sin(3 * x_t)
-  kept = keeping(wrong, schedule, KNOWN, given)
-  found = sampling.run(kept, schedule, noise, jax.random.clone(key_steps))
+  kept = keeping(wrong, process, KNOWN, given)
+  found = process.sample(kept, noise, jax.random.clone(key_steps), sampling)
   # 8 roundings of numbers up to 4, at the last step, whose alpha is more than a half.
   np.testing.assert_allclose(found[:, (1, 3)], given, rtol=0, atol=8 * 4 * 2 * 6e-8)
-  without = sampling.run(wrong, schedule, noise, key_steps)
+  without = process.sample(wrong, noise, key_steps, sampling)
   np.testing.assert_array_equal(found[:, (0, 2, 4)], without[:, (0, 2, 4)])
 
 
@@ -85,15 +97,16 @@ def test_a_network_sees_kept_frames_as_in_training(key):
   """With the noise of the step on what is given, from the first step to the last."""
   key_given, key_noise, key_steps = jax.random.split(key, 3)
   given, seen = jax.random.normal(key_given, (1, 2, 3, 4, 6)), []
-  schedule = Schedule(prediction="v", zero_terminal_snr=True)
   noise = jax.random.normal(key_noise, (1, 5, 3, 4, 6))
 
   def network(x_t, t):
-    jax.debug.callback(lambda *args: seen.append([np.asarray(a) for a in args]), x_t, *schedule(t))
+    jax.debug.callback(
+      lambda *args: seen.append([np.asarray(a) for a in args]), x_t, *V.alpha_sigma(t)
+    )
     return jnp.zeros_like(x_t)
 
-  kept = keeping(network, schedule, KNOWN, given)
-  Sampling(num_steps=4).run(kept, schedule, noise, key_steps)
+  kept = keeping(network, V, KNOWN, given)
+  V.sample(kept, noise, key_steps, Sampling(num_steps=4))
   jax.effects_barrier()
   assert len(seen) == 4
   for x_t, alpha, sigma in seen:

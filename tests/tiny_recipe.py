@@ -13,33 +13,35 @@ from train import command
 CONFIG = """
 import dataclasses
 
+from emu_jax.diffusion.process import Sampling
 from emu_jax.models.discriminator import PatchDiscriminatorConfig
-from emu_jax.systems.emu import AutoencoderObjective
-from emu_jax.systems.latent import Sampling
+from emu_jax.systems.autoencoder import AutoencoderObjective
 from tests.tiny import MODEL
 from train.config import DataConfig, Experiment
 from train.loop import LoopConfig
 from train.optimiser import OptimConfig
 
 DISCRIMINATOR = PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4)
-PARTS = dict(
+IMAGE = dataclasses.replace(
+  MODEL.image,
+  objective=AutoencoderObjective(adversarial_start=1, discriminator=DISCRIMINATOR),
+  train_text=True,
+  preview=Sampling(num_steps=2),
+)
+MODEL = dataclasses.replace(MODEL, image=IMAGE)
+HOW = dict(
   data=DataConfig(sources=({clips!r},), batch_size=4),
   optim=OptimConfig(peak_lr=1e-2, warmup_steps=1, ema_decay=0.5),
-  loop=LoopConfig(num_steps=2, log_every=1, validate_every=2, validate_batches=1, sample_every=2),
-  sampling=Sampling(num_steps=2),
-  num_samples=1,
+  loop=LoopConfig(
+    num_steps=2, log_every=1, validate_every=2, validate_batches=1, sample_every=2, num_samples=1
+  ),
 )
 STAGES = (
-  Experiment(
-    stage="autoencoder",
-    model=MODEL,
-    objective=AutoencoderObjective(adversarial_start=1, discriminator=DISCRIMINATOR),
-    **PARTS,
-  ),
-  Experiment(stage="image", model=MODEL, train_text=True, **PARTS),
-  Experiment(stage="video", model=MODEL, **PARTS),
-  Experiment(stage="interpolation", model=MODEL, **PARTS),
-  Experiment(stage="extension", model=dataclasses.replace(MODEL, fps=16.0), **PARTS),
+  Experiment(MODEL, "autoencoder", **HOW),
+  Experiment(MODEL, "image", **HOW),
+  Experiment(MODEL, "video", **HOW),
+  Experiment(MODEL, "interpolation", **HOW),
+  Experiment(dataclasses.replace(MODEL, fps=16.0), "extension", **HOW),
 )
 """
 

@@ -32,6 +32,7 @@ from emu_jax.systems import pipelines
 from emu_jax.systems.emu import (
   Emu,
   batch_text,
+  batch_without_text,
   check_reads,
   decode_step,
   draw_step,
@@ -51,7 +52,7 @@ from emu_jax.systems.system import (
   Tree,
   example_keys,
 )
-from emu_jax.systems.text import TextConfig, repeated
+from emu_jax.systems.text import TextConfig
 from emu_jax.trees import merge, partition
 from emu_jax.typing import Params, PerExample, Predict, Video
 from emu_jax.weights.model import described, load
@@ -320,7 +321,7 @@ def motion_samples(
 ) -> dict[str, Video]:
   """Clips of a batch's captions."""
   text = batch_text(config.image, trees, batch)
-  none = batch_text(config.image, trees, repeated(empty, len(text.texts[0])))
+  none = batch_without_text(config.image, trees, empty, len(text.texts[0]))
   latents = sample_clip(
     config, trees, text, none, key, config.guidance, sampling=config.image.preview
   )

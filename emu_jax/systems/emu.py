@@ -296,12 +296,21 @@ def batch_text(config: Emu, trees: Params, batch: Mapping[str, Any]) -> TextFeat
   return text_features(config, trees, batch["tokens"], batch["masks"])
 
 
+def batch_without_text(
+  config: Emu, trees: Params, empty: Mapping[str, Any], n: int
+) -> TextFeatures:
+  """What guidance leads away from in samples that are drawn while training, n times."""
+  return without_text(config, batch_text(config, trees, repeated(empty, n)), True)
+
+
 def encoders(config: Emu) -> Mapping[str, Encoder]:
   """What of a batch may be encoded ahead: frames, and captions unless their encoders train."""
   if config.train_text:
     return config.first_stage.encoders()
   fields = {"text": to_dict(config.text)}
   read = {name: getattr(config.unet, name) for name in ("context_dims", "pooled_dim", "num_micro")}
+  if config.unet.num_micro:
+    read["size"] = config.size  # of which the micro-conditions tell
   captions = Encoder(
     ("text",),
     lambda trees, words: text_features(config, trees, *words),
@@ -358,7 +367,7 @@ def image_samples(
 ) -> dict[str, Video]:
   """Pictures of a batch's captions."""
   text = batch_text(config, trees, batch)
-  none = batch_text(config, trees, repeated(empty, len(text.texts[0])))
+  none = batch_without_text(config, trees, empty, len(text.texts[0]))
   latents = sample_image(config, trees, text, none, key, config.guidance, sampling=config.preview)
   return {"image": config.first_stage.decode(trees, latents)}
 

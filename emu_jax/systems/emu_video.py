@@ -47,6 +47,7 @@ from emu_jax.systems import pipelines
 from emu_jax.systems.emu import (
   Emu,
   batch_text,
+  batch_without_text,
   check_reads,
   decode_step,
   draw_step,
@@ -65,7 +66,7 @@ from emu_jax.systems.requests import (
   pictures,
 )
 from emu_jax.systems.system import Arrays, Part, Step, System, Task, Tree, example_keys
-from emu_jax.systems.text import TextConfig, repeated
+from emu_jax.systems.text import TextConfig
 from emu_jax.trees import merge, partition
 from emu_jax.typing import Network, Params, PerExample, Video
 
@@ -217,6 +218,29 @@ class EmuVideo(System):
       say("leaving out the temporal layers: they have no public form")
 
 
+def published_unet(**changes: Any) -> UNetConfig:
+  """Emu Video's network of 4.3 B, with changes of its fields.
+
+  Source: arXiv:2311.10709, app. table 1.
+  """
+  published = UNetConfig(
+    in_channels=8,
+    out_channels=8,
+    concat_channels=9,
+    channels=(384, 768, 1536, 1536),
+    num_res_blocks=(3, 4, 4, 4),
+    transformer_depth=(2, 2, 2, 0),
+    mid_depth=2,
+    num_heads=0,
+    head_dim=64,
+    context_dims=(768, 2048),
+    layer_contexts=(0, 1),
+    linear_projection=True,
+    temporal=TemporalConfig(),
+  )
+  return dataclasses.replace(published, **changes)
+
+
 def init_temporal(config: EmuVideo, key: jax.Array) -> Params:
   """A temporal tree under which the video model is its image model, frame by frame."""
   shape, net = config.image.latent_shape(1, 2), config.unet
@@ -315,7 +339,7 @@ def video_samples(
   """
   image, known, clip = config.image, config.known(name), pixels_or_posterior(batch)
   text = batch_text(image, trees, batch)
-  none = batch_text(image, trees, repeated(empty, clip.shape[0]))
+  none = batch_without_text(image, trees, empty, clip.shape[0])
   frames = jax.tree.map(lambda a: a[:, jnp.asarray(known.positions)], clip)
   given = image.first_stage.encode(trees, frames)
   guidance = config.guidance.between if name == "interpolation" else config.guidance
@@ -484,13 +508,14 @@ def lengths(config: EmuVideo) -> dict[int, tuple[int, int]]:
   return found
 
 
-def usual_frames(config: EmuVideo, names: Collection[str]) -> int:
-  """Frames where none were asked for: those of a training clip, 1 of an image model."""
-  return config.num_frames if "temporal" in names else 1
+def asked_frames(config: EmuVideo, request: Sample, names: Collection[str]) -> int:
+  """Frames of a request; where it says none those of a training clip, 1 of an image model."""
+  usual = config.num_frames if "temporal" in names else 1
+  return usual if request.frames is None else request.frames
 
 
 def _sample_fps(config: EmuVideo, request: Sample, names: Collection[str]) -> float:
-  frames = request.frames or usual_frames(config, names)
+  frames = asked_frames(config, request, names)
   return config.fps * (FASTER if lengths(config).get(frames, (0, 0))[1] else 1)
 
 
@@ -524,22 +549,23 @@ def sample_steps(config: EmuVideo, request: Sample, names: Collection[str]) -> t
   Raises: InputError for a length that the model cannot give, ValueError for a sampler that does not
     fit its schedules.
   """
-  frames = request.frames or usual_frames(config, names)
+  frames = asked_frames(config, request, names)
   possible = lengths(config)
   if frames not in possible:
     raise InputError(
       f"sample: frames={frames} cannot be had of a model trained on {config.num_frames}; choose "
       f"one of {', '.join(map(str, possible))}"
     )
-  check_reads(config.image, 0)
-  for process in (config.image.process, config.process):
-    process.check(request.sampling)
   clip_frames, parts = possible[frames]
   stage = config.image.first_stage
-  steps = [draw_step(config.image, request.sampling)]
-  if request.image is not None:
+  if request.image is None:
+    check_reads(config.image, 0)
+    config.image.process.check(request.sampling)
+    steps = [draw_step(config.image, request.sampling)]
+  else:
     steps = [Step("pixels -> latents", encode_picture, config, tuple(stage.trees()))]
   if frames > 1:
+    config.process.check(request.sampling)
     guided = request.guidance(config.guidance).scales is not None
     static = Clip(
       config, "temporal", first_frame(clip_frames), request.sampling, guided, key=(1, 3)
@@ -555,9 +581,10 @@ def between_steps(
   """Frames between the keys "latents", `num_keys` of them at a time, joined."""
   if not parts:
     return []
-  steps = request.interpolation_steps or config.interpolation_steps or request.steps
-  if request.interpolation_steps == 0:
-    raise InputError("interpolation: interpolation_steps=0; give 1 or more")
+  given = (request.interpolation_steps, config.interpolation_steps, request.steps)
+  steps = next(number for number in given if number is not None)
+  if steps < 1:
+    raise InputError(f"interpolation: interpolation_steps={steps}; give 1 or more")
   sampling = dataclasses.replace(request.sampling, num_steps=steps)
   config.process.check(sampling)
   guided = request.guidance(config.guidance).between.scales is not None
@@ -668,7 +695,7 @@ def interpolate_steps(
 def _parts(config: EmuVideo, request: Interpolate) -> int:
   n = config.num_keys
   given = request.clip
-  frames = request.frames or n
+  frames = n if request.frames is None else request.frames
   if not isinstance(given, str | pathlib.Path):
     frames = np.shape(given)[1]
   if frames not in (n, 2 * n):

@@ -93,7 +93,10 @@ def latent_shape(
 class Pixels:
   """No first stage: diffusion in pixels. Source: VDM, arXiv:2204.03458."""
 
-  channels: int = 3
+  @property
+  def channels(self) -> int:
+    """Red, green, blue."""
+    return 3
 
   @property
   def downsample(self) -> int:
@@ -203,7 +206,9 @@ class KlAutoencoder:
     def decode(z):
       return Autoencoder(self.config).apply({"params": trees["autoencoder"]}, z, method="decode")
 
-    return jnp.clip(in_chunks(decode, unnormalised(trees, latents), frames_at_a_time), -1.0, 1.0)
+    whole, latents = self.config.temporal_decoder, unnormalised(trees, latents)
+    frames = in_chunks(decode, latents, frames_at_a_time, whole_clip=whole)
+    return jnp.clip(frames, -1.0, 1.0)
 
 
 def unnormalised(trees: Params, latents: Video) -> Video:
@@ -214,7 +219,7 @@ def unnormalised(trees: Params, latents: Video) -> Video:
 
 def channelwise(statistics: Params) -> tuple[Float[Array, "1 1 1 1 C"], Float[Array, "1 1 1 1 C"]]:
   """Shift and scale of latents, shaped to meet a video."""
-  return tuple(statistics[name].reshape(1, 1, 1, 1, -1) for name in ("shift", "scale"))
+  return tuple(jnp.asarray(statistics[name]).reshape(1, 1, 1, 1, -1) for name in ("shift", "scale"))
 
 
 def latent_statistics(batches: Sequence[Mapping[str, np.ndarray]]) -> Params:

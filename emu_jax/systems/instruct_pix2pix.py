@@ -27,6 +27,7 @@ from emu_jax.systems import pipelines
 from emu_jax.systems.emu import (
   Emu,
   batch_text,
+  batch_without_text,
   decode_step,
   image_system,
   prompts,
@@ -34,7 +35,7 @@ from emu_jax.systems.emu import (
 from emu_jax.systems.first_stage import pixels, unnormalised
 from emu_jax.systems.requests import Media, Prompt, Prompted, numbers, pictures
 from emu_jax.systems.system import Part, Pipeline, Step, System, Task, Tree, example_keys
-from emu_jax.systems.text import TextConfig, repeated
+from emu_jax.systems.text import TextConfig
 from emu_jax.typing import Params, PerExample, Video
 
 PIPELINE = "StableDiffusionInstructPix2PixPipeline"
@@ -115,8 +116,8 @@ class InstructPix2Pix(System):
     return pipelines.read(folder, {PIPELINE: (pipelines.LAST,)}, make)
 
   def write_pipeline(self, model: Any, folder: pathlib.Path, say: Callable[[str], None]) -> None:
-    """The public form, as that of the image model."""
-    pipelines.write(self.image, model, folder, say)
+    """The public form: that of the image model, under its own name."""
+    pipelines.write(self.image, model, folder, say, PIPELINE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,7 +204,7 @@ def edit_loss(
   """Loss on pairs: the network is told "source" and the instruction, and draws "frames".
 
   Source: arXiv:2211.09800, sec. 3.2. Differs: the source is dropped where the batch says so and
-    never alone with another rate; its shares are the data's (`DataConfig`).
+    never alone with another rate; its shares are the data's.
   """
   image = config.image
   key_encode, key_diffuse = jax.random.split(key)
@@ -233,7 +234,7 @@ def edit_samples(
   """Source, target and what the model makes of the source, side by side."""
   image = config.image
   text = batch_text(image, trees, batch)
-  none = batch_text(image, trees, repeated(empty, len(text.texts[0])))
+  none = batch_without_text(image, trees, empty, len(text.texts[0]))
   source, target = pixels(batch["source"]), pixels(batch["frames"])
   latents = unnormalised(trees, image.first_stage.encode(trees, source))
   scales = config.image_guidance, config.text_guidance

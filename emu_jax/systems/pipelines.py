@@ -212,34 +212,47 @@ def with_statistics(config: AutoencoderConfig, latents: Params) -> AutoencoderCo
   return dataclasses.replace(config, latent_shift=float(shift[0]), latent_scale=float(scale[0]))
 
 
-def write(system: Any, model: Any, target: pathlib.Path, say: Callable[[str], None]) -> None:
-  """A text-to-image model as the folders of diffusers' StableDiffusionPipeline.
+def write(
+  system: Any,
+  model: Any,
+  target: pathlib.Path,
+  say: Callable[[str], None],
+  name: str = "StableDiffusionPipeline",
+) -> None:
+  """A text-to-image model as the folders of diffusers' StableDiffusionPipeline, or one like it.
 
   Args:
     system: with `first_stage`, `unet`, `text`, `process` and `size`, as `emu.Emu`.
     model: with its `trees` and `tokenizer_folders`.
+    name: class of the pipeline.
+  Raises: InputError for noise that no scheduler of a table of steps describes.
   """
   model.require("autoencoder", "latents", "text", "spatial")
+  schedule = getattr(system.process, "schedule", None)
+  if not isinstance(schedule, Schedule):
+    raise InputError(
+      f"convert: the noise of a {type(system.process).__name__} process has no place in {name}; "
+      "keep the model as a run of emu-train"
+    )
   trees, config = model.trees, system.first_stage.config
-  index = {"_class_name": "StableDiffusionPipeline"}
+  index = {"_class_name": name}
   parts = {"vae": (with_statistics(config, trees["latents"]), "autoencoder")}
   parts |= {"unet": (system.unet, "spatial")}
   side = lambda factor: [n // factor for n in system.size]
   square = lambda sides: sides[0] if sides[0] == sides[1] else sides
   sizes = {"vae": square(side(1)), "unet": square(side(config.downsample))}
-  for name, (part, tree) in parts.items():
-    say(f"writing {name}")
-    save(target / name, part, trees[tree], also={"sample_size": sizes[name]})
-    index[name] = ["diffusers", architecture_of(part, trees[tree]).name]
+  for folder, (part, tree) in parts.items():
+    say(f"writing {folder}")
+    save(target / folder, part, trees[tree], also={"sample_size": sizes[folder]})
+    index[folder] = ["diffusers", architecture_of(part, trees[tree]).name]
   for i, encoder in enumerate(system.text):
-    name = "text_encoder" if i == 0 else f"text_encoder_{i + 1}"
-    say(f"writing {name}")
-    save(target / name, encoder, trees["text"][str(i)])
-    index[name] = ["transformers", architecture_of(encoder, trees["text"][str(i)]).name]
-    words = name.replace("text_encoder", "tokenizer")
+    folder = "text_encoder" if i == 0 else f"text_encoder_{i + 1}"
+    say(f"writing {folder}")
+    save(target / folder, encoder, trees["text"][str(i)])
+    index[folder] = ["transformers", architecture_of(encoder, trees["text"][str(i)]).name]
+    words = folder.replace("text_encoder", "tokenizer")
     copy_texts(model.tokenizer_folders[i], target / words)
     index[words] = ["transformers", "PreTrainedTokenizerFast"]
-  schedule = written_schedule(system.process.schedule)
-  write_json(target / "scheduler" / "scheduler_config.json", schedule)
+  write_json(target / "scheduler" / "scheduler_config.json", written_schedule(schedule))
   index["scheduler"] = ["diffusers", "DDIMScheduler"]
   write_json(target / INDEX, index)

@@ -22,13 +22,26 @@ BUILT_IN = {
   "animatediff": "emu_jax.systems.animatediff:AnimateDiff",
   "instruct_pix2pix": "emu_jax.systems.instruct_pix2pix:InstructPix2Pix",
 }
+# The module of every other kind of the house: a configuration may name one that nothing imports.
+KINDS = {
+  "discrete": "emu_jax.diffusion.discrete",
+  "edm": "emu_jax.diffusion.edm",
+  "flow": "emu_jax.diffusion.flow",
+  "log_snr": "emu_jax.diffusion.log_snr",
+  "kl_autoencoder": "emu_jax.systems.first_stage",
+  "pixels": "emu_jax.systems.first_stage",
+  "modelscope": "emu_jax.models.modelscope",
+  "motion": "emu_jax.models.motion",
+  "temporal": "emu_jax.models.temporal",
+  "video_ldm": "emu_jax.models.video_ldm",
+}
 UNVERSIONED = "emu_video"  # what configurations were of before they had a version
 
 
 def names() -> dict[str, str]:
   """Every system's name, and "module:Class" of it; the house's own go first."""
   found = importlib.metadata.entry_points(group=ENTRY_POINTS)
-  return {point.name: point.value for point in found} | BUILT_IN
+  return BUILT_IN | {point.name: point.value for point in found if point.name not in BUILT_IN}
 
 
 def system_class(name: str) -> type[System]:
@@ -88,7 +101,7 @@ def from_config(values: dict[str, Any], where: str) -> System:
 
   Raises: InputError, beginning with `where`, for a newer version or another system's fields.
   """
-  return config.from_dict(upgraded(values, where)["system"], System, where)
+  return config.from_dict(upgraded(values, where).get("system"), System, where)
 
 
 VERSION = 2
@@ -106,12 +119,28 @@ def upgraded(values: dict[str, Any], where: str) -> dict[str, Any]:
       f"{version}, these are {VERSION}); install that version"
     )
   system = values.get("system")
-  name = system.get(config.KIND, "") if isinstance(system, dict) else UNVERSIONED
-  return system_class(name).upgraded(values, version)
+  if version == 1 and not isinstance(system, dict):
+    name = UNVERSIONED
+  elif isinstance(system, dict) and isinstance(system.get(config.KIND), str):
+    name = system[config.KIND]
+  else:
+    raise InputError(f"{where}: names no system; restore it, or use the version that wrote it")
+  try:
+    return system_class(name).upgraded(values, version)
+  except InputError as error:
+    raise InputError(f"{where}: {error}") from error
+  except (KeyError, TypeError, AttributeError, ValueError) as error:
+    reason = f"field {error} is missing" if isinstance(error, KeyError) else error
+    raise InputError(
+      f"{where}: version {version} of {name!r} cannot be brought up to date ({reason}); restore "
+      "it, or use the version that wrote it"
+    ) from error
 
 
 def _import_kind(name: str) -> None:
-  if isinstance(name, str) and name in names():
+  if name in KINDS:
+    importlib.import_module(KINDS[name])
+  elif name in names():
     system_class(name)
 
 

@@ -46,8 +46,11 @@ class Seeded:
   examples the first has this seed, the next one more, and so on"""
 
   def __post_init__(self):
-    if not 0 <= self.seed < SEEDS:
-      raise InputError(f"seed={self.seed} is not from 0 to {SEEDS - 1}; give one that is")
+    whole = isinstance(self.seed, int | np.integer)
+    if not whole or not 0 <= self.seed < SEEDS:
+      raise InputError(
+        f"seed={self.seed!r} is no whole number from 0 to {SEEDS - 1}; give one that is"
+      )
     for name, value in vars(self).items():
       if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{name}={value} is not a number; give one")

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from emu_jax.config import kind, refused
 from emu_jax.data.inputs import ClipSpec, Inputs, clip_inputs
+from emu_jax.data.motion import MOTION
 from emu_jax.diffusion.edm import Edm
 from emu_jax.diffusion.guidance import frame_guidance, guided
 from emu_jax.diffusion.noise import normal, split
@@ -63,7 +64,6 @@ from emu_jax.weights.model import described, load
 
 PIPELINE = "StableVideoDiffusionPipeline"
 MICRO = 3  # micro-conditions: frames a second less one, motion bucket, the picture's noise
-MOTION = "motion"  # the number of a record that motion buckets are made of
 MAX_BUCKET = 255.0
 # Mean and deviation of the log of the noise's standard deviation that training adds to a picture.
 # Source: arXiv:2311.15127, app. D.3.
@@ -412,7 +412,10 @@ def micro_conditions(fps: PerExample, motion: PerExample, noise: PerExample) -> 
 
 
 def motion_bucket(config: StableVideo, motion: PerExample) -> PerExample:
-  """The bucket, 0 to 255, of a record's "motion". The paper's is of optical flow, not published."""
+  """The bucket, 0 to 255, of a record's "motion", in percent of the shorter side a second.
+
+  Source: ours. That of the public model is of optical flow, by a rule that is not published.
+  """
   return jnp.clip(motion * config.motion_scale, 0.0, MAX_BUCKET)
 
 

@@ -15,30 +15,32 @@ from emu_jax.models.discriminator import (
   feature_distance,
   hinge_discriminator,
 )
-from emu_jax.systems.emu import (
+from emu_jax.systems.autoencoder import (
   AutoencoderObjective,
   adaptive_weight,
   autoencoder_loss,
-  init_autoencoder,
   reconstruction_error,
 )
 from emu_jax.systems.pyramid import pyramid_error
 from tests.tiny import MODEL
 
-CONFIG = MODEL.image.autoencoder
+CONFIG = MODEL.image.first_stage.config
 OBJECTIVE = AutoencoderObjective(
   adversarial_start=10,
   discriminator=PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4),
 )
+IMAGE = dataclasses.replace(MODEL.image, objective=OBJECTIVE)
 ALONE = dataclasses.replace(OBJECTIVE, adversarial_weight=0.0)
 MATCHING = dataclasses.replace(ALONE, matching_weight=2.0)
 
 
 @pytest.fixture(scope="module")
 def case():
-  init = jax.jit(partial(init_autoencoder, CONFIG, OBJECTIVE, 16))
+  table = IMAGE.trees()
+  names = ("autoencoder", "discriminator")
+  keys = zip(names, jax.random.split(jax.random.key(0)), strict=True)
   frames = jax.random.uniform(jax.random.key(1), (2, 1, 16, 16, 3), minval=-1)
-  return init(jax.random.key(0)), frames
+  return {name: jax.jit(table[name].init)(key) for name, key in keys}, frames
 
 
 @pytest.fixture(scope="module")
@@ -158,12 +160,23 @@ def test_each_weight_adds_its_own_loss_and_nothing_else(case):
   np.testing.assert_allclose(losses(dataclasses.replace(base, **weights)), expected, rtol=1e-5)
 
 
-def test_a_discriminator_that_no_loss_needs_is_not_made():
-  shapes = lambda objective: jax.eval_shape(
-    partial(init_autoencoder, CONFIG, objective, 16), jax.random.key(0)
-  )
-  assert set(shapes(ALONE)) == {"autoencoder"}
-  assert set(shapes(OBJECTIVE)) == set(shapes(MATCHING)) == {"autoencoder", "discriminator"}
+def test_a_discriminator_that_no_loss_needs_is_not_read():
+  part = lambda objective: dataclasses.replace(IMAGE, objective=objective).parts()["autoencoder"]
+  assert set(part(ALONE).reads) == {"autoencoder"}
+  assert set(part(OBJECTIVE).reads) == set(part(MATCHING).reads) == {"autoencoder", "discriminator"}
+
+
+def test_the_part_is_the_loss_on_uint8_frames_with_the_systems_objective(case):
+  trees, frames = case
+  shown = ((frames + 1) * 127.5).astype(jnp.uint8)
+  part, step = IMAGE.parts()["autoencoder"], jnp.array(10)
+  losses, metrics = jax.jit(part.loss)(trees, {"frames": shown}, jax.random.key(2), step)
+  pixels = shown.astype(jnp.float32) / 127.5 - 1
+  expected, _ = autoencoder_loss(CONFIG, OBJECTIVE, trees, pixels, jax.random.key(2), step)
+  np.testing.assert_allclose(losses, expected, rtol=1e-4)
+  assert {"psnr", "generator", "discriminator"} <= set(metrics)
+  drawn = part.samples(trees, {"frames": shown}, {}, jax.random.key(3))["reconstruction"]
+  np.testing.assert_array_equal(drawn[..., :16, :], pixels)
 
 
 def test_negative_weights_are_refused():

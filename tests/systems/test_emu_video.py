@@ -1,6 +1,7 @@
 """Laws of the factorized model."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +15,20 @@ from emu_jax.conditioning import (
   every_fourth,
   first_frame,
 )
+from emu_jax.diffusion.process import Sampling
 from emu_jax.models.unet import UNet
 from emu_jax.systems.emu import image_loss
 from emu_jax.systems.emu_video import (
   Guidance,
   augmented,
+  clip_loss,
   init_temporal,
   join_interpolated,
   sample_video,
   vectors,
-  video_loss,
   video_network,
 )
-from emu_jax.systems.latent import Sampling, decode_latents, encode_frames, latent_statistics
+from emu_jax.systems.first_stage import Pixels
 from emu_jax.typing import Conditions
 from tests.tiny import MODEL, perturbed, trees
 
@@ -34,6 +36,10 @@ from tests.tiny import MODEL, perturbed, trees
 @pytest.fixture(scope="module")
 def model():
   return trees()
+
+
+def changed_unet(**changes):
+  return dataclasses.replace(MODEL.image.unet, **changes)
 
 
 def features(key, B):
@@ -67,33 +73,11 @@ def test_at_init_the_video_model_is_its_image_model_whatever_frames_are_known(ke
   assert float(jnp.abs(other - video).max()) > 1e-2
 
 
-def test_latents_of_frames_are_those_of_each_frame_and_normalised(key, model):
-  frames = jax.random.uniform(key, (6, 2, 16, 16, 3), minval=-1)
-  config = MODEL.image.autoencoder
-  statistics = latent_statistics(config, model["autoencoder"], frames)
-  normal = {**model, "latents": statistics}
-  latents = encode_frames(config, normal, frames, jax.random.key(1))
-  # 6 * 2 * 16 latents a channel: their mean is off by 1 / sqrt(192) = 0.07 at one sigma.
-  np.testing.assert_allclose(latents.mean(axis=(0, 1, 2, 3)), 0, atol=0.3)
-  np.testing.assert_allclose(latents.std(axis=(0, 1, 2, 3)), 1, atol=0.3)
-  single = encode_frames(config, normal, frames[:, 1:])
-  np.testing.assert_allclose(encode_frames(config, normal, frames)[:, 1:], single, atol=1e-5)
-
-
-def test_normalisation_is_undone_before_decoding(key, model):
-  z = jax.random.normal(key, (1, 2, 4, 4, 4))
-  config = MODEL.image.autoencoder
-  plain = {**model, "latents": {"shift": jnp.zeros(4), "scale": jnp.ones(4)}}
-  np.testing.assert_allclose(
-    decode_latents(config, model, (z - 0.1) * 2.0), decode_latents(config, plain, z), atol=1e-5
-  )
-
-
 def test_a_withheld_image_gives_the_direct_model(key, model):
   """Mask and latents both zero: no trace of the image may remain in the loss."""
   frames = jax.random.uniform(key, (2, 8, 16, 16, 3), minval=-1)
   text, dropped = features(jax.random.key(1), 2), jnp.array([True, False])
-  loss = jax.jit(lambda f: video_loss(
+  loss = jax.jit(lambda f: clip_loss(
     MODEL, first_frame(8), "temporal", model, f, text, dropped, jax.random.key(2)))  # fmt: skip
 
   def concat_gradient(withheld):
@@ -111,7 +95,7 @@ def test_losses_of_an_example_do_not_see_the_others(key, model):
   text, kept = features(jax.random.key(1), 2), jnp.array([False, False])
 
   def first(frames):
-    losses = video_loss(
+    losses = clip_loss(
       MODEL, first_frame(8), "temporal", model, frames, text, kept, jax.random.key(2)
     )
     return losses[0]
@@ -126,7 +110,7 @@ def test_losses_of_an_example_do_not_see_the_others(key, model):
 def test_clips_of_another_length_are_refused_with_both_numbers(key, model):
   frames = jnp.zeros((1, 4, 16, 16, 3))
   with pytest.raises(ValueError, match="4 frames, the mask is for 8"):
-    video_loss(
+    clip_loss(
       MODEL, first_frame(8), "temporal", model, frames, features(key, 1), jnp.array([False]), key
     )
 
@@ -136,7 +120,7 @@ def test_known_frames_are_augmented_only_where_the_stage_says_so(key):
   level = jnp.array([0.0, 250.0])
   np.testing.assert_array_equal(augmented(MODEL, first_frame(8), latents, level, key), latents)
   noisy = augmented(MODEL, every_fourth(), latents, level, key)
-  alpha, sigma = MODEL.augmentation(level)
+  alpha, sigma = MODEL.augmentation.alpha_sigma(level)
   np.testing.assert_allclose(alpha[1], 0.8208, atol=1e-4)  # the published t = 250
   # 512 draws: the standard deviation's own error is sigma / sqrt(2 * 512) = 3 %; 4 of those.
   np.testing.assert_allclose(noisy.std(axis=(1, 2, 3, 4)), sigma, rtol=0.13)
@@ -200,10 +184,11 @@ def test_kept_frames_are_told_without_noise_and_others_with_the_papers(key, mode
 
 
 def test_the_image_loss_is_one_number_an_example_and_finite(key, model):
-  frames = jax.random.uniform(key, (3, 1, 16, 16, 3), minval=-1)
-  text = features(jax.random.key(1), 3)
-  loss = jax.jit(lambda f, k: image_loss(MODEL.image, model, f, text, k))
-  losses = loss(frames, jax.random.key(2))
+  frames = jax.random.randint(key, (3, 1, 16, 16, 3), 0, 256).astype(jnp.uint8)
+  words = features(jax.random.key(1), 3)
+  text = {"texts": words.texts, "masks": words.masks, "vectors": {}}
+  loss = jax.jit(partial(image_loss, MODEL.image))
+  losses, _ = loss(model, {"frames": frames, "text": text}, jax.random.key(2), jnp.array(0))
   assert losses.shape == (3,)
   assert bool(jnp.isfinite(losses).all())
 
@@ -211,9 +196,13 @@ def test_the_image_loss_is_one_number_an_example_and_finite(key, model):
 @pytest.mark.parametrize(
   ("change", "words"),
   [
-    ({"size": 18}, "multiple of 8"),
+    ({"size": (18, 16)}, "size=18x16 pixels must be multiples of 8"),
+    ({"size": (16, 20)}, "size=16x20 pixels must be multiples of 8"),
     ({"text": MODEL.image.text[:1]}, "context_dims"),
-    ({"autoencoder": dataclasses.replace(MODEL.image.autoencoder, z_channels=8)}, "z_channels=8"),
+    ({"first_stage": Pixels()}, "channels=3"),
+    ({"unet": changed_unet(in_channels=8)}, "in_channels=8"),
+    ({"unet": changed_unet(num_micro=3)}, "num_micro=3 must be 0, or 6"),
+    ({"unet": changed_unet(num_micro=6, pooled_dim=5)}, "pooled_dim=5 must be projection_dim=0"),
   ],
 )
 def test_networks_that_do_not_fit_one_another_do_not_start(change, words):
