@@ -233,8 +233,14 @@ class StableVideo(System):
         steps=functools.partial(animate_steps, self),
         arrays=functools.partial(_animate_arrays, self),
         fps=lambda request, names: self.fps if request.fps is None else request.fps,
+        file="animated",
       )
     }
+
+  @classmethod
+  def requests(cls) -> Mapping[str, type]:
+    """Of its one task."""
+    return {"animate": Animate}
 
   @classmethod
   def read_pipeline(cls, folder: pathlib.Path, **options: Any) -> Pipeline:
