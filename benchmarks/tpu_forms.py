@@ -22,7 +22,8 @@ from jax.sharding import SingleDeviceSharding
 
 from emu_jax.models.attention import GroupNorm, Products, SpatialTransformer, attend, gelu
 from emu_jax.models.temporal import TemporalTransformer
-from emu_jax.models.unet import ResBlock, UNetConfig
+from emu_jax.models.unet import ResBlock
+from emu_jax.systems.emu_video import published_unet
 from train.planning import flops, hlo, topologies
 
 TOPOLOGY = "v5e:2x2"
@@ -224,7 +225,7 @@ def blocks() -> Iterator[tuple[str, list[Form]]]:
     x, texts = array(1, 8, pixels, pixels, C), (array(1, 77, 768), array(1, 77, 2048))
     made = {"residual block": [], "spatial transformer": [], "temporal transformer": []}
     for name, how in ways.items():
-      unet = UNetConfig.emu_video(dtype="bfloat16", **how)
+      unet = published_unet(dtype="bfloat16", **how)
       heads = unet.heads(C)
       spatial = unet.recomputed(SpatialTransformer)(*heads, 2, 32, True, dtype=HALF)
       temporal = unet.recomputed(TemporalTransformer)(*heads, 2, 32, HALF)
