@@ -38,7 +38,7 @@ class Conditions:
   # Annotated loosely, since a pytree's leaves may also be shapes, shardings or gradients.
   texts: tuple[Any, ...] = ()  # Text, one an encoder, in the order of a network's `context_dims`
   masks: tuple[Any, ...] = ()  # TextMask, one a text; None attends to every token
-  concat: Any = None  # Video: channels beside x_t's own, mask and latents; None adds nothing
+  concat: Any = None  # Video: channels beside those of x_t, mask and latents; None adds nothing
   # Vector conditions by name, each added to the time embedding: "class" and "task" int [B],
   # "noise_level" float [B], "micro" float [B, K].
   vectors: dict[str, Any] = dataclasses.field(default_factory=dict)

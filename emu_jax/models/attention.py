@@ -254,7 +254,7 @@ class GroupNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-    # Every convolution of the networks stands behind a norm, which is where their layout is held.
+    # Every convolution of the networks follows a norm, so that these pins fix the layout of all.
     return pin(Groups(self.num_groups, self.epsilon, self.axes, name="group")(pin(x)))
 
   @property

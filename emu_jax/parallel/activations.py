@@ -2,7 +2,7 @@
 
 Networks know nothing of meshes: they say which layout a layer computes in, and what that means is
 given from outside, by `jax.set_mesh`. Without a mesh, with a mesh of one device, or inside a
-`shard_map` that already holds its own part, every function here gives back its argument.
+`shard_map`, whose arrays are parts already, every function here gives back its argument.
 
 A layer that treats every frame by itself has the frames over the mesh axis `frames`; a layer that
 looks across frames has rows of pixels over it. Channels are never split: a norm or a convolution

@@ -119,7 +119,9 @@ def test_layers_that_attend_to_texts_alone_have_no_other_source():
   config = dataclasses.replace(SMALL, cross_only=(True, False), mid_depth=0)
   params, x, t, conditions = inputs(config, (1, 3, 4, 6, 4))
   outputs = [
-    UNet(dataclasses.replace(config, temporal=temporal)).apply({"params": params}, x, t, conditions)
+    jax.jit(UNet(dataclasses.replace(config, temporal=temporal)).apply)(
+      {"params": params}, x, t, conditions
+    )
     for temporal in (Temporal(), FirstFrame())
   ]
   np.testing.assert_array_equal(*outputs)
