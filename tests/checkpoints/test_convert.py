@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +12,19 @@ import safetensors.numpy
 
 from emu_jax import cli
 from emu_jax.checkpoints.run import latest_step
-from emu_jax.loading import load_pipeline
-from tests import tiny_public, tiny_recipe
+from emu_jax.model import load
+from emu_jax.systems import registry
+from emu_jax.systems.system import System
+from tests import tiny_public, tiny_recipe, tiny_runs
 from train import command
 
 CONFIG = """
 import dataclasses
 
 from configs.emu_video_sd15_256 import MODEL as SD, STAGES as SHIPPED
-from emu_jax.systems.latent import Sampling
+from emu_jax.diffusion.process import Sampling
 from emu_jax.models.temporal import TemporalConfig
+from emu_jax.systems.first_stage import KlAutoencoder
 from tests.tiny_public import PARTS
 from train.config import DataConfig
 from train.loop import LoopConfig
@@ -28,17 +32,17 @@ from train.optimiser import OptimConfig
 
 NETS = {{name: net.config for name, (net, _) in PARTS.items()}}
 IMAGE = dataclasses.replace(
-  SD.image, size=16, autoencoder=NETS["vae"], text=(NETS["text_encoder"],), unet=NETS["unet"]
+  SD.image, size=(16, 16), first_stage=KlAutoencoder(NETS["vae"]), text=(NETS["text_encoder"],),
+  unet=NETS["unet"], preview=Sampling(num_steps=2),
 )
 STAGES = tuple(
   dataclasses.replace(
     stage,
-    model=dataclasses.replace(SD, image=IMAGE, temporal=TemporalConfig(num_layers=1), fps=4.0),
+    system=dataclasses.replace(SD, image=IMAGE, temporal=TemporalConfig(num_layers=1), fps=4.0),
     init_from={source!r},
     data=DataConfig(sources=({clips!r},), batch_size=4),
     optim=OptimConfig(peak_lr=1e-2, warmup_steps=1, ema_decay=0.5),
     loop=LoopConfig(num_steps=2, log_every=1, sample_every=0),
-    sampling=Sampling(num_steps=2),
   )
   for stage in SHIPPED[:1]
 )
@@ -79,9 +83,9 @@ def test_a_converted_pipeline_samples_what_the_original_does(source, tmp_path):
 
 
 def test_half_the_bits_are_a_choice(source):
-  whole, half = (load_pipeline(source, dtype=dtype) for dtype in (None, "bfloat16"))
-  assert half.config.image.unet.dtype == half.config.image.text[0].dtype == "bfloat16"
-  assert whole.config.image.unet.dtype == "float32"
+  whole, half = (load(source, dtype=dtype) for dtype in (None, "bfloat16"))
+  assert half.system.unet.dtype == half.system.text[0].dtype == "bfloat16"
+  assert whole.system.unet.dtype == "float32"
   assert {str(a.dtype) for a in jax.tree.leaves(half.trees["spatial"])} == {"bfloat16"}
 
 
@@ -100,7 +104,7 @@ def trained(source, tmp_path_factory):
 def test_emu_video_trains_on_a_frozen_public_model(source, trained, tmp_path):
   run, _ = trained
   assert latest_step(run) == 2
-  model, public = load_pipeline(run), load_pipeline(source)
+  model, public = load(run), load(source)
   for a, b in zip(
     jax.tree.leaves(model.trees["spatial"]), jax.tree.leaves(public.trees["spatial"]), strict=True
   ):
@@ -115,7 +119,8 @@ def test_emu_video_trains_on_a_frozen_public_model(source, trained, tmp_path):
 def test_a_trained_run_goes_back_out(source, trained, tmp_path):
   cli.main(["convert", str(trained[0]), str(tmp_path / "out"), "--to", "diffusers"])
   assert tensors(tmp_path / "out") == tensors(source)
-  assert load_pipeline(tmp_path / "out").config.image == load_pipeline(source).config.image
+  out, public = (load(folder).system for folder in (tmp_path / "out", source))
+  assert out == public
 
 
 def test_a_run_is_handed_on_as_one_folder_of_safetensors(trained, tmp_path):
@@ -123,10 +128,10 @@ def test_a_run_is_handed_on_as_one_folder_of_safetensors(trained, tmp_path):
   for name, precision in (("whole", "stored"), ("half", "bfloat16")):
     words = ["--to", "safetensors", "--precision", precision]
     cli.main(["convert", str(run), str(tmp_path / name), *words])
-  of_run, whole = load_pipeline(run), load_pipeline(tmp_path / "whole")
-  assert whole.config == of_run.config
+  of_run, whole = load(run), load(tmp_path / "whole")
+  assert whole.system == of_run.system
   jax.tree.map(np.testing.assert_array_equal, whole.trees, of_run.trees)
-  half = load_pipeline(tmp_path / "half")
+  half = load(tmp_path / "half")
   rounded = jax.tree.map(
     lambda a: np.asarray(a).astype(jnp.bfloat16).astype(np.float32), whole.trees
   )
@@ -146,12 +151,12 @@ def test_a_cut_release_is_refused(trained, tmp_path, capsys):
   file = tmp_path / "cut" / "model.safetensors"
   file.write_bytes(file.read_bytes()[:-10])
   words = ["sample", "circle", "--checkpoint", tmp_path / "cut", "--out", tmp_path / "a.gif"]
-  assert "no whole safetensors file" in tiny_recipe.refusal(cli.main, words, capsys)
+  assert "no whole safetensors file" in tiny_runs.refusal(cli.main, words, capsys)
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(source, trained, tmp_path, capsys):
   target = tmp_path / "out"
-  refused = lambda *words: tiny_recipe.refusal(cli.main, ["convert", *words], capsys)
+  refused = lambda *words: tiny_runs.refusal(cli.main, ["convert", *words], capsys)
   assert "there is no folder" in refused(tmp_path / "absent", target)
   assert "is not empty" in refused(source, source)
   assert "--to diffusers" in refused(trained[0], target)
@@ -161,9 +166,46 @@ def test_bad_input_is_one_line_and_leaves_nothing(source, trained, tmp_path, cap
 
 
 def test_a_config_of_another_model_is_refused_before_training(source, trained, tmp_path, capsys):
-  config = trained[1].read_text().replace("size=16,", "size=16, zero_empty=True,")
+  config = trained[1].read_text().replace("size=(16, 16),", "size=(16, 16), zero_empty=True,")
   (tmp_path / "other.py").write_text(config)
   words = ["run", "--config", tmp_path / "other.py", "--out", tmp_path / "runs"]
   with tiny_recipe.one_device():
-    assert "zero_empty" in tiny_recipe.refusal(command.main, words, capsys)
+    assert "zero_empty" in tiny_runs.refusal(command.main, words, capsys)
   assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["../../planted", "/tmp/planted", "..", "a/b", "a\\b"])
+def test_a_part_that_lies_elsewhere_is_refused(name, source, tmp_path, capsys):
+  """A downloaded index cannot have files read or written outside its folder."""
+  folder = shutil.copytree(source, tmp_path / "in" / "public")
+  index = json.loads((folder / "model_index.json").read_text())
+  (folder / "model_index.json").write_text(json.dumps({name: ["transformers", "Tok"]} | index))
+  (tmp_path / "planted").mkdir()
+  (tmp_path / "planted" / "x.json").write_text("{}")
+  words = ["convert", folder, tmp_path / "out" / "ours"]
+  assert "which is no folder in it" in tiny_runs.refusal(cli.main, words, capsys)
+  assert sorted(p.name for p in tmp_path.rglob("x.json")) == ["x.json"]
+  assert not (tmp_path / "out" / "ours").exists()
+
+
+def test_a_system_without_a_public_form_says_so(tmp_path_factory, tmp_path, capsys, monkeypatch):
+  run = tiny_runs.runs(tmp_path_factory.getbasetemp()) / "video"
+  system = type(load(run).system)
+  monkeypatch.setattr(system, "write_pipeline", System.write_pipeline)
+  words = ["convert", run, tmp_path / "out", "--to", "diffusers"]
+  line = tiny_runs.refusal(cli.main, words, capsys)
+  assert "convert: EmuVideo has no form that diffusers reads" in line
+  assert not (tmp_path / "out").exists()
+
+
+def test_a_release_says_its_version_and_system_and_is_one_again(tmp_path_factory, tmp_path):
+  """Also of a release: what was handed on can be handed on in half."""
+  run = tiny_runs.runs(tmp_path_factory.getbasetemp()) / "extension"
+  for source, target in ((run, "first"), (tmp_path / "first", "second")):
+    cli.main(["convert", str(source), str(tmp_path / target), "--to", "safetensors"])
+  config = json.loads((tmp_path / "first" / "config.json").read_text())
+  assert (config["version"], config["system"]["@kind"]) == (registry.VERSION, "emu_video")
+  first, second = load(tmp_path / "first"), load(tmp_path / "second")
+  assert first.system == second.system == load(run).system
+  assert set(first.trees) == set(load(run).trees)
+  jax.tree.map(np.testing.assert_array_equal, first.trees, second.trees)
