@@ -8,7 +8,6 @@ random: neither the time of a step nor that of a batch depends on what they hold
 
 import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 import sys
@@ -20,12 +19,11 @@ from flax.traverse_util import unflatten_dict
 from benchmarks.problem import HighWater
 from benchmarks.with_jax import drawn
 from configs.shapes_32 import STAGES
-from emu_jax.config import to_dict
 from emu_jax.data.batches import batches, open_source
 from emu_jax.data.shapes import prepare_shapes
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
-from emu_jax.systems.emu import init_autoencoder, init_spatial, init_text
-from train.config import Experiment
+from train.clips import batch_options, empty_prompt
+from train.config import Experiment, config_json
 from train.loop import LoopConfig, train
 from train.stages import build
 
@@ -34,7 +32,7 @@ LAP = 9  # steps; in the first lap the batches are those that were read during c
 
 def experiment(size: str, data: str) -> Experiment:
   """The stage, for two laps."""
-  video = next(stage for stage in STAGES if stage.stage == "video")
+  video = next(stage for stage in STAGES if stage.part == "video")
   batch = 4 if size == "small" else video.data.batch_size
   return dataclasses.replace(
     video,
@@ -45,16 +43,10 @@ def experiment(size: str, data: str) -> Experiment:
 
 def before(stage: Experiment) -> dict:
   """Trees of the stages before, drawn at random."""
-  image = stage.model.image
-  init = {
-    "autoencoder": lambda key: init_autoencoder(
-      image.autoencoder, stage.objective, image.size, key
-    )["autoencoder"],
-    "text": functools.partial(init_text, image),
-    "spatial": functools.partial(init_spatial, image),
-  }
-  trees = {name: unflatten_dict(drawn(make, 0), sep="/") for name, make in init.items()}
-  ones = np.ones(image.autoencoder.z_channels, np.float32)
+  table = stage.system.trees()
+  names = ("autoencoder", "text", "spatial")
+  trees = {name: unflatten_dict(drawn(table[name].init, 0), sep="/") for name in names}
+  ones = np.ones(stage.system.image.first_stage.channels, np.float32)
   return trees | {"latents": {"shift": 0 * ones, "scale": ones}}
 
 
@@ -64,21 +56,17 @@ def measured(size: str, folder: pathlib.Path) -> dict:
   prepare_shapes(folder / "data", size=32, num_images=1, num_clips=clips, progress=False)
   stage, run_dir = experiment(size, str(folder / "data" / "videos")), folder / "run"
   source = open_source(folder / "data" / "videos", "train")
-  (text,) = stage.model.image.text
-  captions = (record["caption"].decode() for record in source.records)
-  train_tokenizer(captions, folder / "tokenizer", text.vocab_size)
-  tokenizer = load_tokenizer(folder / "tokenizer", text.max_length)
+  (text,) = stage.system.texts
+  train_tokenizer(source.captions, folder / "tokenizer", text.vocab_size)
+  tokenizers = (load_tokenizer(folder / "tokenizer", text.max_length),)
   data = batches(
     source,
-    spec=stage.clips,
-    tokenizers=(tokenizer,),
-    batch_size=stage.data.batch_size,
-    seed=stage.loop.seed,
+    **batch_options(stage, tokenizers),
     drop_text=stage.data.drop_text,
     drop_both=stage.data.drop_both,
   )
-  empty = tuple((a,) for a in tokenizer([""], overflow="error"))
-  built, config = build(stage, before(stage), {}, empty), json.dumps(to_dict(stage))
+  built = build(stage, before(stage), empty_prompt(tokenizers))
+  config = config_json(stage)
   with contextlib.closing(data):
     train(built, data, run_dir=run_dir, optim=stage.optim, loop=stage.loop, config=config)
   last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])

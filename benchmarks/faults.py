@@ -38,20 +38,24 @@ from train import command
 FORKS = multiprocessing.get_context("forkserver")
 STEPS = 40
 CONFIG = """
+import dataclasses
+
 from emu_jax.models.discriminator import PatchDiscriminatorConfig
-from emu_jax.systems.emu import AutoencoderObjective
+from emu_jax.systems.autoencoder import AutoencoderObjective
 from tests.tiny import MODEL
 from train.config import DataConfig, Experiment
 from train.loop import LoopConfig
 from train.optimiser import OptimConfig
 
+OBJECTIVE = AutoencoderObjective(
+  discriminator=PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4)
+)
 STAGES = (
   Experiment(
-    stage="autoencoder",
-    model=MODEL,
-    objective=AutoencoderObjective(
-      discriminator=PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4)
+    system=dataclasses.replace(
+      MODEL, image=dataclasses.replace(MODEL.image, objective=OBJECTIVE)
     ),
+    part="autoencoder",
     data=DataConfig(sources=({clips!r},), batch_size=4),
     optim=OptimConfig(peak_lr=1e-2, warmup_steps=1, ema_decay=0.5),
     loop=LoopConfig(num_steps={steps}, log_every=1, save_every=2),

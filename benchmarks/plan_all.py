@@ -20,8 +20,8 @@ from benchmarks.basics import root, say
 VIDEO, IMAGE = "configs/emu_video_4b3.py", "configs/emu_2b7.py"
 SD15, SD21 = "configs/emu_video_sd15_256.py", "configs/emu_video_sd21_512.py"
 TWO = "--optim.accumulate 1"  # two clips a device at a time, where there is memory for them
-ALL_KEPT = f"{TWO} --model.image.unet.remat False"
-PRODUCTS = f"{TWO} --model.image.unet.remat_keeps products"
+ALL_KEPT = f"{TWO} --system.image.unet.remat False"
+PRODUCTS = f"{TWO} --system.image.unet.remat_keeps products"
 PIECES = "--mesh.fsdp 16"  # the configs on Stable Diffusion leave the mesh to the machine
 ONE_CLIP = f"{PIECES} --optim.accumulate 3"  # of 37 frames at a time
 # Config, stage, topology, options.

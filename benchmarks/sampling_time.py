@@ -18,24 +18,22 @@ import tempfile
 import time
 
 import jax
+import numpy as np
 import tyro
 from tqdm import tqdm
 
 from benchmarks.basics import commit, say, spread
 from emu_jax import media
-from emu_jax.conditioning import every_fourth, first_frame
 from emu_jax.evaluation.report import TITLES
 from emu_jax.evaluation.shapes_benchmark import measure
-from emu_jax.generation import Request, interpolation_sampling
-from emu_jax.loading import load_pipeline
-from emu_jax.model import SHIPPED
+from emu_jax.model import SHIPPED, Model, load, program
 from emu_jax.parallel.compilation import Jit, enable_cache
-from emu_jax.pipeline import Pipeline
 from emu_jax.systems.emu import text_features
-from emu_jax.systems.latent import Sampling
 
 SAMPLERS = (("ddim", 250), ("ddim", 50), ("ddim", 25), ("dpm++", 20), ("dpm++", 10))
 STAGES = ("text", "image", "video", "interpolation", "decode", "file")
+# Of each program of the task "sample"; the last but one joins what interpolation has made.
+OF_STEPS = ("image", "video", "interpolation", "interpolation", "decode")
 SHARES = ("appearance", "direction", "joint", "object_consistency")
 PROMPT = "a large red circle moving left quickly on a black background"
 
@@ -58,34 +56,29 @@ def _text(trees, prompts, *, config):
   return text_features(config, trees, *prompts)
 
 
-def one_clip(pipeline: Pipeline, sampling: Sampling, seed: int) -> dict[str, float]:
+def one_clip(model: Model, solver: str, steps: int, seed: int) -> dict[str, float]:
   """Seconds of each stage of one clip of 37 frames."""
-  config, seconds = pipeline.config, {}
+  seconds = dict.fromkeys(STAGES, 0.0)
 
   def clocked(stage, run):
     start = time.perf_counter()
     result = jax.block_until_ready(run())
-    seconds[stage] = time.perf_counter() - start
+    seconds[stage] += time.perf_counter() - start
     return result
 
-  keys, asked, scales = jax.random.split(jax.random.key(seed), 3), ([PROMPT], ""), config.guidance
-  prompts = lambda: _text(pipeline.trees, pipeline.prompts([PROMPT]), config=config.image)
-  clocked("text", prompts)
-  picture = clocked("image", lambda: pipeline.image(*asked, keys[0], scales.picture, sampling))
-  clip = clocked(
-    "video",
-    lambda: pipeline.video("temporal", first_frame(8), picture, *asked, keys[1], scales, sampling),
-  )
-  between = interpolation_sampling(config, Request(37, sampling=sampling))
-  how = scales.between, between, True  # keys are kept, as in `emu-jax sample`
-  more = clocked(
-    "interpolation",
-    lambda: pipeline.video("interpolation", every_fourth(), clip, *asked, keys[2], *how),
-  )
-  frames = clocked("decode", lambda: pipeline.decode(more))
+  image = model.system.image
+  clocked("text", lambda: _text(model.trees, model.tokens([PROMPT]), config=image))
+  fields = {"frames": 37, "solver": solver, "steps": steps, "seed": seed}
+  request = model.request("sample", prompt=PROMPT, **fields)
+  arrays = model.arrays("sample", [request])
+  for stage, step in zip(OF_STEPS, model.steps("sample", request), strict=True):
+    trees = {name: model.trees[name] for name in step.reads}
+    run = functools.partial(program(step.program), trees, arrays, static=step.static)
+    arrays |= clocked(stage, run)
+  frames = clocked("decode", lambda: np.asarray(arrays["frames"]))
   with tempfile.TemporaryDirectory() as folder:
     file = pathlib.Path(folder) / "clip.mp4"
-    clocked("file", lambda: media.save_video(file, frames[0], 4 * config.fps))
+    clocked("file", lambda: media.save_video(file, frames[0], model.fps("sample", request)))
   return seconds
 
 
@@ -120,24 +113,26 @@ def table(results: dict) -> str:
 def main() -> None:
   arguments = tyro.cli(Arguments, prog="python -m benchmarks.sampling_time")
   enable_cache()
-  pipeline = load_pipeline(arguments.checkpoint)
-  pipeline.require("temporal", "interpolation")
-  samplings = {f"{solver} {steps}": Sampling(solver, steps) for solver, steps in SAMPLERS}
-  found = {name: {"seconds": {s: [] for s in STAGES}} for name in samplings}
+  model = load(arguments.checkpoint)
+  model.require("temporal", "interpolation")
+  samplers = {f"{solver} {steps}": (solver, steps) for solver, steps in SAMPLERS}
+  found = {name: {"seconds": {s: [] for s in STAGES}} for name in samplers}
   for i in range(arguments.rounds + 1):  # the first round compiles
-    for name, sampling in samplings.items():
+    for name, sampler in samplers.items():
       say(f"round {i} of {arguments.rounds}: {name}")
-      for stage, seconds in one_clip(pipeline, sampling, i).items():
+      for stage, seconds in one_clip(model, *sampler, i).items():
         found[name]["seconds"][stage] += [seconds] if i else []
-  for name, sampling in samplings.items():
-    request = Request(8, arguments.seed, guidance=pipeline.config.guidance, sampling=sampling)
+  for name, (solver, steps) in samplers.items():
     measured = measure(
-      pipeline,
-      request,
+      model,
       num_prompts=arguments.num_prompts,
       batch_size=arguments.batch_size,
       split=arguments.split,
+      seed=arguments.seed,
       progress=lambda batches, total, name=name: tqdm(batches, name, total),
+      frames=8,
+      solver=solver,
+      steps=steps,
     )
     estimates = measured.reports["generated"].estimates
     found[name] |= {share: dataclasses.asdict(estimates[share]) for share in SHARES}

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
-import json
 import pathlib
 import statistics
 import tempfile
@@ -22,11 +21,11 @@ from typing import Any
 
 from benchmarks.basics import say, spread
 from benchmarks.data_wait import before, experiment
-from emu_jax.config import to_dict
 from emu_jax.data.batches import batches, open_source
 from emu_jax.data.shapes import prepare_shapes
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
-from train.config import Experiment
+from train.clips import batch_options, empty_prompt
+from train.config import Experiment, config_json
 from train.loop import train
 from train.stages import build
 
@@ -51,13 +50,10 @@ class Stamped:
 
 def seconds(stage: Experiment, trees: dict, folder: pathlib.Path, name: str, save: bool) -> float:
   """Wall time of the counted steps of one run."""
-  (text,) = stage.model.image.text
-  tokenizer = load_tokenizer(folder / "tokenizer", text.max_length)
-  data = batches(
-    open_source(folder / "data" / "videos", "train"), spec=stage.clips, tokenizers=(tokenizer,),
-    batch_size=stage.data.batch_size, seed=0,
-  )  # fmt: skip
-  empty = tuple((a,) for a in tokenizer([""], overflow="error"))
+  (text,) = stage.system.texts
+  tokenizers = (load_tokenizer(folder / "tokenizer", text.max_length),)
+  source = open_source(folder / "data" / "videos", "train")
+  data = batches(source, **batch_options(stage, tokenizers))
   loop = dataclasses.replace(
     stage.loop, num_steps=STEPS, log_every=STEPS, save_every=SAVE if save else 0, keep=1
   )
@@ -65,8 +61,8 @@ def seconds(stage: Experiment, trees: dict, folder: pathlib.Path, name: str, sav
   # A second save would come at 2 * SAVE: the clock stops before it.
   with contextlib.closing(data):
     train(
-      build(stage, trees, {}, empty), stamped, run_dir=folder / name, optim=stage.optim, loop=loop,
-      config=json.dumps(to_dict(stage)),
+      build(stage, trees, empty_prompt(tokenizers)), stamped, run_dir=folder / name,
+      optim=stage.optim, loop=loop, config=config_json(stage),
     )  # fmt: skip
   return stamped.times[2 * SAVE - 1] - stamped.times[FIRST]
 
@@ -80,10 +76,9 @@ def main() -> None:
     folder = pathlib.Path(base)
     prepare_shapes(folder / "data", size=32, num_images=1, num_clips=64, progress=False)
     stage = experiment(arguments.size, str(folder / "data" / "videos"))
-    (text,) = stage.model.image.text
+    (text,) = stage.system.texts
     source = open_source(folder / "data" / "videos", "train")
-    captions = (record["caption"].decode() for record in source.records)
-    train_tokenizer(captions, folder / "tokenizer", text.vocab_size)
+    train_tokenizer(source.captions, folder / "tokenizer", text.vocab_size)
     trees, found = before(stage), {True: [], False: []}
     for i, save in itertools.product(range(arguments.rounds), (False, True)):
       say(f"round {i + 1}: {'with' if save else 'without'} a save")

@@ -20,9 +20,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from emu_jax.models.attention import GroupNorm, Products, SpatialTransformer, attend, gelu
+from emu_jax.models.attention import GroupNorm, Products, attend, gelu
+from emu_jax.models.site import Site
+from emu_jax.models.spatial import SpatialTransformer
 from emu_jax.models.temporal import TemporalTransformer
-from emu_jax.models.unet import ResBlock, UNetConfig
+from emu_jax.models.unet import ResBlock
+from emu_jax.systems.emu_video import published_unet
 from train.planning import flops, hlo, topologies
 
 TOPOLOGY = "v5e:2x2"
@@ -224,12 +227,16 @@ def blocks() -> Iterator[tuple[str, list[Form]]]:
     x, texts = array(1, 8, pixels, pixels, C), (array(1, 77, 768), array(1, 77, 2048))
     made = {"residual block": [], "spatial transformer": [], "temporal transformer": []}
     for name, how in ways.items():
-      unet = UNetConfig.emu_video(dtype="bfloat16", **how)
+      unet = published_unet(dtype="bfloat16", **how)
       heads = unet.heads(C)
-      spatial = unet.recomputed(SpatialTransformer)(*heads, 2, 32, True, dtype=HALF)
+      site = Site("attention", "down", 0)
+      spatial = unet.recomputed(SpatialTransformer)(2, site, unet)
       temporal = unet.recomputed(TemporalTransformer)(*heads, 2, 32, HALF)
       modules = {
-        "residual block": (unet.recomputed(ResBlock)(C, unet), (x, array(1, 1536))),
+        "residual block": (
+          unet.recomputed(ResBlock)(C, unet, Site("res", "down", 0)),
+          (x, array(1, 1536)),
+        ),
         "spatial transformer": (spatial, (x, texts, (None, None))),
         "temporal transformer": (temporal, (x, (None, None), (None, None))),
       }

@@ -21,18 +21,17 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from benchmarks.problem import Problem, inputs, memory_of
 from configs.sprites_64 import MODEL as SPRITES
 from emu_jax.conditioning import TextFeatures, concat_known, first_frame
-from emu_jax.diffusion.loss import diffusion_loss
+from emu_jax.diffusion.process import Sampling as Discretisation
 from emu_jax.diffusion.sampler import time_grid
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.systems.emu import init_spatial
 from emu_jax.systems.emu_video import (
   TRAINED,
-  EmuVideoConfig,
+  EmuVideo,
   init_temporal,
   sample_video,
   video_network,
 )
-from emu_jax.systems.latent import Sampling as Discretisation
 from emu_jax.trees import partition
 from emu_jax.typing import Conditions, Params
 from train.optimiser import OptimConfig
@@ -47,7 +46,7 @@ OPTIM = OptimConfig(peak_lr=1e-4, warmup_steps=100, weight_decay=0.01, ema_decay
 class Case:
   """A size at which the two frameworks are compared."""
 
-  model: EmuVideoConfig = SPRITES
+  model: EmuVideo = SPRITES
   optim: OptimConfig = OPTIM
   batch: int = 8
   sampled: int = 1
@@ -59,7 +58,7 @@ class Case:
 
   def problem(self) -> Problem:
     """The same in numbers. Raises ValueError where the PyTorch side has no such thing."""
-    unet, optim, schedule = self.model.unet, self.optim, self.model.schedule
+    unet, optim, schedule = self.model.unet, self.optim, self.model.process.schedule
     covered = (
       len(unet.context_dims) == 1
       and unet.mid_depth == unet.transformer_depth[-1] > 0
@@ -108,7 +107,7 @@ def small() -> Case:
   """The same structure, small enough to try the benchmark itself."""
   image = dataclasses.replace(
     SPRITES.image,
-    size=32,  # 8x8 latents
+    size=(32, 32),  # 8x8 latents
     unet=dataclasses.replace(SPRITES.image.unet, channels=(32, 64), num_res_blocks=(1, 2),
                              transformer_depth=(0, 1)),
   )  # fmt: skip
@@ -149,7 +148,7 @@ def trained(path: str) -> bool:
 class LatentLoss:
   """`video_loss` from latents and text features on; hashable, as the trainer wants it."""
 
-  model: EmuVideoConfig
+  model: EmuVideo
 
   def __call__(self, trainable, frozen, batch, key, step):
     net, latents = video_network(self.model, {**frozen, **trainable}), batch["latents"]
@@ -157,7 +156,7 @@ class LatentLoss:
     concat = concat_known(known, latents[:, :1], batch["dropped"])
     conditions = Conditions((batch["text"],), (), concat)
     predict = lambda x_t, t: net(x_t, t, conditions)
-    return diffusion_loss(predict, self.model.schedule, latents, key), {}
+    return self.model.process.loss(predict, latents, key), {}
 
 
 class Training:
@@ -197,14 +196,14 @@ class Training:
       seen.update(x_t=x_t, t=t)
       return x_t
 
-    schedule = self.case.model.schedule
-    diffusion_loss(spy, schedule, jnp.zeros_like(self.batch["latents"]), key)
-    sigma = np.asarray(schedule(seen["t"])[1]).reshape(-1, 1, 1, 1, 1)
+    process = self.case.model.process
+    process.loss(spy, jnp.zeros_like(self.batch["latents"]), key)
+    sigma = np.asarray(process.alpha_sigma(seen["t"])[1]).reshape(-1, 1, 1, 1, 1)
     return np.asarray(seen["t"], np.int64), np.asarray(seen["x_t"]) / sigma
 
   def predict(self, noise: np.ndarray) -> np.ndarray:
     """The network's output for a noise in place of x_t, at times spread over the schedule."""
-    t = jnp.linspace(0, self.case.model.schedule.num_steps - 1, len(noise)).round()
+    t = jnp.linspace(0, self.case.model.process.schedule.num_steps - 1, len(noise)).round()
     both = {**self.frozen, **self.state.params}
     arrays = jnp.asarray(noise), t, self.batch["text"], self.batch["latents"][:, :1]
     return np.asarray(predict(self.case, both, *arrays))

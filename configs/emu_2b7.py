@@ -23,84 +23,89 @@ Not trained: no accelerator was at hand. Meshes and micro-batches follow the pla
 
 import dataclasses
 
-from emu_jax.diffusion.schedule import Schedule
 from emu_jax.models.autoencoder import AutoencoderConfig
 from emu_jax.models.temporal import Temporal
 from emu_jax.models.text import clip_vit_l, t5_xl
-from emu_jax.models.unet import UNetConfig
 from emu_jax.parallel.mesh import MeshConfig
-from emu_jax.systems.emu import EmuConfig
-from emu_jax.systems.emu_video import EmuVideoConfig
+from emu_jax.systems.emu import Emu
+from emu_jax.systems.emu_video import published_unet
+from emu_jax.systems.first_stage import KlAutoencoder
 from train.config import DataConfig, Experiment
 from train.loop import LoopConfig
 from train.optimiser import OptimConfig
 
-IMAGE = EmuConfig(
-  size=512,
-  autoencoder=AutoencoderConfig(z_channels=8, remat=True, dtype="bfloat16"),
+IMAGE = Emu(
+  size=(512, 512),
+  first_stage=KlAutoencoder(AutoencoderConfig(z_channels=8, remat=True, dtype="bfloat16")),
   text=(
     dataclasses.replace(clip_vit_l(), dtype="bfloat16"),
     dataclasses.replace(t5_xl(), dtype="bfloat16"),
   ),
-  unet=UNetConfig.emu_video(
+  unet=published_unet(
     temporal=Temporal(), concat_channels=0, remat=True, remat_keeps="products", dtype="bfloat16"
   ),
-  schedule=Schedule(),
 )
+AT_256 = dataclasses.replace(IMAGE, size=(256, 256))
 # 64 devices hold the state of 2.7 B parameters (16 bytes each) with room to spare.
 MESH = MeshConfig(fsdp=64)
-PICTURES = DataConfig(sources=("data/pictures_512",), batch_size=2048, drop_both=0.0)
-
-
-def at(size: int) -> EmuVideoConfig:
-  """The model at another size of pictures."""
-  return EmuVideoConfig(image=dataclasses.replace(IMAGE, size=size))
 
 
 def loop(num_steps: int) -> LoopConfig:
+  """So many steps, with the intervals of long runs."""
   return LoopConfig(
     num_steps=num_steps, log_every=50, save_every=1000, validate_every=1000, sample_every=5000
   )
 
 
-IMAGE_256 = Experiment(
-  name="image_256",
-  stage="image",
-  model=at(256),
-  text_encoders=("models/sd15/text_encoder", "models/flan-t5-xl"),
-  tokenizers=("models/sd15/tokenizer", "models/flan-t5-xl"),
-  data=dataclasses.replace(PICTURES, sources=("data/pictures_256",)),
-  optim=OptimConfig(peak_lr=1e-4, warmup_steps=1000, weight_decay=0.01),
-  loop=loop(600_000),
-  mesh=MESH,
-)
-IMAGE_512 = dataclasses.replace(
-  IMAGE_256,
-  name="image_512",
-  model=at(512),
-  text_encoders=(),  # of the stage before, as all from here on
-  tokenizers=(),
-  data=PICTURES,
-  optim=dataclasses.replace(IMAGE_256.optim, accumulate=2),  # 4 pictures a device, of 256
-  loop=loop(200_000),
-)
 STAGES = (
   Experiment(
-    stage="autoencoder",
-    model=at(256),
-    data=dataclasses.replace(PICTURES, sources=("data/pictures_256",), batch_size=256),
+    system=AT_256,
+    part="autoencoder",
+    data=DataConfig(sources=("data/pictures_256",), batch_size=256, drop_both=0.0),
     optim=OptimConfig(peak_lr=1e-4, warmup_steps=1000, weight_decay=0.0),
     loop=loop(100_000),
   ),
-  IMAGE_256,
-  IMAGE_512,
-  dataclasses.replace(IMAGE_512, name="image_offset", offset_noise=0.02, loop=loop(20_000)),
-  dataclasses.replace(
-    IMAGE_512,
+  Experiment(
+    name="image_256",
+    system=AT_256,
+    part="image",
+    init_trees=("text/0=models/sd15/text_encoder", "text/1=models/flan-t5-xl"),
+    data=DataConfig(
+      sources=("data/pictures_256",),
+      batch_size=2048,
+      drop_both=0.0,
+      tokenizers=("models/sd15/tokenizer", "models/flan-t5-xl"),
+    ),
+    optim=OptimConfig(peak_lr=1e-4, warmup_steps=1000, weight_decay=0.01),
+    loop=loop(600_000),
+    mesh=MESH,
+  ),
+  Experiment(
+    name="image_512",
+    system=IMAGE,
+    part="image",
+    data=DataConfig(sources=("data/pictures_512",), batch_size=2048, drop_both=0.0),
+    # 4 pictures a device, of 256.
+    optim=OptimConfig(peak_lr=1e-4, warmup_steps=1000, weight_decay=0.01, accumulate=2),
+    loop=loop(200_000),
+    mesh=MESH,
+  ),
+  Experiment(
+    name="image_offset",
+    system=dataclasses.replace(IMAGE, offset_noise=0.02),
+    part="image",
+    data=DataConfig(sources=("data/pictures_512",), batch_size=2048, drop_both=0.0),
+    optim=OptimConfig(peak_lr=1e-4, warmup_steps=1000, weight_decay=0.01, accumulate=2),
+    loop=loop(20_000),
+    mesh=MESH,
+  ),
+  Experiment(
     name="quality",
-    offset_noise=0.1,
-    data=dataclasses.replace(PICTURES, sources=("data/chosen",), batch_size=64),
-    optim=dataclasses.replace(IMAGE_512.optim, peak_lr=2.5e-5, accumulate=1),
+    system=dataclasses.replace(IMAGE, offset_noise=0.1),
+    part="image",
+    data=DataConfig(sources=("data/chosen",), batch_size=64, drop_both=0.0),
+    optim=OptimConfig(peak_lr=2.5e-5, warmup_steps=1000, weight_decay=0.01),
     loop=loop(15_000),
+    mesh=MESH,
   ),
 )

@@ -19,67 +19,75 @@ Not trained: no accelerator was at hand. Meshes and micro-batches follow the pla
 import dataclasses
 
 from configs.emu_2b7 import IMAGE, loop
+from emu_jax.diffusion.discrete import Discrete
 from emu_jax.diffusion.schedule import Schedule
-from emu_jax.models.temporal import TemporalConfig
 from emu_jax.parallel.mesh import MeshConfig
-from emu_jax.systems.emu_video import EmuVideoConfig
+from emu_jax.systems.emu_video import EmuVideo
 from train.config import DataConfig, Experiment
 from train.optimiser import OptimConfig
 
-AT_256 = EmuVideoConfig(
-  image=dataclasses.replace(IMAGE, size=256),
-  temporal=TemporalConfig(),
-  schedule=Schedule(),
+AT_256 = EmuVideo(
+  image=dataclasses.replace(IMAGE, size=(256, 256)),
+  process=Discrete(Schedule()),  # epsilon, no zero terminal SNR
   num_frames=8,
   fps=8.0,
 )
-# Four times the products of 256 pixels are more than most chips have room for.
-AT_512 = dataclasses.replace(
-  AT_256,
+AT_512 = EmuVideo(
+  # Four times the products of 256 pixels are more than most chips have room for.
   image=dataclasses.replace(IMAGE, unet=dataclasses.replace(IMAGE.unet, remat_keeps="nothing")),
-  schedule=Schedule(zero_terminal_snr=True, prediction="v"),
+  process=Discrete(Schedule(zero_terminal_snr=True, prediction="v")),
+  num_frames=8,
   fps=4.0,
 )
-VIDEO_256 = Experiment(
-  name="video_256",
-  stage="video",
-  model=AT_256,
-  init_from="runs/emu_2b7/quality",
-  data=DataConfig(sources=("data/clips_256",), batch_size=512),
-  # On 256 devices one clip at a time, whose products take 5.6 GiB at 256 pixels.
-  optim=OptimConfig(peak_lr=1e-4, warmup_steps=1000, weight_decay=0.0, accumulate=2),
-  loop=loop(70_000),
-  mesh=MeshConfig(fsdp=16),
+AT_512_16 = dataclasses.replace(AT_512, num_frames=16)
+
+STAGES = (
+  Experiment(
+    name="video_256",
+    system=AT_256,
+    part="video",
+    init_from="runs/emu_2b7/quality",
+    data=DataConfig(sources=("data/clips_256",), batch_size=512),
+    # On 256 devices one clip at a time, whose products take 5.6 GiB at 256 pixels.
+    optim=OptimConfig(peak_lr=1e-4, warmup_steps=1000, weight_decay=0.0, accumulate=2),
+    loop=loop(70_000),
+    mesh=MeshConfig(fsdp=16),
+  ),
+  Experiment(
+    name="video_512",
+    system=AT_512,
+    part="video",
+    data=DataConfig(sources=("data/clips_512",), batch_size=512),
+    optim=OptimConfig(peak_lr=1e-4, warmup_steps=1000, weight_decay=0.0, accumulate=2),
+    loop=loop(15_000),
+    mesh=MeshConfig(fsdp=16),
+  ),
+  Experiment(
+    name="video_512_16",
+    system=AT_512_16,
+    part="video",
+    data=DataConfig(sources=("data/clips_512",), batch_size=512),
+    optim=OptimConfig(peak_lr=1e-4, warmup_steps=1000, weight_decay=0.0, accumulate=2),
+    loop=loop(25_000),
+    mesh=MeshConfig(fsdp=16),
+  ),
+  Experiment(
+    name="high_motion",
+    system=AT_512_16,
+    part="video",
+    data=DataConfig(sources=("data/lively_512",), batch_size=64),
+    optim=OptimConfig(peak_lr=2.5e-5, warmup_steps=10_000, weight_decay=1e-4),
+    loop=loop(15_000),
+    mesh=MeshConfig(fsdp=16, frames=4),  # 64 clips on 256 devices
+  ),
+  Experiment(
+    name="interpolation",
+    system=AT_512,
+    part="interpolation",
+    data=DataConfig(sources=("data/clips_512",), batch_size=384),
+    # On 128 devices, since 384 clips do not split over 256 and 37 frames over nothing.
+    optim=OptimConfig(peak_lr=1.5e-4, warmup_steps=1500, weight_decay=0.0, accumulate=3),
+    loop=loop(15_000),
+    mesh=MeshConfig(fsdp=16),
+  ),
 )
-VIDEO_512 = dataclasses.replace(
-  VIDEO_256,
-  name="video_512",
-  model=AT_512,
-  init_from="",  # from the stage before
-  data=DataConfig(sources=("data/clips_512",), batch_size=512),
-  loop=loop(15_000),
-)
-VIDEO_512_16 = dataclasses.replace(
-  VIDEO_512,
-  name="video_512_16",
-  model=dataclasses.replace(AT_512, num_frames=16),
-  loop=loop(25_000),
-)
-HIGH_MOTION = dataclasses.replace(
-  VIDEO_512_16,
-  name="high_motion",
-  data=DataConfig(sources=("data/lively_512",), batch_size=64),
-  optim=OptimConfig(peak_lr=2.5e-5, warmup_steps=10_000, weight_decay=1e-4),
-  loop=loop(15_000),
-  mesh=MeshConfig(fsdp=16, frames=4),  # 64 clips on 256 devices
-)
-INTERPOLATION = dataclasses.replace(
-  VIDEO_512,
-  stage="interpolation",
-  name="interpolation",
-  data=DataConfig(sources=("data/clips_512",), batch_size=384),
-  # On 128 devices, since 384 clips do not split over 256 and 37 frames over nothing.
-  optim=OptimConfig(peak_lr=1.5e-4, warmup_steps=1500, weight_decay=0.0, accumulate=3),
-  loop=loop(15_000),
-)
-STAGES = (VIDEO_256, VIDEO_512, VIDEO_512_16, HIGH_MOTION, INTERPOLATION)

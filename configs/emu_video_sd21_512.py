@@ -13,18 +13,22 @@ accelerator and no weights were at hand.
 
 import dataclasses
 
-from configs.emu_video_sd15_256 import IMAGE
-from configs.emu_video_sd15_256 import STAGES as AT_256
+from emu_jax.diffusion.discrete import Discrete
 from emu_jax.diffusion.schedule import Schedule
+from emu_jax.models.autoencoder import AutoencoderConfig
 from emu_jax.models.text import clip_vit_h
 from emu_jax.models.unet import UNetConfig
-from emu_jax.systems.emu_video import EmuVideoConfig
-from train.config import Experiment
+from emu_jax.systems.emu import Emu
+from emu_jax.systems.emu_video import EmuVideo
+from emu_jax.systems.first_stage import KlAutoencoder
+from train.config import DataConfig, Experiment
+from train.loop import LoopConfig
+from train.optimiser import OptimConfig
 
-MODEL = EmuVideoConfig(
-  image=dataclasses.replace(
-    IMAGE,
-    size=512,
+MODEL = EmuVideo(
+  image=Emu(
+    size=(512, 512),
+    first_stage=KlAutoencoder(AutoencoderConfig(latent_scale=0.18215, dtype="bfloat16")),
     text=(dataclasses.replace(clip_vit_h(), dtype="bfloat16"),),
     unet=UNetConfig(
       num_heads=0,
@@ -35,20 +39,27 @@ MODEL = EmuVideoConfig(
       remat=True,
     ),
   ),
-  schedule=Schedule(zero_terminal_snr=True, prediction="v"),
+  process=Discrete(Schedule(zero_terminal_snr=True, prediction="v")),
   num_frames=8,
   fps=4.0,
 )
-
-
-def at_512(stage: Experiment) -> Experiment:
-  """A stage of the 256-pixel recipe with this model, for the 15 000 steps of the paper's second."""
-  return dataclasses.replace(
-    stage,
-    model=MODEL,
-    init_from=stage.init_from and "stable-diffusion-2-1-base",
-    loop=dataclasses.replace(stage.loop, num_steps=15_000),
-  )
-
-
-STAGES = tuple(map(at_512, AT_256))
+LOOP = LoopConfig(  # for the 15 000 steps of the paper's second stage
+  num_steps=15_000, log_every=50, save_every=1000, validate_every=1000, sample_every=5000
+)
+STAGES = (
+  Experiment(
+    system=MODEL,
+    part="video",
+    init_from="stable-diffusion-2-1-base",
+    data=DataConfig(sources=("data/clips",), batch_size=512),
+    optim=OptimConfig(peak_lr=1e-4, warmup_steps=1000, weight_decay=0.0),
+    loop=LOOP,
+  ),
+  Experiment(
+    system=MODEL,
+    part="interpolation",
+    data=DataConfig(sources=("data/clips",), batch_size=384),
+    optim=OptimConfig(peak_lr=1.5e-4, warmup_steps=1500, weight_decay=0.0),
+    loop=LOOP,
+  ),
+)

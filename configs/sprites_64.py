@@ -7,26 +7,32 @@ From a folder of clips with metadata.jsonl (`file_name`, `text`):
   emu-jax sample "a brown character with pink bob hair ..." --checkpoint runs/sprites_64
 """
 
-import dataclasses
-
-from configs.shapes_32 import MODEL as SHAPES
-from configs.shapes_32 import OBJECTIVE, loop, optim
+from configs.shapes_32 import loop, optim
+from emu_jax.diffusion.discrete import Discrete
+from emu_jax.diffusion.schedule import Schedule
+from emu_jax.models.autoencoder import AutoencoderConfig
 from emu_jax.models.temporal import TemporalConfig
 from emu_jax.models.text import ClipTextConfig
 from emu_jax.models.unet import UNetConfig
+from emu_jax.systems.autoencoder import AutoencoderObjective
+from emu_jax.systems.emu import Emu
+from emu_jax.systems.emu_video import EmuVideo, Guidance
+from emu_jax.systems.first_stage import KlAutoencoder
 from train.config import DataConfig, Experiment
 
-MODEL = dataclasses.replace(
-  SHAPES,
-  image=dataclasses.replace(
-    SHAPES.image,
-    size=64,
-    autoencoder=dataclasses.replace(
-      SHAPES.image.autoencoder,
-      channels=(64, 128),
-      num_res_blocks=1,
-      z_channels=32,
-      patch=4,  # 8x8 latents
+MODEL = EmuVideo(
+  image=Emu(
+    size=(64, 64),
+    first_stage=KlAutoencoder(
+      AutoencoderConfig(
+        channels=(64, 128),
+        num_res_blocks=1,
+        z_channels=32,
+        norm_groups=8,
+        mid_attention=False,
+        norm_out=False,
+        patch=4,  # 8x8 latents
+      )
     ),
     text=(
       ClipTextConfig(
@@ -45,31 +51,36 @@ MODEL = dataclasses.replace(
       linear_projection=True,
       norm_groups=16,
     ),
+    process=Discrete(Schedule(zero_terminal_snr=True, prediction="v")),
+    guidance=3.0,
+    objective=AutoencoderObjective(adversarial_weight=0.0, kl_weight=1e-2),  # as shapes_32.py
+    train_text=True,
   ),
   temporal=TemporalConfig(num_layers=1),  # a pose shows its action: no text needed here
+  process=Discrete(Schedule(zero_terminal_snr=True, prediction="v")),
+  guidance=Guidance(image=1.5, text=3.0, interpolation=1.0),
+  num_frames=8,
   fps=8.0,
 )
 
 STAGES = (
   Experiment(
-    stage="autoencoder",
-    model=MODEL,
-    objective=OBJECTIVE,
+    system=MODEL,
+    part="autoencoder",
     data=DataConfig(batch_size=4),
     optim=optim(3e-3),
     loop=loop(5000, 1250),
   ),
   Experiment(
-    stage="image",
-    model=MODEL,
-    train_text=True,
+    system=MODEL,
+    part="image",
     data=DataConfig(batch_size=16, drop_text=0.1, drop_both=0.0),
     optim=optim(1e-3),
     loop=loop(3000, 750),
   ),
   Experiment(
-    stage="video",
-    model=MODEL,
+    system=MODEL,
+    part="video",
     data=DataConfig(batch_size=4),
     optim=optim(1e-3),
     loop=loop(1600, 400),

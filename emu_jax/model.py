@@ -23,7 +23,7 @@ from emu_jax.errors import InputError
 from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.mesh import on
 from emu_jax.parallel.placement import place
-from emu_jax.systems.fields import is_of, positional, required
+from emu_jax.systems.fields import fitted, positional, required
 from emu_jax.systems.system import Arrays, Step, System, Task, Trees
 from emu_jax.trees import leaf_shapes
 from emu_jax.weights.model import Precision
@@ -134,13 +134,12 @@ class Model:
     if absent := [name for name in required(kind) if name not in fields]:
       raise InputError(f"{task}: needs {absent[0]!r}; give it")
     prompts = {name: texts(task, name, fields[name]) for name in PROMPTS if name in fields}
-    hints = typing.get_type_hints(kind)
-    for name, value in fields.items():
-      if name not in prompts and not is_of(value, hints[name]):
-        kinds = getattr(hints[name], "__name__", hints[name])
-        raise InputError(f"{task}: {name}={value!r} is not of type {kinds}; give one that is")
+    hints, values = typing.get_type_hints(kind), {}
+    for name in (name for name in fields if name not in prompts):
+      with refused(f"{task}: {name}"):
+        values[name] = fitted(fields[name], hints[name])
     with refused(task):
-      return kind(**fields | prompts)
+      return kind(**values | prompts)
 
   def steps(self, task: str, request: Any) -> tuple[Step, ...]:
     """The programs of a request, checked. Raises: InputError where weights are missing."""

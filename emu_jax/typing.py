@@ -29,7 +29,7 @@ Params = Mapping[str, Any]  # a tree of arrays, as Flax makes them
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-  """Everything that a denoising network is told beside the noisy input and its time.
+  """Everything that a denoising network reads beside the noisy input and its time.
 
   First frame, every fourth frame, the last sixteen frames, a source image, a low-resolution clip
   and a depth map are all values of it; `emu_jax.conditioning` makes them.
@@ -42,9 +42,10 @@ class Conditions:
   # Vector conditions by name, each added to the time embedding: "class" and "task" int [B],
   # "noise_level" float [B], "micro" float [B, K].
   vectors: dict[str, Any] = dataclasses.field(default_factory=dict)
-  # What a ControlNet says: Video features to add to the encoder's states, finest first, and to the
-  # middle's, last; () adds nothing.
+  # Video features to add to the encoder's states, finest first, and to the middle's, last; () adds
+  # nothing. A ControlNet makes them at each step of x_t, t and `hint` (`models.net.controlled`).
   control: tuple[Any, ...] = ()
+  hint: Any = None  # Video: the picture of each frame that a ControlNet reads, of any size
 
 
 Network = Callable[[Video, PerExample, Conditions], Video]  # x_t, t, conditions -> raw prediction

@@ -25,17 +25,16 @@ from benchmarks.basics import say
 from configs.shapes_32 import optim
 from configs.sprites_64 import MODEL
 from emu_jax import media
-from emu_jax.checkpoints.run import load_ema
+from emu_jax.checkpoints.stored import stored
 from emu_jax.cli import command_line
-from emu_jax.config import from_dict
 from emu_jax.data.batches import open_source
 from emu_jax.errors import InputError
 from emu_jax.evaluation import frechet, metrics
 from emu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from emu_jax.models.discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from emu_jax.parallel.compilation import enable_cache
-from emu_jax.systems.emu import AutoencoderObjective
-from emu_jax.systems.emu_video import EmuVideoConfig
+from emu_jax.systems.autoencoder import AutoencoderObjective
+from emu_jax.systems.first_stage import KlAutoencoder
 from experiments import report
 from experiments.artefact import Artefact, StoppedError
 from experiments.recipe import shapes_records, stage
@@ -181,15 +180,16 @@ def experiment(size: Size, z_channels: int, octaves: int, seed: int) -> Experime
     norm_out=False,
     patch=4,
   )
-  unet = dataclasses.replace(image.unet, in_channels=z_channels, out_channels=z_channels)
-  model = dataclasses.replace(
-    MODEL, image=dataclasses.replace(image, autoencoder=autoencoder, unet=unet)
+  image = dataclasses.replace(
+    image,
+    first_stage=KlAutoencoder(autoencoder),
+    unet=dataclasses.replace(image.unet, in_channels=z_channels, out_channels=z_channels),
+    objective=AutoencoderObjective(adversarial_weight=0.0),
   )
   steps = STEPS[size]
   return Experiment(
-    stage="autoencoder",
-    model=model,
-    objective=AutoencoderObjective(adversarial_weight=0.0),
+    system=dataclasses.replace(MODEL, image=image),
+    part="autoencoder",
     data=DataConfig(batch_size=BATCH),
     optim=dataclasses.replace(optim(3e-3), warmup_steps=min(100, steps)),
     loop=LoopConfig(num_steps=steps, log_every=50, save_every=1000, keep=1, seed=seed),
@@ -218,9 +218,9 @@ def held_out(records: pathlib.Path, num: int) -> Pictures:
 
 def reconstructed(run: pathlib.Path, real: Pictures, batch: int = 32) -> Pictures:
   """The pictures through a run's autoencoder."""
-  saved, trees = load_ema(run)
-  config = from_dict(saved["model"], EmuVideoConfig, str(run)).image.autoencoder
-  rebuild = jax.jit(Autoencoder(config).apply)
+  found = stored(run)
+  rebuild = jax.jit(Autoencoder(found.system.image.first_stage.config).apply)
+  trees = found.load(["autoencoder"], {})
   params = {"params": jax.tree.map(jnp.asarray, trees["autoencoder"])}
   parts = [
     media.to_uint8(rebuild(params, media.to_float(real[i : i + batch])))

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special, stats
 
+from emu_jax.diffusion.process import Sampling
 from emu_jax.diffusion.sampler import ddim, time_grid
 from emu_jax.diffusion.schedule import Schedule, per_example, target
-from emu_jax.systems.latent import Sampling
 
 SCHEDULES = {
   "SD, eps": Schedule(prediction="epsilon"),

@@ -19,11 +19,8 @@ from benchmarks.basics import commit
 from emu_jax.data import shapes
 from emu_jax.evaluation import metrics, oracle
 from emu_jax.evaluation.metrics import Clips
-from emu_jax.generation import Request, generate, interpolate
-from emu_jax.loading import load_pipeline
-from emu_jax.model import SHIPPED
+from emu_jax.model import SHIPPED, load
 from emu_jax.parallel.compilation import enable_cache
-from emu_jax.systems.latent import Sampling
 from experiments.between_frames import BETWEEN, KNOWN, OUTSIDE, blended, repeated
 
 FPS = 16.0  # of 37 frames
@@ -49,25 +46,23 @@ def main() -> None:
   """Draws, measures, writes the page and prints it."""
   a = tyro.cli(Arguments, prog="python -m experiments.interpolated")
   enable_cache()
-  pipeline = load_pipeline(a.checkpoint)
-  side = pipeline.config.image.size
+  model = load(a.checkpoint)
+  side, _ = model.system.image.size
   scenes = [shapes.scene("videos", "test", i, a.seed) for i in range(a.num)]
   captions = [shapes.caption(scene) for scene in scenes]
   real = np.stack([shapes.draw(scene, side)[: KNOWN.num_frames] for scene in scenes])
   keys = real[:, list(KNOWN.positions)]
-  request = Request(
-    37, guidance=pipeline.config.guidance, sampling=Sampling(a.solver, a.steps), seed=a.seed
-  )
   made, many, own, own_keys = [], [], [], []
   for start in tqdm(range(0, a.num, a.batch_size), desc="sampling", disable=None):
     some = slice(start, start + a.batch_size)
-    now = dataclasses.replace(request, seed=a.seed + start)
-    made.append(interpolate(pipeline, keys[some], captions[some], now)[0])
-    all_steps = dataclasses.replace(now, interpolation_steps=a.steps)
-    many.append(interpolate(pipeline, keys[some], captions[some], all_steps)[0])
-    own.append(generate(pipeline, captions[some], now)[0])
+    how = {"solver": a.solver, "steps": a.steps, "seed": a.seed + start}
+    how["prompt"] = tuple(captions[some])
+    made.append(model.run("interpolate", clip=keys[some], **how).frames)
+    all_steps = how | {"interpolation_steps": a.steps}
+    many.append(model.run("interpolate", clip=keys[some], **all_steps).frames)
+    own.append(model.run("sample", frames=37, **how).frames)
     # By the same seed, the 8 frames that those were made of.
-    own_keys.append(generate(pipeline, captions[some], dataclasses.replace(now, frames=8))[0])
+    own_keys.append(model.run("sample", frames=8, **how).frames)
   clips = {MODEL: np.concatenate(made), MANY: np.concatenate(many)}
   clips |= {BLENDED: blended(keys), REPEATED: repeated(keys)}
   found = {way: errors(clip, real) for way, clip in clips.items()}

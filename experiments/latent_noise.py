@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from emu_jax.checkpoints.run import load_ema
-from emu_jax.config import from_dict
+from emu_jax.checkpoints.stored import stored
 from emu_jax.data.batches import batches, open_source
 from emu_jax.data.inputs import ClipSpec, clip_inputs
-from emu_jax.systems.emu_video import EmuVideoConfig
-from emu_jax.systems.latent import decode_latents, encode_frames, latent_statistics
+from emu_jax.systems.first_stage import KlAutoencoder, pixels
+from emu_jax.typing import Params, PerExample, Video
 
 LEVELS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)  # of a channel's standard deviation
 
@@ -38,24 +37,28 @@ class Arguments:
 def main() -> None:
   """Measures and prints one line a level."""
   arguments = tyro.cli(Arguments, prog="python -m experiments.latent_noise")
-  values, trees = load_ema(arguments.run)
-  config = from_dict(values["model"], EmuVideoConfig, str(arguments.run)).image.autoencoder
+  found = stored(arguments.run)
+  stage, trees = found.system.image.first_stage, found.load(["autoencoder"], {})
   source = open_source(arguments.data, "validation")
   inputs = clip_inputs(ClipSpec(1, 1.0), source.size)
   batch = next(batches(source, inputs, batch_size=arguments.num, seed=arguments.seed))
-  frames = jnp.asarray(batch["frames"], jnp.float32) / 127.5 - 1
-  measure = jax.jit(functools.partial(psnr, config))
+  frames = {"frames": jnp.asarray(batch["frames"])}
+  spread = stage.measures()["latents"]  # of these pictures' latents, each channel's becomes 1
+  trees |= {"latents": spread.all([jax.device_get(jax.jit(spread.one)(trees, frames))])}
+  measure = jax.jit(functools.partial(psnr, stage))
   for level in LEVELS:
-    decibels = measure(trees["autoencoder"], frames, jax.random.key(arguments.seed), level)
+    key = jax.random.key(arguments.seed)
+    decibels = measure(trees, pixels(frames["frames"]), key, level)
     print(f"noise {level:4.2f}  {np.mean(decibels):5.2f} dB")
 
 
-def psnr(config, autoencoder, frames, key, level):
+def psnr(
+  stage: KlAutoencoder, trees: Params, frames: Video, key: jax.Array, level: float
+) -> PerExample:
   """Of each picture, in dB, after noise of `level` spreads in its latents."""
-  trees = {"autoencoder": autoencoder, "latents": latent_statistics(config, autoencoder, frames)}
-  latents = encode_frames(config, trees, frames)  # unit spread in every channel
+  latents = stage.encode(trees, frames)  # unit spread in every channel
   noisy = latents + level * jax.random.normal(key, latents.shape)
-  error = jnp.square(decode_latents(config, trees, noisy) - frames).mean(axis=(1, 2, 3, 4))
+  error = jnp.square(stage.decode(trees, noisy) - frames).mean(axis=(1, 2, 3, 4))
   return -10 * jnp.log10(error / 4)
 
 

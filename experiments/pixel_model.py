@@ -19,13 +19,14 @@ from jaxtyping import Array, Int
 from emu_jax.checkpoints.run import latest_step, load_ema
 from emu_jax.conditioning import concat_known, first_frame
 from emu_jax.config import to_dict
-from emu_jax.diffusion.loss import diffusion_loss
+from emu_jax.diffusion.discrete import Discrete
+from emu_jax.diffusion.process import Sampling
 from emu_jax.diffusion.schedule import Schedule
 from emu_jax.models.autoencoder import to_patches
+from emu_jax.models.net import network
 from emu_jax.models.temporal import Temporal, TemporalConfig
-from emu_jax.models.unet import UNet, UNetConfig, blank_conditions
+from emu_jax.models.unet import UNetConfig
 from emu_jax.parallel.compilation import Jit
-from emu_jax.systems.latent import Sampling, bound
 from emu_jax.typing import Conditions, Video
 from experiments.artefact import Artefact
 from train.loop import LoopConfig, train
@@ -80,15 +81,14 @@ class PixelModel:
     return self.num_frames, side, side, 3 * PATCH**2
 
   def init(self, key: jax.Array) -> dict:
-    x = jnp.zeros((1, *self.shape))
-    conditions = blank_conditions(self.unet, x.shape)
-    return {"net": UNet(self.unet).init(key, x, jnp.zeros(1), conditions)["params"]}
+    x, net = jnp.zeros((1, *self.shape)), self.unet
+    return {"net": net.module().init(key, x, jnp.zeros(1), net.blank(x.shape))["params"]}
 
   def conditions(
     self, first: Video | None, batch: int, caption: Int[Array, " B"] | None = None
   ) -> Conditions:
     """What the network is told: the first frames of clips, zeros, captions, or nothing."""
-    blank = blank_conditions(self.unet, (batch, *self.shape))
+    blank = self.unet.blank((batch, *self.shape))
     if self.captioned:
       said = jax.nn.one_hot(caption, len(CAPTIONS))[:, None, None, None]
       return dataclasses.replace(blank, concat=jnp.broadcast_to(said, blank.concat.shape))
@@ -105,8 +105,8 @@ class PixelModel:
     brightness = jax.random.uniform(key_brightness, (B, 1, 1, 1, 1), minval=low, maxval=high)
     frames = jnp.broadcast_to(brightness, (B, self.num_frames, self.size, self.size, 3))
     x_0 = to_patches(frames, PATCH)
-    net, told = bound(UNet(self.unet), trained["net"]), self.conditions(x_0[:, :1], B, caption)
-    return diffusion_loss(lambda x_t, t: net(x_t, t, told), self.schedule, x_0, key_loss), {}
+    net, given = network(self.unet, trained["net"]), self.conditions(x_0[:, :1], B, caption)
+    return Discrete(self.schedule).loss(lambda x_t, t: net(x_t, t, given), x_0, key_loss), {}
 
 
 @functools.partial(Jit, static_argnames=("model", "sampling", "num"))
@@ -116,8 +116,9 @@ def sample(
   """Clips [B, T, h, w, C] of a trained network, unclipped; `caption` [B] of a captioned model."""
   key_noise, key_steps = jax.random.split(key)
   noise = jax.random.normal(key_noise, (num, *model.shape))
-  told, predict = model.conditions(first, num, caption), bound(UNet(model.unet), net)
-  return sampling.run(lambda x_t, t: predict(x_t, t, told), model.schedule, noise, key_steps)
+  given, predict = model.conditions(first, num, caption), network(model.unet, net)
+  of_x_t = lambda x_t, t: predict(x_t, t, given)
+  return Discrete(model.schedule).sample(of_x_t, noise, key_steps, sampling)
 
 
 class Numbers:
@@ -166,6 +167,6 @@ def run_of(model: PixelModel, num_steps: int, batch_size: int, seed: int) -> Art
   return Artefact("pixels", spec, (), build)
 
 
-def network(folder: pathlib.Path) -> dict:
+def averaged(folder: pathlib.Path) -> dict:
   """The averaged weights of a run."""
   return jax.tree.map(jnp.asarray, load_ema(folder)[1]["net"])

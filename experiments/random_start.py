@@ -8,10 +8,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emu_jax.checkpoints.release import write_release
 from emu_jax.data.records import staged
-from emu_jax.loading import load_pipeline
+from emu_jax.model import load
 from emu_jax.systems.emu_video import init_temporal
 from emu_jax.typing import Params
 from experiments.artefact import Artefact
+from experiments.recipe import release_config
 
 
 def redrawn(temporal: Params, key: jax.Array) -> Params:
@@ -40,13 +41,13 @@ def image_with_random_layers(image: Artefact, seed: int) -> Artefact:
   def build(folder: pathlib.Path, parts: tuple[pathlib.Path, ...]) -> bool:
     if folder.is_dir():
       return True
-    pipeline = load_pipeline(parts[0])
-    config = pipeline.config
+    model = load(parts[0])
+    config = model.system
     key_new, key_draw = jax.random.split(jax.random.key(seed))
     temporal = redrawn(jax.jit(lambda key: init_temporal(config, key))(key_new), key_draw)
-    trees = pipeline.trees | {"temporal": temporal}
+    trees = {**model.trees, "temporal": temporal}
     with staged(folder) as partial:
-      write_release(partial, config, trees, pipeline.tokenizer_folders)
+      write_release(partial, release_config(config), trees, model.tokenizer_folders)
     return True
 
   return Artefact("random-layers", {"seed": seed}, (image,), build)

@@ -8,7 +8,7 @@ import functools
 import pathlib
 import zlib
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -19,11 +19,13 @@ from emu_jax.checkpoints.run import latest_step
 from emu_jax.config import to_dict
 from emu_jax.data import records
 from emu_jax.data.shapes import MovingShapes
-from emu_jax.loading import load_pipeline
-from emu_jax.model import SHIPPED
+from emu_jax.diffusion.process import Sampling
+from emu_jax.model import SHIPPED, load
 from emu_jax.models.discriminator import PatchDiscriminatorConfig
-from emu_jax.systems.emu_video import EmuVideoConfig
-from emu_jax.systems.latent import Sampling
+from emu_jax.systems.emu_video import EmuVideo
+from emu_jax.systems.first_stage import KlAutoencoder
+from emu_jax.systems.registry import VERSION
+from emu_jax.systems.system import System
 from experiments.artefact import Artefact, digest
 from experiments.study import Size
 from train import command
@@ -45,7 +47,7 @@ class Recipe:
     release: folder of a whole model whose parts the studies share; None: they train them.
   """
 
-  model: EmuVideoConfig
+  model: EmuVideo
   stages: Mapping[str, Experiment]
   num_records: int
   num_prompts: int
@@ -58,10 +60,10 @@ class Recipe:
     return dataclasses.replace(self, num_prompts=min(num_prompts, self.num_prompts))
 
   def clips(self, size: int | None = None) -> Artefact:
-    return shapes_records("videos", size or self.model.image.size, self.num_records)
+    return shapes_records("videos", size or side(self.model), self.num_records)
 
   def pictures(self) -> Artefact:
-    return shapes_records("images", self.model.image.size, self.num_records)
+    return shapes_records("images", side(self.model), self.num_records)
 
   def autoencoder(self) -> Artefact:
     sources = self.pictures(), self.clips()
@@ -77,7 +79,7 @@ class Recipe:
   def low(self, clips: Artefact | None = None, **changes) -> Artefact:
     """The video stage at half the resolution, one for all seeds, with changed fields."""
     experiment = dataclasses.replace(self.stages["video_32"], **changes)
-    return stage(experiment, (clips or self.clips(experiment.model.image.size),), self.image())
+    return stage(experiment, (clips or self.clips(side(experiment.system)),), self.image())
 
   def video(
     self,
@@ -89,13 +91,13 @@ class Recipe:
   ) -> Artefact:
     """The video model of a seed; by default that of the stage as it is, after `low`."""
     experiment = seeded(change or self.stages["video_64"], seed)
-    clips = clips or self.clips(experiment.model.image.size)
+    clips = clips or self.clips(side(experiment.system))
     return stage(experiment, (clips,), after or self.low())
 
   def interpolation(self, seed: int, change: Experiment | None = None) -> Artefact:
     """8 -> 37 frames at half the resolution, where the same time trains on three times as many."""
     experiment = seeded(change or self.stages["interpolation_32"], seed)
-    return stage(experiment, (self.clips(experiment.model.image.size),), self.low())
+    return stage(experiment, (self.clips(side(experiment.system)),), self.low())
 
   def whole(self) -> Artefact:
     """The model that every stage has trained, one for all seeds."""
@@ -112,24 +114,24 @@ def recipe(size: Size) -> Recipe:
     stages = {name: short(by_name[name], num) for name, num in steps.items()}
     sampling = Sampling(solver="dpm++", num_steps=10)
     return Recipe(shapes_64.MODEL, stages, 3000, 32, 16, sampling, SHIPPED)
-  model = tiny(shapes_64.MODEL)
-  critic = PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4)
-  objective = dataclasses.replace(shapes_64.AUTOENCODER.objective, discriminator=critic)
   stages = {
     name: dataclasses.replace(
-      short(e, 2),
-      data=dataclasses.replace(e.data, batch_size=2),
-      model=model if e.model == shapes_64.MODEL else resized(model, model.image.size // 2),
-      objective=objective,
+      short(e, 2), data=dataclasses.replace(e.data, batch_size=2), system=tiny(e.system)
     )
     for name, e in by_name.items()
   }
-  return Recipe(model, stages, 20, 2, 2, Sampling(num_steps=2))
+  return Recipe(tiny(shapes_64.MODEL), stages, 20, 2, 2, Sampling(num_steps=2))
 
 
-def resized(model: EmuVideoConfig, side: int) -> EmuVideoConfig:
-  """The same networks on pictures of another size."""
-  return dataclasses.replace(model, image=dataclasses.replace(model.image, size=side))
+def side(model: EmuVideo) -> int:
+  """Pixels a side of its pictures, which are square."""
+  (height, _) = model.image.size
+  return height
+
+
+def resized(model: EmuVideo, pixels: int) -> EmuVideo:
+  """The same networks on pictures of so many pixels a side."""
+  return dataclasses.replace(model, image=dataclasses.replace(model.image, size=(pixels, pixels)))
 
 
 def short(experiment: Experiment, num_steps: int, **loop) -> Experiment:
@@ -145,12 +147,13 @@ def seeded(experiment: Experiment, seed: int) -> Experiment:
   return dataclasses.replace(experiment, loop=dataclasses.replace(experiment.loop, seed=seed))
 
 
-def tiny(model: EmuVideoConfig) -> EmuVideoConfig:
-  """The same parts at 16 pixels and a few channels."""
+def tiny(model: EmuVideo) -> EmuVideo:
+  """The same parts at a quarter of the side, 16 pixels or 8, and a few channels."""
   image = model.image
   autoencoder = dataclasses.replace(
-    image.autoencoder, channels=(8,), norm_groups=4, num_res_blocks=1
+    image.first_stage.config, channels=(8,), norm_groups=4, num_res_blocks=1
   )
+  critic = PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4)
   text = tuple(
     dataclasses.replace(t, width=8, num_layers=1, num_heads=2, mlp_width=16) for t in image.text
   )
@@ -164,25 +167,37 @@ def tiny(model: EmuVideoConfig) -> EmuVideoConfig:
     norm_groups=4,
     context_dims=tuple(t.width for t in text),
   )
-  small = dataclasses.replace(image, size=16, autoencoder=autoencoder, text=text, unet=unet)
-  return dataclasses.replace(model, image=small)
+  small = dataclasses.replace(
+    image,
+    first_stage=KlAutoencoder(autoencoder),
+    text=text,
+    unet=unet,
+    objective=dataclasses.replace(image.objective, discriminator=critic),
+  )
+  return resized(dataclasses.replace(model, image=small), side(model) // 4)
 
 
 @functools.cache
 def released(release: pathlib.Path, what: Literal["image", "whole"]) -> Artefact:
   """A trained model, or the text-to-image part of it whatever else was trained with it."""
-  pipeline = load_pipeline(release)
-  names = IMAGE_TREES if what == "image" else tuple(pipeline.trees)
-  trees = {name: pipeline.trees[name] for name in names}
+  model = load(release)
+  names = IMAGE_TREES if what == "image" else tuple(model.trees)
+  trees = {name: model.trees[name] for name in names}
   checksums = jax.tree.map(lambda leaf: zlib.crc32(np.asarray(leaf).tobytes()), trees)
+  config = release_config(model.system)
 
   def build(folder: pathlib.Path, parts: tuple[pathlib.Path, ...]) -> bool:
     if not folder.is_dir():
       with records.staged(folder) as partial:
-        write_release(partial, pipeline.config, trees, pipeline.tokenizer_folders)
+        write_release(partial, config, trees, model.tokenizer_folders)
     return True
 
-  return Artefact(f"released-{what}", digest(checksums), (), build)
+  return Artefact(f"released-{what}", digest([checksums, config]), (), build)
+
+
+def release_config(system: System) -> dict[str, Any]:
+  """config.json of a release."""
+  return {"version": VERSION, "system": to_dict(system)}
 
 
 def shapes_records(kind: str, size: int, num: int) -> Artefact:
@@ -224,7 +239,7 @@ def stage(
     init_from = str(parts[-1]) if after else ""
     whole = dataclasses.replace(experiment, data=data, init_from=init_from)
     command.check_data(whole)
-    return command.train_stage(whole, folder)
+    return command.train_part(whole, folder)
 
   spec = {"experiment": to_dict(bare), "weights": weights}
   return Artefact(experiment.run_name, spec, sources + ((after,) if after else ()), build)

@@ -15,11 +15,8 @@ import tyro
 from emu_jax.data import shapes
 from emu_jax.evaluation import metrics, oracle
 from emu_jax.evaluation.metrics import Clips
-from emu_jax.generation import Request, generate
-from emu_jax.loading import load_pipeline
-from emu_jax.model import SHIPPED
+from emu_jax.model import SHIPPED, load
 from emu_jax.parallel.compilation import enable_cache
-from emu_jax.systems.latent import Sampling
 
 BEYOND = (1, 4, 8)  # pixels
 
@@ -41,14 +38,14 @@ def main() -> None:
   """Draws, measures and prints."""
   a = tyro.cli(Arguments, prog="python -m experiments.room")
   enable_cache()
-  pipeline = load_pipeline(a.checkpoint)
-  config = pipeline.config
+  model = load(a.checkpoint)
+  config = model.system
   seconds = (config.num_frames - 1) / config.fps
   scenes = [shapes.scene("videos", a.split, i, a.seed) for i in range(a.num)]
-  scale = config.guidance.picture if a.guidance is None else a.guidance
-  guidance = dataclasses.replace(config.guidance, picture=scale)
-  request = Request(1, guidance=guidance, sampling=Sampling(a.solver, a.steps), seed=a.seed)
-  pictures, _ = generate(pipeline, [shapes.caption(scene) for scene in scenes], request)
+  scale = config.image.guidance if a.guidance is None else a.guidance
+  how = {"solver": a.solver, "steps": a.steps, "seed": a.seed, "picture_guidance": float(scale)}
+  captions = tuple(shapes.caption(scene) for scene in scenes)
+  pictures = model.run("sample", prompt=captions, frames=1, **how).frames
   truths = [dataclasses.asdict(scene) for scene in scenes]
   right = metrics.follows(oracle.read_clips(pictures, 1.0), truths, metrics.APPEARANCE)
   rng = np.random.default_rng(a.seed)
@@ -57,7 +54,7 @@ def main() -> None:
   ways["anywhere"] = beyond(placed, scenes, seconds)
   print(f"appearance {shown(metrics.proportion(right))}, guidance {scale:g}, n = {a.num}")
   for way, off in ways.items():
-    off = off[np.isfinite(off)] * config.image.size
+    off = off[np.isfinite(off)] * config.image.size[0]
     shares = (f"> {px} px {shown(metrics.proportion(off > px))}" for px in BEYOND)
     print(f"{way}: {', '.join(shares)} (n = {len(off)})")
 

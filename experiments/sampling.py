@@ -2,37 +2,44 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from emu_jax.data import shapes
 from emu_jax.evaluation.metrics import Clips
-from emu_jax.generation import Request, generate
-from emu_jax.loading import load_pipeline
-from emu_jax.pipeline import Pipeline
-from emu_jax.systems.emu_video import Guidance
+from emu_jax.model import Model, load
 from experiments.recipe import Recipe
 
-Draw = Callable[[Pipeline, Sequence[str], Request, np.ndarray | None], np.ndarray]
+Fields = Mapping[str, Any]  # of a task's request, beside its prompts and pictures
+# model, prompts, fields of the request, what is given to a prompt -> an array with a row a prompt
+Draw = Callable[[Model, Sequence[str], Fields, np.ndarray | None], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-  """Prompts of a split of the moving shapes, and how clips of them are drawn."""
+  """Prompts of a split of the moving shapes, and how clips of them are drawn.
 
-  split: str  # of `shapes.PROMPT_SPLITS`
+  Attributes:
+    split: of `shapes.PROMPT_SPLITS`.
+    seed: of the prompts and of all noise.
+    fields: of the request.
+    moving: whether the prompts are of clips.
+  """
+
+  split: str
   num: int
   batch_size: int
-  request: Request
+  seed: int
+  fields: Fields
   moving: bool = True
 
   @property
   def scenes(self) -> list[shapes.Scene]:
-    """What is asked for; it follows from the request's seed."""
+    """What is asked for; it follows from the seed."""
     kind = "videos" if self.moving else "images"
-    return [shapes.scene(kind, self.split, i, self.request.seed) for i in range(self.num)]
+    return [shapes.scene(kind, self.split, i, self.seed) for i in range(self.num)]
 
   @property
   def captions(self) -> list[str]:
@@ -48,18 +55,16 @@ class Asked:
     """JSON values of all of it."""
     return dataclasses.asdict(self)
 
+  def changed(self, **fields: Any) -> "Asked":
+    """The same prompts, with other fields of the request."""
+    return dataclasses.replace(self, fields={**self.fields, **fields})
 
-def asked(
-  recipe: Recipe, split: str, seed: int, *, frames: int = 8, guidance: Guidance | None = None
-) -> Asked:
-  """The recipe's number of prompts, drawn its way."""
-  request = Request(
-    frames=frames,
-    seed=seed,
-    guidance=guidance or recipe.model.guidance,
-    sampling=recipe.sampling,
-  )
-  return Asked(split, recipe.num_prompts, recipe.batch_size, request, moving=frames > 1)
+
+def asked(recipe: Recipe, split: str, seed: int, *, frames: int = 8, **fields: Any) -> Asked:
+  """The recipe's number of prompts, drawn its way; guidance is the model's own."""
+  sampling = recipe.sampling
+  how = {"frames": frames, "solver": sampling.solver, "steps": sampling.num_steps, **fields}
+  return Asked(split, recipe.num_prompts, recipe.batch_size, seed, how, moving=frames > 1)
 
 
 def drawn(
@@ -69,29 +74,31 @@ def drawn(
 
   Args:
     pictures: first frames to begin with, one a prompt; None: the model draws them.
-    draw: in place of `generate`.
+    draw: in place of `sample`.
   """
-  pipeline = load_pipeline(folder)
-  return batched(lambda texts, request, given: (draw or _generate)(
-    pipeline, texts, request, given
+  model = load(folder)
+  return batched(lambda texts, fields, given: (draw or sample)(
+    model, texts, fields, given
   ), asked, pictures)  # fmt: skip
 
 
 def batched(
-  draw: Callable[[Sequence[str], Request, Any], np.ndarray], asked: Asked, given: Any = None
+  draw: Callable[[Sequence[str], Fields, Any], np.ndarray], asked: Asked, given: Any = None
 ) -> np.ndarray:
   """What `draw` gives for all prompts; the last batch is filled up, so that all have one shape."""
   captions, size, parts = asked.captions, asked.batch_size, []
   for start in range(0, len(captions), size):
     chosen = [min(i, len(captions) - 1) for i in range(start, start + size)]
-    request = dataclasses.replace(asked.request, seed=asked.request.seed * 1000 + start)
-    mine = None if given is None else given[np.array(chosen)]
-    parts.append(draw([captions[i] for i in chosen], request, mine))
+    fields = {**asked.fields, "seed": asked.seed * 1000 + start}
+    those = None if given is None else given[np.array(chosen)]
+    parts.append(draw([captions[i] for i in chosen], fields, those))
   return np.concatenate(parts)[: len(captions)]
 
 
-def _generate(pipeline, texts, request, given):
-  return generate(pipeline, texts, request, given)[0]
+def sample(model: Model, texts: Sequence[str], fields: Fields, given: Clips | None) -> Clips:
+  """Clips, or pictures, of prompts."""
+  pictures = {} if given is None else {"image": given}
+  return model.run("sample", prompt=tuple(texts), **pictures, **fields).frames
 
 
 def real_clips(asked: Asked, size: int, fps: float, num_frames: int) -> Clips:

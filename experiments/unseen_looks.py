@@ -20,10 +20,8 @@ from tqdm import tqdm
 from emu_jax import media
 from emu_jax.data.batches import open_source
 from emu_jax.evaluation.metrics import proportion
-from emu_jax.generation import Request, generate
-from emu_jax.loading import load_pipeline
+from emu_jax.model import load
 from emu_jax.parallel.compilation import enable_cache
-from emu_jax.systems.latent import Sampling
 from experiments.sprites import ATTRIBUTES, Reader, caption, parse, unseen
 
 
@@ -76,17 +74,12 @@ def clips(folder: pathlib.Path, split: str) -> tuple[np.ndarray, list[dict[str, 
 
 def sampled(arguments: Arguments, captions: list[str]) -> np.ndarray:
   """A clip a caption, [B, 8, H, W, 3]; the last batch is filled up again, for one shape."""
-  pipeline = load_pipeline(arguments.checkpoint)
+  model = load(arguments.checkpoint)
   size, parts = arguments.batch_size, []
   for start in tqdm(range(0, len(captions), size), desc="sampling", file=sys.stderr, disable=None):
     texts = (captions[start:] + captions)[:size]
-    request = Request(
-      frames=8,
-      seed=arguments.seed + start,
-      guidance=pipeline.config.guidance,
-      sampling=Sampling(num_steps=arguments.steps),
-    )
-    parts.append(generate(pipeline, texts, request)[0])
+    how = {"frames": 8, "seed": arguments.seed + start, "steps": arguments.steps}
+    parts.append(model.run("sample", prompt=tuple(texts), **how).frames)
   return np.concatenate(parts)[: len(captions)]
 
 

@@ -18,6 +18,7 @@ from benchmarks.report import report  # noqa: E402
 from benchmarks.torch_network import torch_layout, torch_name  # noqa: E402
 from emu_jax.models.temporal import TemporalConfig  # noqa: E402
 from emu_jax.models.unet import UNetConfig  # noqa: E402
+from emu_jax.systems.first_stage import KlAutoencoder  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,8 +35,10 @@ def tiny():
   case = with_jax.small()
   image = dataclasses.replace(
     case.model.image,
-    size=32,
-    autoencoder=dataclasses.replace(case.model.image.autoencoder, z_channels=4),
+    size=(32, 32),
+    first_stage=KlAutoencoder(
+      dataclasses.replace(case.model.image.first_stage.config, z_channels=4)
+    ),
     text=(dataclasses.replace(case.model.image.text[0], width=8, max_length=5),),
     unet=UNetConfig(
       in_channels=4,

@@ -9,40 +9,40 @@ import pytest
 from emu_jax.config import from_dict, to_dict
 from emu_jax.data import shapes
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
-from emu_jax.systems.emu import init_text
-from emu_jax.systems.emu_video import EmuVideoConfig
+from emu_jax.systems.text import init_text
 from train.config import Experiment, load_stages
-from train.stages import _PARTS, NEEDS
+from train.stages import Split
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("[!_]*.py"))
 
 
+SHAPES = {}
+
+
 def trained_shapes(experiment):
-  """The trees that a stage trains; traced once for all stages that differ in nothing they need."""
-  model = EmuVideoConfig(image=experiment.model.image, temporal=experiment.model.temporal)
-  parts = (experiment.stage, model, experiment.objective, experiment.train_text)
-  return _shapes(*parts)
-
-
-@functools.cache
-def _shapes(stage, model, objective, train_text):
-  experiment = Experiment(stage=stage, model=model, objective=objective, train_text=train_text)
-  begin = functools.partial(_PARTS[stage][0], experiment)
-  return jax.eval_shape(begin, jax.random.key(0))
+  """The trees that an experiment trains; traced once for all that differ in none of them."""
+  system, part = experiment.system, experiment.definition
+  networks = (net for name, net in system.networks.items() if name != "schedule")
+  key = (part.trains, part.reads, system.unet, *networks)
+  if key not in SHAPES:
+    split = Split(system, experiment.part)
+    SHAPES[key] = split.trained(split.shapes)
+  return SHAPES[key]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_config_builds_all_its_stages(path):
-  stages = load_stages(str(path))
-  trained = set()
-  for experiment in stages:
-    shapes = trained_shapes(experiment)
+  there = set()
+  for experiment in load_stages(str(path)):
+    part, trained = experiment.definition, set(trained_shapes(experiment))
     if experiment.init_from:  # an image model that others trained
-      trained |= {"autoencoder", "text", "spatial"}
-    missing = set(NEEDS[experiment.stage]) - trained - {"latents"}
-    assert not missing, f"{experiment.stage} comes before what trains {missing}"
-    trained |= set(shapes)
+      there |= {"autoencoder", "latents", "text", "spatial"}
+    there |= {text.partition("/")[0] for text in experiment.init_trees}
+    needed = set(part.reads) - trained - set(part.measures)
+    needed |= {part.begins[name] for name in trained - there if name in part.begins}
+    assert needed <= there, f"{experiment.run_name} comes before what trains {needed - there}"
+    there |= trained | set(part.measures)
 
 
 def count(tree) -> int:
@@ -57,7 +57,7 @@ def test_the_full_size_configs_have_the_published_parameters():
   # With the kernel of the first frame and its mask.
   temporal = count(trained_shapes(video)["temporal"])
   assert temporal == 4_267_756_424 - 2_662_694_024 + 9 * 384 * 9
-  init = functools.partial(init_text, image.model.image)
+  init = functools.partial(init_text, image.system.text)
   encoders = jax.eval_shape(init, jax.random.key(0))
   assert [count(encoders[name]) for name in ("0", "1")] == [123_060_480, 1_223_527_424]
 
@@ -78,11 +78,11 @@ def test_emu_video_trains_as_published():
   stages = load_stages(str(FOLDER / "emu_video_4b3.py"))
   table = {
     e.run_name: (
-      e.model.image.size,
-      e.clips.num_frames,
-      e.clips.fps,
-      e.model.schedule.prediction,
-      e.model.schedule.zero_terminal_snr,
+      e.system.image.size,
+      e.num_frames,
+      e.definition.inputs.first.clip.fps,
+      e.system.process.schedule.prediction,
+      e.system.process.schedule.zero_terminal_snr,
       e.data.batch_size,
       e.optim.peak_lr,
       e.optim.warmup_steps,
@@ -91,11 +91,11 @@ def test_emu_video_trains_as_published():
     for e in stages
   }
   assert table == {
-    "video_256": (256, 8, 8.0, "epsilon", False, 512, 1e-4, 1000, 0.0),
-    "video_512": (512, 8, 4.0, "v", True, 512, 1e-4, 1000, 0.0),
-    "video_512_16": (512, 16, 4.0, "v", True, 512, 1e-4, 1000, 0.0),
-    "high_motion": (512, 16, 4.0, "v", True, 64, 2.5e-5, 10_000, 1e-4),
-    "interpolation": (512, 37, 16.0, "v", True, 384, 1.5e-4, 1500, 0.0),
+    "video_256": ((256, 256), 8, 8.0, "epsilon", False, 512, 1e-4, 1000, 0.0),
+    "video_512": ((512, 512), 8, 4.0, "v", True, 512, 1e-4, 1000, 0.0),
+    "video_512_16": ((512, 512), 16, 4.0, "v", True, 512, 1e-4, 1000, 0.0),
+    "high_motion": ((512, 512), 16, 4.0, "v", True, 64, 2.5e-5, 10_000, 1e-4),
+    "interpolation": ((512, 512), 37, 16.0, "v", True, 384, 1.5e-4, 1500, 0.0),
   }
   assert [e.loop.num_steps for e in stages[:3]] == [70_000, 15_000, 25_000]
   assert {e.optim.betas for e in stages} == {(0.9, 0.999)}
@@ -115,7 +115,7 @@ def test_a_config_says_how_to_run_it(path):
 
 def test_the_shapes_tokenizer_learns_every_word_and_takes_every_prompt(tmp_path):
   """A vocabulary too small for whole words cuts long captions, and prompts are then refused."""
-  (encoder,) = load_stages(str(FOLDER / "shapes_32.py"))[0].model.image.text
+  (encoder,) = load_stages(str(FOLDER / "shapes_32.py"))[0].system.texts
   scenes = [shapes.scene(kind, "train", i, 0) for kind in ("images", "videos") for i in range(2000)]
   train_tokenizer(map(shapes.caption, scenes), tmp_path / "0", encoder.vocab_size)
   tokenizer = load_tokenizer(tmp_path / "0", encoder.max_length)

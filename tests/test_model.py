@@ -1,7 +1,7 @@
-"""From prompts to frames: what can be asked for, what follows from what, and what compiles when."""
+"""From requests to frames: what can be had, what follows from what, and what compiles when."""
 
 import dataclasses
-import functools
+import inspect
 import json
 import os
 import pathlib
@@ -9,24 +9,21 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax import pipeline as module
-from emu_jax.cli_shared import Options
-from emu_jax.conditioning import every_fourth, first_frame
+from emu_jax.conditioning import every_fourth
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.errors import InputError
-from emu_jax.generation import Request, check_frames, extend, generate, interpolate, keys_at
-from emu_jax.loading import check_trees
-from emu_jax.pipeline import Pipeline
-from emu_jax.systems.emu_video import Guidance
-from emu_jax.systems.latent import Sampling
+from emu_jax.model import Model, check_trees, program
+from emu_jax.systems import fields
+from emu_jax.systems.emu import decode
+from emu_jax.systems.emu_video import Extend, Guidance, Interpolate, encode_picture, keys_at
+from emu_jax.systems.instruct_pix2pix import Edit
 from tests.tiny import MODEL, trees
 
 PROMPT, OTHER = "a red circle", "a blue square"
-SHORT = Sampling(num_steps=2)
-REQUEST = Request(sampling=SHORT)
 LONG_MODEL = dataclasses.replace(MODEL, num_frames=16)
 
 
@@ -39,24 +36,41 @@ def trained_tokenizers(folder):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-  return Pipeline(MODEL, trees(), trained_tokenizers(tmp_path_factory.mktemp("text")), "runs/tiny")
+  return Model(MODEL, trees(), trained_tokenizers(tmp_path_factory.mktemp("text")), "runs/tiny")
 
 
 @pytest.fixture(scope="module")
 def long_model(model):
-  return dataclasses.replace(model, config=LONG_MODEL)
+  return dataclasses.replace(model, system=LONG_MODEL)
 
 
-def ask(model, prompt=PROMPT, picture=None, **changes):
-  request = dataclasses.replace(REQUEST, **changes)
-  frames, fps = generate(model, [prompt], request, picture)
-  assert frames.dtype == np.uint8
-  assert frames.shape == (1, request.frames, 16, 16, 3)
-  return frames, fps
+def with_system(model, **changes):
+  return dataclasses.replace(model, system=dataclasses.replace(model.system, **changes))
+
+
+def sample(model, prompt=PROMPT, frames=8, **more):
+  clips = model.sample(prompt, frames=frames, **{"steps": 2} | more)
+  assert clips.frames.dtype == np.uint8
+  assert clips.frames.shape == (1, frames, 16, 16, 3)
+  return clips
+
+
+def frames_of(model, *args, **more):
+  return sample(model, *args, **more).frames
+
+
+def between(model, clip, prompt=PROMPT, **more):
+  return model.interpolate(clip, prompt=prompt, **{"steps": 2} | more)
 
 
 def picture(seed=0, T=1):
   return np.random.default_rng(seed).integers(0, 256, (1, T, 16, 16, 3), np.uint8)
+
+
+def coded(model, frames):
+  """What the autoencoder makes of frames."""
+  latents = encode_picture(model.trees, {"given": jnp.asarray(frames)}, model.system)
+  return np.asarray(decode(model.trees, latents, model.system.image.first_stage)["frames"])
 
 
 def without(model, *names):
@@ -64,146 +78,268 @@ def without(model, *names):
   return dataclasses.replace(model, trees=kept)
 
 
+# What can be had.
+
+
 @pytest.mark.parametrize(("frames", "fps"), [(1, 4), (8, 4), (37, 16)])
 def test_a_model_of_8_frames_gives_1_and_8_and_37(model, frames, fps):
-  assert ask(model, frames=frames)[1] == fps
+  assert sample(model, frames=frames).fps == fps
 
 
 @pytest.mark.parametrize(("frames", "fps"), [(16, 4), (65, 16)])
 def test_a_model_of_16_frames_gives_16_and_65_besides(long_model, frames, fps):
-  assert ask(long_model, frames=frames)[1] == fps
+  assert sample(long_model, frames=frames).fps == fps
+
+
+def test_without_a_length_it_is_the_models_own_and_1_of_an_image_model(model):
+  assert model.sample(PROMPT, steps=2).frames.shape[1] == 8
+  assert without(model, "temporal").sample(PROMPT, steps=2).frames.shape[1] == 1
 
 
 def test_both_seams_hold_the_same_two_halves(long_model):
   """They keep other frames of each: all but the first 4 of the first, or all but its last 5."""
   gapless, published = (
-    ask(long_model, frames=65, seam=seam)[0] for seam in ("gapless", "published")
+    frames_of(long_model, frames=65, seam=seam) for seam in ("gapless", "published")
   )
   np.testing.assert_array_equal(gapless[:, :28], published[:, 4:32])
   np.testing.assert_array_equal(gapless[:, 33:], published[:, 33:])
 
 
-def test_the_same_seed_gives_the_same_bytes_and_everything_asked_matters(model):
-  once, again = ask(model)[0], ask(model)[0]
-  np.testing.assert_array_equal(once, again)
-  for changed in (
-    ask(model, seed=1),
-    ask(model, prompt=OTHER),
-    ask(model, negative=OTHER),
-    ask(model, guidance=Guidance(picture=7.5, image=3.0, text=7.5)),
-    ask(model, guidance=Guidance(picture=7.5, image=2.0, text=5.0)),
-    ask(model, guidance=Guidance(picture=5.0, image=2.0, text=7.5)),
-  ):
-    assert np.any(changed[0] != once)
+def test_the_same_seed_gives_the_same_bytes_and_all_that_a_request_says_matters(model):
+  once = frames_of(model)
+  np.testing.assert_array_equal(once, frames_of(model))
+  usual = {"picture_guidance": 7.5, "image_guidance": 2.0, "text_guidance": 7.5}
+  np.testing.assert_array_equal(once, frames_of(model, **usual))
+  changes = [
+    {"seed": 1},
+    {"prompt": OTHER},
+    {"negative": OTHER},
+    {"image_guidance": 3.0},
+    {"text_guidance": 5.0},
+    {"picture_guidance": 5.0},
+    {"rescale": 0.7},
+    {"steps": 3},
+    {"image": picture()},
+  ]
+  made = [frames_of(model, **changed).tobytes() for changed in changes]
+  assert len({once.tobytes(), *made}) == 1 + len(changes)
 
 
 def test_the_users_picture_takes_the_place_of_the_drawn_one(model):
   own = picture()
-  np.testing.assert_array_equal(
-    ask(model, picture=own, frames=1)[0], model.decode(model.encode(own))
-  )
-  drawn = ask(model, frames=1)[0]
-  assert np.any(ask(model, picture=own, frames=1)[0] != drawn)
-  clip = ask(model, picture=own)[0]
-  assert np.any(clip != ask(model, picture=picture(seed=1))[0])
+  alone = frames_of(model, image=own, frames=1)
+  np.testing.assert_array_equal(alone, coded(model, own))
+  assert np.any(alone != frames_of(model, frames=1))
+  clip = frames_of(model, image=own)
+  assert np.any(clip != frames_of(model, image=picture(seed=1)))
   # The drawing's text scale has nothing left to act on.
-  other = dataclasses.replace(REQUEST.guidance, picture=1.0)
-  np.testing.assert_array_equal(clip, ask(model, picture=own, guidance=other)[0])
+  np.testing.assert_array_equal(clip, frames_of(model, image=own, picture_guidance=1.0))
 
 
 def test_a_picture_of_another_size_is_refused(model):
   with pytest.raises(InputError, match="frames of 8x8 pixels; this model works at 16x16"):
-    ask(model, picture=picture()[:, :, ::2, ::2])
+    sample(model, image=picture()[:, :, ::2, ::2])
 
 
 def test_interpolation_has_the_given_frames_as_its_keys(model):
   keys = picture(T=8)
-  frames, fps = interpolate(model, keys, [PROMPT], REQUEST)
-  assert frames.shape == (1, 37, 16, 16, 3)
-  assert fps == 16
+  clips = between(model, keys)
+  assert clips.frames.shape == (1, 37, 16, 16, 3)
+  assert clips.fps == 16
   moved = keys.copy()
   moved[:, 3] = 255 - moved[:, 3]
-  assert np.any(interpolate(model, moved, [PROMPT], REQUEST)[0] != frames)
+  assert np.any(between(model, moved).frames != clips.frames)
 
 
-def test_interpolation_leaves_its_keys_as_they_are_unless_told_to_draw_them_anew(model):
+def test_interpolation_leaves_its_keys_as_they_are_unless_they_are_to_be_drawn_anew(model):
   keys, known = picture(T=8), list(every_fourth().positions)
-  coded = model.decode(model.encode(keys)).astype(int)
-  np.testing.assert_array_equal(interpolate(model, keys, [PROMPT], REQUEST)[0][:, known], keys)
-  anew = dataclasses.replace(REQUEST, keep_keys=False)
-  assert np.abs(interpolate(model, keys, [PROMPT], anew)[0][:, known] - coded).max() > 10
-  drawn = ask(model)[0].astype(int)
-  assert np.abs(ask(model, frames=37)[0][:, known] - drawn).max() <= 1
+  np.testing.assert_array_equal(between(model, keys).frames[:, known], keys)
+  anew = between(model, keys, keep_keys=False).frames[:, known]
+  assert np.abs(anew - coded(model, keys).astype(int)).max() > 10
+  drawn = frames_of(model).astype(int)
+  assert np.abs(frames_of(model, frames=37)[:, known] - drawn).max() <= 1
 
 
 def test_interpolation_may_have_scales_of_its_own(model):
-  own = Guidance(picture=7.5, image=3.0, text=5.0, interpolation=1.5)
-  shared = dataclasses.replace(own, interpolation=None)
-  made = [
-    interpolate(model, picture(T=8), [PROMPT], dataclasses.replace(REQUEST, guidance=guidance))[0]
-    for guidance in (own, Guidance(image=1.5, text=1.5), shared)
-  ]
-  np.testing.assert_array_equal(made[0], made[1])
-  assert np.any(made[0] != made[2])
+  own = Guidance(image=3.0, text=5.0, interpolation=1.5)
+  same = with_system(model, guidance=own)
+  apart = with_system(model, guidance=dataclasses.replace(own, interpolation=None))
+  keys = picture(T=8)
+  made = between(same, keys).frames
+  given = {"image_guidance": 1.5, "text_guidance": 1.5}
+  np.testing.assert_array_equal(made, between(apart, keys, **given).frames)
+  assert np.any(made != between(apart, keys).frames)
   # A scale that the user gives goes before the model's own.
-  assert Options().request(own, 37).guidance == own
-  assert Options(text_guidance=2.0).request(own, 37).guidance.between.text == 2.0
+  usual, other = (same.request("sample", prompt="", **g) for g in ({}, {"text_guidance": 2.0}))
+  assert usual.guidance(own) == own
+  assert other.guidance(own).between.text == 2.0
 
 
 def test_interpolation_may_have_a_number_of_steps_of_its_own(model):
-  keys, own = picture(T=8), dataclasses.replace(model.config, interpolation_steps=1)
-  told = dataclasses.replace(model, config=own)
-  one = dataclasses.replace(REQUEST, interpolation_steps=1)
-  made = interpolate(model, keys, [PROMPT], one)[0]
-  np.testing.assert_array_equal(interpolate(told, keys, [PROMPT], REQUEST)[0], made)
-  assert np.any(interpolate(model, keys, [PROMPT], REQUEST)[0] != made)
+  keys, own = picture(T=8), with_system(model, interpolation_steps=1)
+  made = between(model, keys, interpolation_steps=1).frames
+  np.testing.assert_array_equal(between(own, keys).frames, made)
+  usual = between(model, keys).frames
+  assert np.any(usual != made)
   # What is asked for goes before the model's own, and only interpolation hears of it.
-  asked = dataclasses.replace(REQUEST, interpolation_steps=REQUEST.sampling.num_steps)
-  usual = interpolate(model, keys, [PROMPT], REQUEST)[0]
-  np.testing.assert_array_equal(interpolate(told, keys, [PROMPT], asked)[0], usual)
-  np.testing.assert_array_equal(generate(told, [PROMPT], one)[0], ask(model)[0])
+  np.testing.assert_array_equal(between(own, keys, interpolation_steps=2).frames, usual)
+  np.testing.assert_array_equal(frames_of(own, interpolation_steps=1), frames_of(model))
   with pytest.raises(InputError, match=r"interpolation.*0"):
-    interpolate(model, keys, [PROMPT], dataclasses.replace(REQUEST, interpolation_steps=0))
+    between(model, keys, interpolation_steps=0)
 
 
 def test_65_frames_are_two_interpolations_joined(model):
-  frames, _ = interpolate(model, picture(T=16), [PROMPT], REQUEST)
+  keys = picture(T=16)
+  frames = between(model, keys).frames
   assert frames.shape == (1, 65, 16, 16, 3)
   # The first half knows the first 8 keys alone.
-  other = np.concatenate([picture(T=16)[:, :8], picture(seed=2, T=8)], axis=1)
-  changed, _ = interpolate(model, other, [PROMPT], REQUEST)
+  changed = between(model, np.concatenate([keys[:, :8], picture(seed=2, T=8)], axis=1)).frames
   np.testing.assert_array_equal(frames[:, :32], changed[:, :32])
-  # Every fourth frame is a key; the published seam leaves out the eighth.
-  keys = picture(T=16)
-  np.testing.assert_array_equal(frames[:, :64:4], keys)
-  published = dataclasses.replace(REQUEST, seam="published")
-  of_16 = keys_at(2, "published")
-  assert [k for k in of_16 if k >= 0] == [k for k in range(16) if k != 7]
-  made = interpolate(model, keys, [PROMPT], published)[0]
-  np.testing.assert_array_equal(made[:, of_16 >= 0], keys[:, of_16[of_16 >= 0]])
   assert np.any(frames[:, 33:] != changed[:, 33:])
+  # Every fourth frame is a key; the published seam leaves out the eighth.
+  np.testing.assert_array_equal(frames[:, :64:4], keys)
+  of_16 = keys_at(8, 2, "published")
+  assert [k for k in of_16 if k >= 0] == [k for k in range(16) if k != 7]
+  made = between(model, keys, seam="published").frames
+  np.testing.assert_array_equal(made[:, of_16 >= 0], keys[:, of_16[of_16 >= 0]])
 
 
 def test_extension_keeps_the_clip_and_reads_its_last_16_frames(model):
   clip = picture(T=18)
-  frames, fps = extend(model, clip, [OTHER], REQUEST)
+  frames, fps = model.extend(clip, OTHER, steps=2)
   assert frames.shape == (1, 34, 16, 16, 3)
   assert fps == 4
   np.testing.assert_array_equal(frames[:, :18], clip)
-  later, _ = extend(model, clip[:, 2:], [OTHER], REQUEST)
+  later = model.extend(clip[:, 2:], OTHER, steps=2).frames
   np.testing.assert_array_equal(frames[:, 18:], later[:, 16:])
-  other, _ = extend(model, clip, [PROMPT], REQUEST)
+  other = model.extend(clip, PROMPT, steps=2).frames
   np.testing.assert_array_equal(other[:, :18], clip)
   assert np.any(other[:, 18:] != frames[:, 18:])
 
 
-def test_steps_are_told_in_order(model):
-  said = []
-  generate(model, [PROMPT], dataclasses.replace(REQUEST, frames=37), say=said.append)
-  assert said == [
+# Examples of a batch.
+
+
+def nearly(a, b):
+  """Frames that differ by no more than rounding.
+
+  The noise is equal, and the networks are evaluated in float32 with sums in another order: a value
+  moves by some 1e-5 of 255 levels, which changes a byte only where it lies that near to the middle
+  between two. One pixel in a hundred is far more than that gives.
+  """
+  apart = np.abs(a.astype(int) - b.astype(int))
+  assert apart.max(initial=0) <= 1
+  assert (apart > 0).mean() <= 0.01
+
+
+def test_an_example_of_a_batch_is_what_it_is_alone(model):
+  prompts, seeds = [PROMPT, OTHER, PROMPT], [5, 2, 9]
+  requests = [
+    model.request("sample", prompt=prompt, seed=seed, steps=2)
+    for prompt, seed in zip(prompts, seeds, strict=True)
+  ]
+  together = model.run_all("sample", requests)
+  assert together.fps == 4
+  for frames, prompt, seed in zip(together.frames, prompts, seeds, strict=True):
+    nearly(frames[None], frames_of(model, prompt, seed=seed))
+  assert np.any(together.frames[0] != together.frames[2])
+  # Several prompts in one request have seeds that follow one another.
+  several = model.sample(prompts, seed=5, steps=2).frames
+  nearly(several[0], together.frames[0])
+  nearly(several[1:2], frames_of(model, OTHER, seed=6))
+
+
+def test_pictures_of_a_batch_go_with_their_prompts(model):
+  requests = [
+    model.request("sample", prompt=PROMPT, image=picture(seed), steps=2, seed=seed)
+    for seed in (0, 1)
+  ]
+  for frames, seed in zip(model.run_all("sample", requests).frames, (0, 1), strict=True):
+    nearly(frames[None], frames_of(model, image=picture(seed), seed=seed))
+
+
+def test_requests_of_another_number_are_no_batch(model):
+  requests = [model.request("sample", prompt=PROMPT, text_guidance=s, steps=2) for s in (2.0, 3.0)]
+  with pytest.raises(InputError, match="scales differs between requests of one batch"):
+    model.run_all("sample", requests)
+  with pytest.raises(InputError, match=r"\{'given': 2, 'prompt': 3\} examples do not go together"):
+    model.sample([PROMPT] * 3, image=np.concatenate([picture()] * 2), steps=2)
+
+
+def test_the_shape_of_what_a_request_gives_is_known_without_weights(model):
+  outline = dataclasses.replace(model, trees={name: {} for name in model.trees})
+  for frames in (1, 8, 37):
+    request = outline.request("sample", prompt=PROMPT, frames=frames, steps=2)
+    assert outline.shape("sample", request) == (1, frames, 16, 16, 3)
+  assert outline.shape("extend", outline.request("extend", clip=picture(T=16), prompt="")) == (
+    1, 32, 16, 16, 3,
+  )  # fmt: skip
+
+
+# Tasks as methods.
+
+
+def test_every_task_is_a_method_and_files_go_before_prompts(model):
+  assert {"sample", "interpolate", "extend"} <= set(dir(model))
+  assert [fields.positional(kind) for kind in (Extend, Interpolate, Edit)] == [
+    ["clip", "prompt"],
+    ["clip"],
+    ["picture", "prompt"],
+  ]
+  with pytest.raises(AttributeError, match="has no 'draw'; its tasks are sample, interpolate"):
+    model.draw(PROMPT)
+  with pytest.raises(InputError, match=r"2 values without a name; it takes \['prompt'\]"):
+    model.sample(PROMPT, 8)
+
+
+def test_requests_of_a_system_are_those_of_its_tasks():
+  assert MODEL.requests() == {name: task.request for name, task in MODEL.tasks().items()}
+
+
+@pytest.mark.parametrize(
+  ("values", "says"),
+  [
+    ({"length": 3}, "sample: has no field 'length'; it has seed, prompt"),
+    ({"prompt": 3}, "prompt=3 is no text and no list of texts"),
+    ({"prompt": []}, r"prompt=\[\] is no text"),
+    ({"negative": [3]}, r"negative=\[3\] is no text"),
+    ({"steps": "2"}, "steps: '2' is not of type int"),
+    ({"frames": 8.0}, "frames: 8.0 is not of type int . None"),
+    ({"text_guidance": True}, "text_guidance: True is not of type float . None"),
+    ({"solver": "euler"}, "solver: 'euler' is not of type .*ddim"),
+  ],
+)
+def test_fields_that_there_are_not_or_of_another_type_are_refused(model, values, says):
+  with pytest.raises(InputError, match=says):
+    model.request("sample", **{"prompt": PROMPT} | values)
+
+
+def test_numbers_of_numpy_are_numbers_and_a_prompt_is_needed(model):
+  request = model.request("sample", prompt=PROMPT, steps=np.int64(2), text_guidance=3)
+  assert (request.steps, request.text_guidance) == (2, 3)
+  with pytest.raises(InputError, match="sample: needs 'prompt'; give it"):
+    model.request("sample")
+
+
+def test_a_field_without_a_source_to_read_has_no_help():
+  bare = dataclasses.make_dataclass("Bare", [("size", int)])
+  assert fields.helps(bare) == {}
+  assert fields.helps(Extend)["prompt"] == "what happens next"
+  assert fields.helps(Extend)["steps"].startswith("network evaluations of each sampling run")
+  assert set(fields.helps(Extend)) == {field.name for field in dataclasses.fields(Extend)}
+
+
+# What compiles when.
+
+
+def test_steps_are_named_in_order(model):
+  named = []
+  sample(model, frames=37, progress=named.append)
+  assert named == [
     "text -> image",
     "image + text -> 8 frames",
     "8 -> 37 frames, part 1 of 1",
+    "joining the parts",
     "latents -> pixels",
   ]
 
@@ -214,15 +350,22 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
+def traced(model, **more):
+  """How many programs each step of a request has by now."""
+  steps = model.steps("sample", model.request("sample", prompt=PROMPT, **more))
+  return [program(step.program).here._cache_size() for step in steps]
+
+
 def test_another_seed_prompt_or_scale_compiles_nothing(model):
-  ask(model, frames=37)
+  sample(model, frames=37)
   COMPILED.clear()
-  traced = module._image.here._cache_size(), module._video.here._cache_size()
-  ask(model, frames=37, seed=12, prompt=OTHER, negative="blue")
-  ask(model, frames=37, guidance=Guidance(picture=3.0, image=1.0, text=2.5))
-  assert (module._image.here._cache_size(), module._video.here._cache_size()) == traced
+  before = traced(model, frames=37)
+  sample(model, frames=37, seed=12, prompt=OTHER, negative="blue")
+  scales = {"picture_guidance": 3.0, "image_guidance": 1.0, "text_guidance": 2.5}
+  sample(model, frames=37, **scales)
+  assert traced(model, frames=37) == before
   assert not COMPILED
-  ask(model, frames=1, sampling=Sampling(num_steps=3))  # what would be seen, were it otherwise
+  sample(model, frames=1, steps=3)  # what would be seen, were it otherwise
   assert COMPILED
 
 
@@ -235,21 +378,20 @@ counts = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: counts.update([event.split("/")[-1]]))
 
 from emu_jax.parallel.compilation import enable_cache
-from tests import test_pipeline as here
+from tests import test_model as here
 
 enable_cache()
 tokenizers = here.trained_tokenizers(pathlib.Path(sys.argv[1]))
 shapes = jax.eval_shape(here.trees)  # weights matter to no program
 trees = jax.tree.map(lambda a: here.np.full(a.shape, 0.01, a.dtype), shapes)
-model = here.Pipeline(here.MODEL, trees, tokenizers, "tiny")
-request = here.dataclasses.replace(here.REQUEST, frames=1)
-frames, _ = here.generate(model, [here.PROMPT], request)
+model = here.Model(here.MODEL, trees, tokenizers, "tiny")
+frames = here.frames_of(model, frames=1)
 print(json.dumps([counts["cache_hits"], counts["cache_misses"], int(frames.sum())]))
 """
 
 
 def test_a_second_process_reads_what_the_first_one_compiled(tmp_path):
-  def sample():
+  def run():
     found = subprocess.run(
       [sys.executable, "-c", SCRIPT, str(tmp_path / "text")],
       env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
@@ -260,32 +402,31 @@ def test_a_second_process_reads_what_the_first_one_compiled(tmp_path):
     )
     return json.loads(found.stdout.splitlines()[-1])
 
-  hits, misses, total = sample()
+  hits, misses, total = run()
   assert misses > 0
   hits_before, kept = hits, misses  # a program that is met twice is a hit already in the first
-  hits, misses, again = sample()
+  hits, misses, again = run()
   assert (hits, misses, again) == (kept + hits_before, 0, total)
 
 
 def test_sampling_is_one_scan_over_the_steps_with_no_host_inside(model):
   """Steps = 7, so that the scan over them is told from any other."""
-  prompts = model.prompts([PROMPT])
-  key = jax.random.key(0)
-  sampling = Sampling(num_steps=7)
-  image = functools.partial(module._image, config=MODEL.image, sampling=sampling)
-  parts = {"image": jax.make_jaxpr(image)(model.trees, prompts, prompts, True, key, 3.0)}
-  for name, known in (("temporal", first_frame(8)), ("interpolation", every_fourth())):
-    how = {"config": MODEL, "known": known, "name": name, "sampling": sampling}
-    video = functools.partial(module._video, **how)
-    given = np.zeros(MODEL.image.latent_shape(1, len(known.positions)), np.float32)
-    parts[name] = jax.make_jaxpr(video)(model.trees, given, prompts, prompts, key, (2.0, 3.0))
-  for name, jaxpr in parts.items():
+  request = model.request("sample", prompt=PROMPT, frames=37, steps=7)
+  arrays, sampled = model.arrays("sample", [request]), []
+  for step in model.steps("sample", request):
+    trees = {name: model.trees[name] for name in step.reads}
+    run = lambda trees, arrays, step=step: step.program(trees, arrays, step.static)
+    jaxpr, made = jax.make_jaxpr(run, return_shape=True)(trees, arrays)
+    arrays |= jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), made)
     equations = list(walk(jaxpr.jaxpr))
-    scans = [e.params["length"] for e, inside in equations if e.primitive.name == "scan"]
-    assert scans.count(7) == 1, name
-    assert [inside for e, inside in equations if is_convolution(e)].count(True) > 0
     on_host = [e for e, _ in equations if "callback" in e.primitive.name or "feed" in str(e)[:80]]
-    assert not on_host, name
+    assert not on_host, step.says
+    scans = [e.params["length"] for e, inside in equations if e.primitive.name == "scan"]
+    if scans.count(7):
+      assert scans.count(7) == 1, step.says
+      assert [inside for e, inside in equations if is_convolution(e)].count(True) > 0
+      sampled.append(step.says)
+  assert sampled == ["text -> image", "image + text -> 8 frames", "8 -> 37 frames, part 1 of 1"]
 
 
 def is_convolution(equation):
@@ -303,92 +444,85 @@ def walk(jaxpr, inside=False):
           yield from walk(nested, inside or equation.primitive.name == "scan")
 
 
+# What is refused.
+
+
 @pytest.mark.parametrize(
-  ("missing", "frames", "stage"),
+  ("missing", "frames", "part"),
   [
     ("spatial", 1, "image"),
-    ("text", 1, "image"),
-    ("latents", 1, "image"),
+    ("text", 1, ""),
+    ("latents", 1, ""),
     ("autoencoder", 1, "autoencoder"),
     ("temporal", 8, "video"),
     ("interpolation", 37, "interpolation"),
   ],
 )
-def test_the_stage_that_was_not_trained_is_named(model, missing, frames, stage):
-  message = f"runs/tiny: the model has no '{missing}' weights; train its '{stage}' stage"
-  with pytest.raises(InputError, match=message):
-    ask(without(model, missing), frames=frames)
+def test_the_part_that_was_not_trained_is_named(model, missing, frames, part):
+  maker = f"train its '{part}' part" if part else ""
+  with pytest.raises(InputError, match=f"runs/tiny: the model has no '{missing}' weights; {maker}"):
+    sample(without(model, missing), frames=frames)
 
 
-def test_interpolation_and_extension_name_their_stage_too(model):
-  with pytest.raises(InputError, match="train its 'interpolation' stage"):
-    interpolate(without(model, "interpolation"), picture(T=8), [PROMPT], REQUEST)
-  with pytest.raises(InputError, match="train its 'extension' stage"):
-    extend(without(model, "extension"), picture(T=16), [PROMPT], REQUEST)
+def test_interpolation_and_extension_name_their_part_too(model):
+  with pytest.raises(InputError, match="train its 'interpolation' part"):
+    between(without(model, "interpolation"), picture(T=8))
+  with pytest.raises(InputError, match="train its 'extension' part"):
+    without(model, "extension").extend(picture(T=16), PROMPT)
 
 
-@pytest.mark.parametrize("frames", [0, 2, 9, 64, -1])
-def test_frames_that_no_model_gives_are_refused(model, frames):
-  with pytest.raises(InputError, match=rf"frames={frames} cannot be had; choose one of \(1, 8, 16"):
-    check_frames(model, frames)
-
-
-@pytest.mark.parametrize("frames", [16, 65])
+@pytest.mark.parametrize("frames", [2, 9, 16, 64, 65, -1])
 def test_frames_that_this_model_does_not_give_are_refused(model, frames):
-  with pytest.raises(InputError, match=f"frames={frames} needs a model trained on 16 frames, "
-                     "runs/tiny was trained on 8; choose 8 or 37"):  # fmt: skip
-    check_frames(model, frames)
+  says = f"frames={frames} cannot be had of a model trained on 8; choose one of 1, 8, 37"
+  with pytest.raises(InputError, match=says):
+    model.sample(PROMPT, frames=frames)
 
 
 @pytest.mark.parametrize("T", [7, 9, 37])
 def test_only_8_or_16_frames_can_be_keys(model, T):
-  with pytest.raises(InputError, match=f"the clip has {T} frames; give one of 8 or of 16"):
-    interpolate(model, picture(T=T), [PROMPT], REQUEST)
+  with pytest.raises(InputError, match=f"{T} key frames; give 8 of them, or 16"):
+    between(model, picture(T=T))
 
 
 def test_a_clip_that_is_too_short_to_go_on_from_is_refused(model):
   with pytest.raises(InputError, match=r"the clip has 15 frames, .* the last 16"):
-    extend(model, picture(T=15), [PROMPT], REQUEST)
+    model.extend(picture(T=15), PROMPT)
 
 
 @pytest.mark.parametrize(
-  ("fields", "says"),
+  ("values", "says"),
   [
     ({"seed": -1}, "seed=-1 is not from 0 to 4294967295"),
     ({"seed": 2**32}, "seed=4294967296 is not from 0"),
-    ({"guidance": Guidance(text=float("nan"))}, "text guidance nan is not a number"),
-    ({"guidance": Guidance(image=float("inf"))}, "image guidance inf is not a number"),
-    ({"sampling": Sampling(rescale=1.5)}, r"rescale=1\.5 is not from 0 to 1"),
+    ({"text_guidance": float("nan")}, "text_guidance=nan is not a number"),
+    ({"image_guidance": float("inf")}, "image_guidance=inf is not a number"),
+    ({"rescale": 1.5}, r"rescale=1\.5 is not from 0 to 1"),
   ],
 )
-def test_numbers_that_no_model_can_use_are_refused(fields, says):
+def test_numbers_that_no_model_can_use_are_refused(model, values, says):
   with pytest.raises(InputError, match=says):
-    Request(**fields)
+    model.request("sample", prompt=PROMPT, **values)
 
 
-@pytest.mark.parametrize(
-  "sampling",
-  [Sampling(num_steps=0), Sampling(num_steps=1001), Sampling(spacing="leading"), Sampling(eta=0.5)],
-)
-def test_a_sampler_that_does_not_fit_the_schedule_is_refused_before_any_work(model, sampling):
-  said = []
-  with pytest.raises(InputError, match=r"^sampling: "):
-    generate(model, [PROMPT], Request(sampling=sampling), say=said.append)
-  assert not said
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_a_sampler_that_does_not_fit_the_schedule_is_refused_before_any_work(model, steps):
+  named = []
+  with pytest.raises(InputError, match=f"steps={steps}"):
+    model.sample(PROMPT, steps=steps, progress=named.append)
+  assert not named
 
 
 @pytest.mark.parametrize("where", ["prompt", "negative"])
 def test_a_prompt_that_is_too_long_is_refused_before_any_work(model, where):
-  said, long = [], "red circle " * 20
-  asked = {"prompt": PROMPT, "negative": ""} | {where: long}
+  named, long = [], "red circle " * 20
   with pytest.raises(InputError, match=r"has \d+ tokens, .* the limit is 12"):
-    generate(model, [asked["prompt"]], Request(negative=asked["negative"]), say=said.append)
-  assert not said
+    model.sample(**{"prompt": PROMPT, where: long}, progress=named.append)
+  assert not named
 
 
 def test_a_model_without_its_tokenizers_is_refused(model):
   with pytest.raises(InputError, match="has 0 tokenizers for 2 text encoders; copy its folder"):
-    ask(dataclasses.replace(model, tokenizers=()))
+    sample(dataclasses.replace(model, tokenizers=()))
 
 
 def test_weights_of_another_config_are_refused_by_name_and_shape(model):
@@ -400,3 +534,11 @@ def test_weights_of_another_config_are_refused_by_name_and_shape(model):
   deeper = dataclasses.replace(MODEL.temporal, num_layers=2)
   with pytest.raises(InputError, match=r"temporal/\S+ is absent there and \("):
     check_trees(dataclasses.replace(MODEL, temporal=deeper), model.trees, "runs/tiny")
+
+
+def test_the_model_names_no_system():
+  import emu_jax.model
+
+  source = inspect.getsource(emu_jax.model)
+  for name in ("emu_video", "animatediff", "svd", "instruct_pix2pix", "Emu"):
+    assert name not in source

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import emu_jax
+from emu_jax import cli as emu_jax_command
 from emu_jax.checkpoints.run import latest_step, load_trees
-from emu_jax.cli import command as emu_jax_command
 from emu_jax.systems import registry
 from tests.tiny_recipe import refusal
 from train import command
@@ -246,8 +246,8 @@ def names_in(path):
   for node in ast.walk(tree):
     if isinstance(node, ast.Name):
       yield node.id
-    elif isinstance(node, ast.Attribute):
-      yield node.attr
+    elif isinstance(node, ast.Attribute) and node.attr[0].isupper():
+      yield node.attr  # of lower case svd is a decomposition, too
     elif isinstance(node, ast.alias):
       yield from node.name.split(".")
     elif isinstance(node, ast.ImportFrom):

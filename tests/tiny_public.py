@@ -129,6 +129,12 @@ def instruct_pix2pix(folder: pathlib.Path) -> pathlib.Path:
   )
 
 
+def inpainting(folder: pathlib.Path) -> pathlib.Path:
+  """The same U-Net, which reads a mask and a masked picture beside x_t."""
+  unet = {"unet": (changed_unet(concat_channels=5), "UNet2DConditionModel")}
+  return written(folder, "StableDiffusionInpaintPipeline", PARTS | unet, SCHEDULE)
+
+
 def animate_diff(folder: pathlib.Path) -> pathlib.Path:
   """The same U-Net with motion modules in it."""
   return written(

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from emu_jax import command_line
 from emu_jax.checkpoints.run import latest_step, read_config
 from emu_jax.checkpoints.stored import is_stored, newest_run
+from emu_jax.cli import command_line
 from emu_jax.config import override
 from emu_jax.data.batches import batches, usable
 from emu_jax.data.latent_records import collate_captions

@@ -62,7 +62,7 @@ def taken_apart(words: Sequence[str]) -> Words:
         rest.append(word)
         whole.append(word)
       continue
-    if not equals and not left:
+    if not equals and (not left or left[0].startswith("--")):
       raise InputError(f"{word}: names no folder; give one behind it")
     folders[name] = value if equals else left.pop(0)
     whole += [f"--{name.replace('_', '-')}", folders[name]]

@@ -19,11 +19,7 @@ from emu_jax.weights.model import Precision
 Choice = Literal["float32", "bfloat16", "stored"]
 
 
-class _Absent(str):
-  """What a word is that was not given; no text that can be given is this object."""
-
-
-ABSENT = _Absent()
+ABSENT = "\0"  # what a word is that was not given; no word of a command line can be this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +180,7 @@ def given_fields(request: type, options: Any) -> dict[str, Any]:
     if not hasattr(options, field.name):
       continue
     value = getattr(options, field.name)
-    if field.name in needed and (value is ABSENT or value is None):
+    if field.name in needed and (value in (ABSENT, None)):
       continue
     found[field.name] = pathlib.Path(value) if field.name in files and value else value
   return found

@@ -90,7 +90,9 @@ def timeline(path: str | pathlib.Path) -> Timeline:
     times, rate, corrupt, last = [], stream.average_rate or stream.guessed_rate, False, 0.0
     declared = _declared_seconds(container, stream)
     for packet in container.demux(stream):
-      if not packet.size:  # the flushing packet at the end
+      # The flushing packet at the end; and what an edit list hides, as that of a clip which was cut
+      # without encoding it again: the decoder needs it and never gives it out.
+      if not packet.size or packet.is_discard:
         continue
       corrupt |= packet.is_corrupt
       stamp = packet.dts if packet.pts is None else packet.pts  # AVI holds decoding times alone
@@ -321,11 +323,20 @@ def resized(
 
 def _matrix(frame: av.VideoFrame) -> Matrix:
   """How a stored frame is to be displayed: x' = a x + c y, y' = b x + d y, as (a, b, c, d)."""
-  stored = frame.side_data.get("DISPLAYMATRIX")
+  try:
+    stored = frame.side_data.get("DISPLAYMATRIX")
+  except ValueError:  # PyAV does not know the kind of what else the frame has, such as EXIF
+    return _turn(frame.rotation)
   if stored is None:
     return 1, 0, 0, 1
   a, b, _, c, d, *_ = np.frombuffer(bytes(stored), np.int32).tolist()
   return a, b, c, d
+
+
+def _turn(degrees: int) -> Matrix:
+  """The matrix of a turn by so many degrees against the clock."""
+  cosine, sine = round(math.cos(math.radians(degrees))), round(math.sin(math.radians(degrees)))
+  return cosine, -sine, sine, cosine
 
 
 def _lies(matrix: Matrix) -> bool:

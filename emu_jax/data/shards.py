@@ -77,7 +77,8 @@ def write(
   """
   entries, num_bytes = [], 0
   with _appearing(work / shard.name) as partial:
-    writer = ArrayRecordWriter(str(partial), "group_size:1")  # as TFDS writes them
+    # Records apart, as TFDS writes them; what is in them is compressed already.
+    writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
     for record in examples:
       serialized = features.serialize_example(record)
       writer.write(serialized)

@@ -44,7 +44,7 @@ def dynamic_threshold(quantile: float = 0.995) -> Edit:
   s is that quantile of an example's |x_0| over T H W C, and at least 1. Strong guidance drives x_0
   out of range; clipping alone saturates it, and this pulls it back in.
 
-  Source: Imagen, arXiv:2205.11487, sec. 2.3 and app. A.
+  Source: Imagen, arXiv:2205.11487, sec. 2.3; the quantile is that of public code.
   """
   if not 0 < quantile <= 1:
     raise ValueError(f"dynamic_threshold: quantile={quantile} is not within 0..1; 0.995 is usual")

@@ -77,6 +77,7 @@ def interleaved(conditions: tuple[Conditions, ...]) -> Conditions:
       _interleave(f"control[{i}]", column)
       for i, column in enumerate(_columns("control features", [c.control for c in conditions]))
     ),
+    hint=_interleave("hint", [c.hint for c in conditions]),
   )
 
 

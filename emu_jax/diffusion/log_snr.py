@@ -10,7 +10,7 @@ The numbers continue those of `edm.py`:
       SNR and 1 / sigma^2.
 
 Sources: (27) (28) Progressive Distillation, arXiv:2202.00512, sec. 2 and app. D, with the ends cut
-off; Video Diffusion Models, arXiv:2204.03458, app. A, has limits -20 and 20.
+off; Video Diffusion Models, arXiv:2204.03458, has limits -20 and 20.
 """
 
 import dataclasses

@@ -6,7 +6,6 @@ example, which gives the same numbers as repeating the context and costs no copy
 """
 
 import math
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -16,7 +15,7 @@ from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from emu_jax.parallel.activations import pin
+from emu_jax.parallel.activations import per_device, pin
 
 
 class Attention(nn.Module):
@@ -60,11 +59,13 @@ class Attention(nn.Module):
     )
 
 
-# Queries and keys from which attention goes head by head, and logits of a head at a time. All of
-# them pass through memory several times, and TPUs are expected to take twice as long for that; so
-# few stay on the chip (docs/tpu_forms.md).
-LONG = 1024
-PIECE = 2**20
+# Sequences of at least LONG tokens are processed one head at a time, in pieces of at most PIECE
+# logits on a device: a few sequences, and at least ROWS queries of each while several sequences go
+# together. All logits would pass through memory several times; a piece of 2**23 is 32 MB in float32
+# and stays on a TPU's chip, which is expected to halve the time (docs/tpu_forms.md).
+LONG = 1024  # tokens, of queries and of keys
+PIECE = 2**23  # logits
+ROWS = 256  # queries: fewer rows would leave a matrix unit idle
 
 
 def attend(
@@ -73,25 +74,37 @@ def attend(
   v: Float[Array, "N L H D"],
   mask: Bool[Array, "N _ _ L"] | None = None,
 ) -> Float[Array, "N Q H D"]:
-  """Attention of every head; the same numbers for long sequences, a piece of their logits a time.
+  """Attention of every head; long sequences give the same numbers, a piece of their logits a time.
 
-  Heads and queries are what no mesh splits, so that pieces of them lie on every device.
+  On a mesh N is split over devices, and each takes a piece of its own sequences.
   """
   N, Q, H, D = q.shape
   L = k.shape[1]
   if mask is not None or min(Q, L) < LONG:
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
-  pieces = next((n for n in range(1, Q) if Q % n == 0 and Q * L <= n * PIECE), Q)
+  here = per_device(N)
+  groups = _divisor(here, here * min(Q, ROWS) * L)
+  pieces = _divisor(Q, here // groups * Q * L)
+  if N % groups:  # the mesh does not split N evenly
+    groups = 1
 
-  def head(inputs):
-    q, k, v = (a[:, :, None] for a in inputs)
-    q = jnp.moveaxis(q.reshape(N, pieces, Q // pieces, 1, D), 1, 0)
+  def group(inputs):
+    """One head of some sequences: [n Q D], [n L D], [n L D] -> [n Q D]."""
+    q, k, v = inputs
+    parts = rearrange(q, "n (P q) D -> P n q 1 D", P=pieces)
     # Recomputed, or else the logits of all pieces would be kept for the backward pass.
-    piece = jax.checkpoint(lambda q: jax.nn.dot_product_attention(q, k, v))
-    return jnp.moveaxis(jax.lax.map(piece, q), 0, 1).reshape(N, Q, D)
+    piece = jax.checkpoint(lambda q: jax.nn.dot_product_attention(q, k[:, :, None], v[:, :, None]))
+    return rearrange(jax.lax.map(piece, parts), "P n q 1 D -> n (P q) D")
 
-  h = jax.lax.map(head, tuple(jnp.moveaxis(a, 2, 0) for a in (q, k, v)))
-  return jnp.moveaxis(h, 0, 2)
+  # A group is every `groups`-th sequence, so that it lies on all devices.
+  split = lambda a: rearrange(a, "(n g) S H D -> (H g) n S D", g=groups)
+  h = jax.lax.map(group, (split(q), split(k), split(v)))
+  return rearrange(h, "(H g) n Q D -> (n g) Q H D", g=groups)
+
+
+def _divisor(n: int, logits: int) -> int:
+  """The smallest divisor of n that cuts so many logits into pieces of at most PIECE; or else n."""
+  return next((d for d in range(1, n) if n % d == 0 and logits <= d * PIECE), n)
 
 
 def last(zero: bool) -> nn.initializers.Initializer:
@@ -154,6 +167,7 @@ class TransformerLayer(nn.Module):
   """Self-attention, a second attention (to the context, or to itself), feed-forward; pre-norm.
 
   With `cross_only` the first attention is to the context too; `zero` starts it as the identity.
+  `source` are tokens that the first attention takes keys and values of in place of x's.
   Source: Latent Diffusion, arXiv:2112.10752, app. E.2.1 (BasicTransformerBlock).
   """
 
@@ -169,17 +183,23 @@ class TransformerLayer(nn.Module):
     x: Float[Array, "N S D"],
     context: Float[Array, "B L E"] | None = None,
     mask: Bool[Array, "B L"] | None = None,
+    source: Float[Array, "N K D"] | None = None,
   ) -> Float[Array, "N S D"]:
-    def norm(name, y):
-      return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=name)(y).astype(self.dtype)
+    def norm(i):
+      layer = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=f"norm_{i}")
+      return lambda y: layer(y).astype(self.dtype)
 
     def attention(name):
       return Attention(self.num_heads, self.head_dim, self.dtype, self.zero, name=name)
 
-    first = (context, mask) if self.cross_only else ()
-    x = x + attention("self_attention")(norm("norm_1", x), *first)
-    x = x + attention("second_attention")(norm("norm_2", x), context, mask)
-    return x + FeedForward(self.dtype, self.zero, name="feed_forward")(norm("norm_3", x))
+    first = norm(1)
+    if self.cross_only:
+      keys = context, mask
+    else:
+      keys = () if source is None else (first(source),)
+    x = x + attention("self_attention")(first(x), *keys)
+    x = x + attention("second_attention")(norm(2)(x), context, mask)
+    return x + FeedForward(self.dtype, self.zero, name="feed_forward")(norm(3)(x))
 
 
 # Tokens of one example that a layer takes at a time; at 512 pixels those of 16 frames. What it
@@ -188,71 +208,33 @@ TOKENS = 2**16
 
 
 def in_pieces(
-  layer: nn.Module, x: Float[Array, "N S D"], examples: int, *context: Array | None
+  layer: nn.Module,
+  x: Float[Array, "N S D"],
+  examples: int,
+  context: Float[Array, "B L E"] | None = None,
+  mask: Bool[Array, "B L"] | None = None,
+  source: Float[Array, "N K D"] | None = None,
 ) -> Float[Array, "N S D"]:
-  """`layer(x, *context)`, a part of each example's sequences at a time where they are too many.
+  """`TransformerLayer` of x, a part of each example's sequences at a time if they are too many.
 
   Args:
-    examples: N is so many times the sequences of one; their first axis in the context too.
+    examples: N is so many times the sequences of one; they are the first axis of the context.
   """
-  N, S, D = x.shape
+  N, S, _ = x.shape
   each = N // examples
   number = next((n for n in range(1, each) if each % n == 0 and each * S <= n * TOKENS), each)
   if number == 1:
-    return layer(x, *context)
+    return layer(x, context, mask, source)
 
-  def one(layer, _, x):
-    return None, layer(x, *context)
+  def piece(layer, _, inputs):
+    x, source = inputs
+    return None, layer(x, context, mask, source)
 
-  scan = nn.scan(nn.remat(one), variable_broadcast="params", split_rngs={"params": False})
+  scan = nn.scan(nn.remat(piece), variable_broadcast="params", split_rngs={"params": False})
   # A piece is every n-th sequence, so that it lies on all devices that hold the example.
-  parts = jnp.moveaxis(x.reshape(N // number, number, S, D), 1, 0)
-  return jnp.moveaxis(scan(layer, None, parts)[1], 0, 1).reshape(N, S, D)
-
-
-class SpatialTransformer(nn.Module):
-  """A stack of transformer layers over the pixels of each frame; adds to its input.
-
-  `contexts[i]` is what layer i attends to. Source: Latent Diffusion, arXiv:2112.10752, app. E.2.1;
-  a text encoder a layer in turn: Emu Video, arXiv:2311.10709, app. table 1.
-  """
-
-  num_heads: int
-  head_dim: int
-  num_layers: int
-  norm_groups: int
-  linear_projection: bool
-  cross_only: bool = False
-  dtype: DTypeLike = jnp.float32
-  # Makes what a video model does after layer i, a function of (i, h, T, context, mask).
-  after_layers: Callable = lambda: lambda i, h, T, context, mask: h
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, "B T H W C"],
-    contexts: tuple[Float[Array, "B _ _"] | None, ...],
-    masks: tuple[Bool[Array, "B _"] | None, ...],
-  ) -> Float[Array, "B T H W C"]:
-    B, T, H, W, C = x.shape
-
-    def projection(name, features):  # the same product; the stored kernel's shape differs
-      if self.linear_projection:
-        return nn.Dense(features, dtype=self.dtype, name=name)
-      return nn.Conv(features, (1, 1), dtype=self.dtype, name=name)
-
-    h = GroupNorm(self.norm_groups, epsilon=1e-6, name="norm")(x).astype(self.dtype)
-    h = projection("proj_in", self.num_heads * self.head_dim)(h)
-    h = rearrange(h, "B T H W C -> (B T) (H W) C")
-    after_layer = self.after_layers()
-    for i in range(self.num_layers):
-      layer = TransformerLayer(
-        self.num_heads, self.head_dim, self.dtype, self.cross_only, name=f"layer_{i}"
-      )
-      h = in_pieces(layer, h, B, contexts[i], masks[i])
-      h = after_layer(i, h, T, contexts[i], masks[i])
-    h = rearrange(h, "(B T) (H W) C -> B T H W C", B=B, H=H)
-    return x + projection("proj_out", C)(h)
+  split = lambda a: rearrange(a, "(N n) S D -> n N S D", n=number)
+  _, h = scan(layer, None, jax.tree.map(split, (x, source)))
+  return rearrange(h, "n N S D -> (N n) S D")
 
 
 EACH_FRAME, WHOLE_CLIP = (-3, -2), (-4, -3, -2)  # axes of B T H W C

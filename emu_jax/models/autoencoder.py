@@ -20,14 +20,10 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from emu_jax.models import strips
-from emu_jax.models.attention import GroupNorm
-from emu_jax.models.strips import Strips
-from emu_jax.models.temporal_decoder import (
-  TemporalResBlock,
-  middle_frame,
-  over_frames,
-)
+from emu_jax.models.across_frames import across_frames
+from emu_jax.models.attention import GroupNorm, attend
+from emu_jax.models.temporal_decoder import TemporalResBlock, middle_frame
+from emu_jax.parallel.activations import shares
 from emu_jax.typing import PerExample, Video
 
 Latents = Float[Array, "B T h w Z"]  # one for `downsample` x `downsample` pixels
@@ -60,9 +56,6 @@ class AutoencoderConfig:
   # applies neither; they lie here since they come and go with its weights.
   latent_scale: float = 1.0
   latent_shift: float = 0.0
-  # Pictures with more rows than this pass a level this many rows at a time: the same function in
-  # less memory and more time (models/strips.py). 0 = always whole; 16 to 64 make sense.
-  strip: int = 0
   remat: bool = False  # recompute residual blocks in the backward pass instead of storing them
   dtype: str = "float32"
 
@@ -72,11 +65,10 @@ class AutoencoderConfig:
     for name in ("num_res_blocks", "z_channels", "norm_groups", "patch"):
       if getattr(self, name) < 1:
         raise ValueError(f"AutoencoderConfig: {name}={getattr(self, name)} must be at least 1")
-    for name in ("fourier_features", "strip"):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f"AutoencoderConfig: {name}={getattr(self, name)} is negative; give 0 for none"
-        )
+    if self.fourier_features < 0:
+      raise ValueError(
+        f"AutoencoderConfig: fourier_features={self.fourier_features} is negative; give 0 for none"
+      )
     if not self.latent_scale > 0:
       raise ValueError(f"AutoencoderConfig: latent_scale={self.latent_scale} must be above 0")
     for C in self.channels:
@@ -106,8 +98,6 @@ class Autoencoder(nn.Module):
 
   def setup(self):
     cfg = self.config
-    if self.is_initializing():  # strips need parameters
-      cfg = dataclasses.replace(cfg, strip=0)
     self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
     if cfg.quant_conv:
       self.quant = nn.Conv(2 * cfg.z_channels, (1, 1), dtype=cfg.dtype, bias_init=initial_moments)
@@ -157,12 +147,12 @@ class Encoder(nn.Module):
     x = fourier_features(x, cfg.fourier_features)
     without_waves = functools.partial(first_kernel, known=colours, channels=x.shape[-1])
     first = conv(cfg.channels[0], cfg.dtype, "conv_in", kernel_init=without_waves)
-    h = strips.convolve(first, split(cfg, to_patches(x, cfg.patch).astype(cfg.dtype)))
+    h = first(to_patches(x, cfg.patch).astype(cfg.dtype))
     for level, features in enumerate(cfg.channels):
       for i in range(cfg.num_res_blocks):
         h = res_block(cfg, h, features, f"down_{level}_res_{i}")
       if level < len(cfg.channels) - 1:
-        h = strips.whole(Downsample(cfg.dtype, name=f"down_{level}_sample")(split(cfg, h)))
+        h = Downsample(cfg.dtype, name=f"down_{level}_sample")(h)
     last = {} if cfg.quant_conv else {"bias_init": initial_moments}
     return head(cfg, 2 * cfg.z_channels, middle(cfg, h), **last)
 
@@ -181,13 +171,14 @@ class Decoder(nn.Module):
       for i in range(cfg.num_res_blocks + 1):
         h = res_block(cfg, h, features, f"up_{level}_res_{i}", video)
       if level > 0:
-        h = strips.double(conv(features, cfg.dtype, f"up_{level}_sample"), split(cfg, h, factor=2))
+        h = h.repeat(2, axis=2).repeat(2, axis=3)  # nearest neighbour
+        h = conv(features, cfg.dtype, f"up_{level}_sample")(h)
     h = head(cfg, 3 * cfg.patch**2, h)
     if video:
       last = nn.Conv(
         h.shape[-1], (3,), dtype=cfg.dtype, kernel_init=middle_frame, name="temporal_out"
       )
-      h = over_frames(last, h)
+      h = across_frames(last, h)
     return from_patches(h.astype(jnp.float32), cfg.patch)
 
 
@@ -199,15 +190,14 @@ class ResBlock(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T H W C"] | Strips) -> Float[Array, "B T H W D"] | Strips:
+  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W D"]:
     h = x
     for i in (1, 2):
-      h = strips.normalise(GroupNorm(self.norm_groups, epsilon=1e-6, name=f"norm_{i}"), h)
-      h = strips.pointwise(lambda h: jax.nn.silu(h).astype(self.dtype), h)
-      h = strips.convolve(conv(self.features, self.dtype, f"conv_{i}"), h)
+      h = GroupNorm(self.norm_groups, epsilon=1e-6, name=f"norm_{i}")(h)
+      h = conv(self.features, self.dtype, f"conv_{i}")(jax.nn.silu(h).astype(self.dtype))
     if x.shape[-1] != self.features:
-      x = strips.pointwise(nn.Conv(self.features, (1, 1), dtype=self.dtype, name="skip"), x)
-    return strips.add(x, h)
+      x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="skip")(x)
+    return x + h
 
 
 class Downsample(nn.Module):
@@ -216,11 +206,11 @@ class Downsample(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T H W C"] | Strips) -> Float[Array, "B T h w C"] | Strips:
+  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T h w C"]:
     halving = nn.Conv(
       x.shape[-1], (3, 3), 2, padding=((0, 1), (0, 1)), dtype=self.dtype, name="conv"
     )
-    return strips.halve(halving, x)
+    return halving(x)
 
 
 class PixelAttention(nn.Module):
@@ -230,16 +220,11 @@ class PixelAttention(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T H W C"] | Strips) -> Float[Array, "B T H W C"] | Strips:
+  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
     dense = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype)
-    h = strips.normalise(GroupNorm(self.norm_groups, epsilon=1e-6, name="norm"), x)
-    h = strips.pointwise(lambda h: h.astype(self.dtype), h)
-    q, k, v = (strips.pointwise(dense(name=name), h) for name in "qkv")
-    pixels = lambda h: rearrange(h, "B T H W C -> (B T) (H W) 1 C")
-    k, v = (pixels(strips.whole(h)) for h in (k, v))
-    attend = lambda q: jax.nn.dot_product_attention(pixels(q), k, v).reshape(q.shape)
-    h = strips.pointwise(dense(name="out"), strips.pointwise(attend, q))
-    return strips.add(x, h)
+    h = GroupNorm(self.norm_groups, epsilon=1e-6, name="norm")(x).astype(self.dtype)
+    q, k, v = (rearrange(dense(name=n)(h), "B T H W C -> (B T) (H W) 1 C") for n in "qkv")
+    return x + dense(name="out")(attend(q, k, v).reshape(h.shape))
 
 
 def conv(features: int, dtype: DTypeLike, name: str, **kwargs) -> nn.Conv:
@@ -273,20 +258,16 @@ def initial_moments(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = j
 
 def res_block(
   cfg: AutoencoderConfig,
-  h: Float[Array, "B T H W C"] | Strips,
+  h: Float[Array, "B T H W C"],
   features: int,
   name: str,
   temporal: bool = False,
 ) -> Float[Array, "B T H W D"]:
-  """A residual block and, where asked for, the one over frames that follows it."""
-  h = split(cfg, h)
-  remat = nn.remat if cfg.remat and not isinstance(h, Strips) else lambda module: module
-  h = strips.whole(remat(ResBlock)(features, cfg.norm_groups, cfg.dtype, name=name)(h))
+  """A residual block and, if `temporal`, the block over frames that follows it."""
+  remat = nn.remat if cfg.remat else lambda module: module
+  h = remat(ResBlock)(features, cfg.norm_groups, cfg.dtype, name=name)(h)
   if temporal:
-    h = split(cfg, h)
-    h = strips.whole(
-      remat(TemporalResBlock)(cfg.norm_groups, cfg.dtype, name=f"temporal_{name}")(h)
-    )
+    h = remat(TemporalResBlock)(cfg.norm_groups, cfg.dtype, name=f"temporal_{name}")(h)
   return h
 
 
@@ -296,8 +277,7 @@ def middle(
   """The coarsest level's residual block, attention, residual block."""
   h = res_block(cfg, h, h.shape[-1], "mid_res_0", temporal)
   if cfg.mid_attention:
-    h = PixelAttention(cfg.norm_groups, cfg.dtype, name="mid_attention")(split(cfg, h))
-    h = strips.whole(h)
+    h = PixelAttention(cfg.norm_groups, cfg.dtype, name="mid_attention")(h)
   return res_block(cfg, h, h.shape[-1], "mid_res_1", temporal)
 
 
@@ -309,20 +289,10 @@ def head(
   Ours, off: between its residual blocks the network is then linear, and a picture's flat colours
   need not be rebuilt from what normalisation leaves of them; see docs/results.
   """
-  h = split(cfg, h)
   if cfg.norm_out:
-    h = strips.normalise(GroupNorm(cfg.norm_groups, epsilon=1e-6, name="norm_out"), h)
-    h = strips.pointwise(lambda h: jax.nn.silu(h).astype(cfg.dtype), h)
-  return strips.whole(strips.convolve(conv(features, cfg.dtype, "conv_out", **kwargs), h))
-
-
-def split(
-  cfg: AutoencoderConfig, h: Float[Array, "B T H W C"] | Strips, factor: int = 1
-) -> Float[Array, "B T H W C"] | Strips:
-  """Strips of a picture of which `factor` times its rows are too many at once."""
-  if isinstance(h, Strips) or not cfg.strip or factor * h.shape[2] <= cfg.strip:
-    return h
-  return Strips.of(h, cfg.strip)
+    h = GroupNorm(cfg.norm_groups, epsilon=1e-6, name="norm_out")(h)
+    h = jax.nn.silu(h).astype(cfg.dtype)
+  return conv(features, cfg.dtype, "conv_out", **kwargs)(h)
 
 
 def fourier_features(x: Float[Array, "B T H W C"], octaves: int) -> Float[Array, "B T H W D"]:
@@ -362,23 +332,67 @@ def kl_divergence(mean: Latents, log_var: Latents) -> PerExample:
   return nats.sum(axis=(2, 3, 4)).mean(axis=1)
 
 
-def in_chunks(f: Callable[[Video], Any], x: Video, chunk: int) -> Any:
-  """`f(x)`, an encoding or a decoding, at most `chunk` frames of each example at a time.
+def in_chunks(
+  f: Callable[[Video], Any], x: Video, frames_at_a_time: int, *, whole_clip: bool = False
+) -> Any:
+  """`f(x)`, an encoding or a decoding, of a bounded number of frames at a time.
 
-  Bounds its memory by chunk instead of T; the batch axis stays whole, so that a batch split over
-  devices stays split. `f` may return several arrays [B, T, …]. Where each frame is treated by
-  itself the result is that of all frames at once. A temporal decoder sees its chunk alone, as in
-  Stable Video Diffusion (its `decode_chunk_size`): larger chunks flicker less where they meet.
+  Memory grows with `frames_at_a_time`, not with B or T. On a mesh every group of devices that
+  shares an example takes that many of its own frames at a time, and the devices of a group divide
+  them: no frame leaves the group that holds it.
+
+  Args:
+    f: of a video [B, T, ...]; gives an array [B, T, ...] or a tree of them.
+    whole_clip: `f` lets the frames of an example see one another, as a temporal decoder does. Its
+      calls then have consecutive frames of one example, the last call of an example perhaps fewer;
+      they see no other frames (Stable Video Diffusion's `decode_chunk_size`): larger chunks flicker
+      less where they meet. Otherwise frames of all examples fill each call, the last one repeats
+      frames to be full, and the result is that of all frames at once.
+  Raises: ValueError where `frames_at_a_time` is below 1.
   """
-  T = x.shape[1]
-  if chunk < 1:
-    raise ValueError(f"in_chunks: chunk={chunk} must be at least 1 frame")
-  if T <= chunk:
-    return f(x)
-  even = T - T % chunk
-  full = jax.lax.map(f, rearrange(x[:, :even], "B (N T) H W C -> N B T H W C", T=chunk))
-  full = jax.tree.map(lambda a: rearrange(a, "N B T ... -> B (N T) ..."), full)
-  if even == T:
-    return full
-  # Frames to fill the last chunk would be seen by a temporal decoder.
-  return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), full, f(x[:, even:]))
+  if frames_at_a_time < 1:
+    raise ValueError(f"in_chunks: frames_at_a_time={frames_at_a_time} must be at least 1 frame")
+  return (_chunks_of_clips if whole_clip else _chunks_of_frames)(f, x, frames_at_a_time)
+
+
+def _chunks_of_frames(f: Callable[[Video], Any], x: Video, size: int) -> Any:
+  """`in_chunks` of an `f` to which frames are independent: one program, called N times."""
+  B, T, *_ = x.shape
+  D, F = shares(x.shape)
+  size = -(-size // F)  # frames of one device
+  x = rearrange(x, "(D b) (F t) ... -> D F (b t) ...", D=D, F=F)
+  each = x.shape[2]
+  size = min(size, each)
+  N = -(-each // size)
+  if N * size > each:
+    x = jnp.concatenate([x, x[:, :, : N * size - each]], axis=2)
+  x = rearrange(x, "D F (N t) ... -> N D (F t) ...", N=N)
+  y = _mapped(f, x)
+
+  def joined(a):
+    a = rearrange(a, "N D (F t) ... -> D F (N t) ...", F=F)[:, :, :each]
+    return rearrange(a, "D F (b t) ... -> (D b) (F t) ...", t=T // F)
+
+  return jax.tree.map(joined, y)
+
+
+def _chunks_of_clips(f: Callable[[Video], Any], x: Video, size: int) -> Any:
+  """`in_chunks` of an `f` that crosses frames: one example of each group, one chunk at a time."""
+  B, T, *_ = x.shape
+  D, _ = shares(x.shape)
+
+  def coded(x):
+    chunks = rearrange(x, "(D b) (N t) ... -> (b N) D t ...", D=D, t=min(size, x.shape[1]))
+    joined = lambda a: rearrange(a, "(b N) D t ... -> (D b) (N t) ...", b=B // D)
+    return jax.tree.map(joined, _mapped(f, chunks))
+
+  full = T - T % size
+  parts = [coded(part) for part in (x[:, :full], x[:, full:]) if part.shape[1]]
+  return jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *parts)
+
+
+def _mapped(f: Callable[[Video], Any], x: Float[Array, "N B T H W C"]) -> Any:
+  """`f` of x[0], x[1], ... one after another; of a single one without a loop."""
+  if x.shape[0] == 1:
+    return jax.tree.map(lambda a: a[None], f(x[0]))
+  return jax.lax.map(f, x)

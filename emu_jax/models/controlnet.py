@@ -1,7 +1,8 @@
-"""ControlNet: a copy of a U-Net's encoder that reads a picture and speaks to the U-Net's states.
+"""ControlNet: a copy of a U-Net's encoder that reads a picture and adds to the U-Net's states.
 
 Parameter names: those of the U-Net's encoder and middle; `hint_in`, `hint_<i>`, `hint_out` of the
-network that reads the picture; `control_<i>`, `control_mid` of the convolutions that speak.
+network that reads the picture; `control_<i>`, `control_mid` of the convolutions whose results are
+added.
 """
 
 import dataclasses
@@ -17,20 +18,23 @@ from emu_jax.typing import Conditions, PerExample, Video
 
 @dataclasses.dataclass(frozen=True)
 class ControlNetConfig(UNetConfig):
-  """The U-Net whose encoder is copied, and how the picture is read.
+  """The U-Net whose encoder is copied, and the network that reads the picture.
 
   Defaults: Stable Diffusion 1's public ControlNets (arXiv:2302.05543).
   """
 
   hint_channels: int = 3
   hint_widths: tuple[int, ...] = (16, 32, 96, 256)  # the picture halves between two of them
-  hint_bgr: bool = False  # the network reads blue first; it is given red first all the same
-  pooled_control: bool = False  # speaks to a state's channels alone, alike at every pixel
+  hint_bgr: bool = False  # the network reads blue first; the hint is in RGB all the same
+  pooled_control: bool = False  # what is added to a state is the same at every pixel
 
   def __post_init__(self):
     super().__post_init__()
     if not self.hint_widths:
       raise ValueError("ControlNetConfig: hint_widths=() is empty; give one width at least")
+
+  def module(self) -> "ControlNet":
+    return ControlNet(self)
 
   @property
   def hint_downsample(self) -> int:
@@ -61,29 +65,31 @@ class ControlNet(UNet):
 
     Args:
       hint: the picture of each frame in RGB within [0, 1], `hint_downsample` times as large as x_t.
-      scale: of everything that is said.
-      guess: falls off tenfold from the middle to the finest state, for sampling without a prompt.
+      scale: factor of all the features.
+      guess: they fall off tenfold from the middle to the finest state, for sampling without a
+        prompt.
     Raises: ValueError where an input does not fit the configuration.
     """
     cfg = self.config
     check_inputs(cfg, x_t, conditions)
-    wanted = (*x_t.shape[:2], *(n * cfg.hint_downsample for n in x_t.shape[2:4]), cfg.hint_channels)
-    if hint.shape != wanted:
+    sides = (n * cfg.hint_downsample for n in x_t.shape[2:4])
+    expected = (*x_t.shape[:2], *sides, cfg.hint_channels)
+    if hint.shape != expected:
       raise ValueError(
-        f"ControlNet: hint is {hint.shape}, x_t of {x_t.shape} asks for {wanted}: "
+        f"ControlNet: hint is {hint.shape}, x_t of {x_t.shape} asks for {expected}: "
         f"{cfg.hint_downsample} pixels a side to one, hint_channels={cfg.hint_channels}"
       )
     embedding = self.embed(t, conditions.vectors)
     states = self.encoder(self.inputs(x_t, conditions) + self.read(hint), embedding, conditions)
     states.append(self.middle(states[-1], embedding, conditions))
     names = [f"control_{i}" for i in range(len(states) - 1)] + ["control_mid"]
-    said = [self.zero_conv(name, h) for name, h in zip(names, states, strict=True)]
+    features = [self.zero_conv(name, h) for name, h in zip(names, states, strict=True)]
     if cfg.pooled_control:
-      said = [h.mean(axis=(2, 3), keepdims=True) for h in said]
+      features = [h.mean(axis=(2, 3), keepdims=True) for h in features]
     elif guess:
-      strengths = jnp.logspace(-1, 0, len(said))
-      said = [h * strength for h, strength in zip(said, strengths, strict=True)]
-    return tuple(h * scale for h in said)
+      strengths = jnp.logspace(-1, 0, len(features))
+      features = [h * strength for h, strength in zip(features, strengths, strict=True)]
+    return tuple(h * scale for h in features)
 
   def read(self, hint):
     """The picture as features of x_t's size."""

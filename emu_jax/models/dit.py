@@ -58,6 +58,19 @@ class DiTConfig:
   def width(self) -> int:
     return self.num_heads * self.head_dim
 
+  @property
+  def multiple(self) -> tuple[int, int, int]:
+    """Of what T, H and W must be multiples."""
+    return 1, self.patch, self.patch
+
+  def module(self) -> "DiT":
+    """The network."""
+    return DiT(self)
+
+  def blank(self, shape: tuple[int, ...]) -> Conditions:
+    """A text of two tokens, zero, for x_t of a shape [B, T, H, W, C]."""
+    return Conditions(texts=(jnp.zeros((shape[0], 2, self.caption_dim)),))
+
 
 class DiT(nn.Module):
   """Predicts from x_t, its time and one text; a video of any size and length.

@@ -1,4 +1,4 @@
-"""I2VGen-XL: ModelScope's video U-Net that is shown a picture, through latents, CLIP and text.
+"""I2VGen-XL: ModelScope's video U-Net that reads a picture, through latents, CLIP and text.
 
 Parameter names: the U-Net's; `picture_<i>` and `temporal_picture` of the latents beside x_t;
 `layout_<i>` and `clip` of the tokens that stand behind the text.
@@ -14,6 +14,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from emu_jax.models.across_frames import across_frames
 from emu_jax.models.attention import Attention, FeedForward
 from emu_jax.models.embedding import EmbeddingMLP
 from emu_jax.models.modelscope import ModelScopeConfig
@@ -47,6 +48,14 @@ class I2VGenConfig(UNetConfig):
         f"{self.concat_channels}; give one width and at least one channel"
       )
 
+  def module(self) -> "I2VGen":
+    return I2VGen(self)
+
+  def blank(self, shape: tuple[int, ...]) -> Conditions:
+    """As a U-Net's, with two texts: a prompt of two tokens and the picture's embedding."""
+    blank, (B, *_), (width,) = super().blank(shape), shape, self.context_dims
+    return dataclasses.replace(blank, texts=(*blank.texts, jnp.zeros((B, 1, width))))
+
 
 class I2VGen(UNet):
   """Predicts as its U-Net does, from what a picture and a text say.
@@ -60,8 +69,8 @@ class I2VGen(UNet):
   def __call__(self, x_t: Video, t: PerExample, conditions: Conditions) -> Video:
     """As `UNet`, with two texts: the prompt [B, L, D] and CLIP's view of the picture [B, 1, D].
 
-    `conditions.concat` are latents: the picture's in the first frame, and what tells time in the
-    others.
+    `conditions.concat` are latents [B, T, H, W, concat_channels]: the picture's in the first frame,
+    a signal of time in the others.
     """
     cfg = self.config
     if len(conditions.texts) != 2 or conditions.concat is None:
@@ -78,8 +87,8 @@ class I2VGen(UNet):
     )
     tokens = tokens.reshape(-1, C, width)
     context = jnp.concatenate([text, self.layout(latents[:, :1]), tokens], axis=1)
-    told = dataclasses.replace(conditions, texts=(context,), concat=self.beside(latents))
-    return super().__call__(x_t, t, told)
+    inputs = dataclasses.replace(conditions, texts=(context,), concat=self.beside(latents))
+    return super().__call__(x_t, t, inputs)
 
   def layout(self, latents):
     """Where things are in the picture, as tokens [B, S, D]."""
@@ -96,10 +105,7 @@ class I2VGen(UNet):
     h = jax.nn.silu(conv(4 * C, cfg.dtype, "picture_0")(latents))
     h = jax.nn.silu(conv(4 * C, cfg.dtype, "picture_1")(h))
     h = conv(C, cfg.dtype, "picture_2")(h)
-    B, _, H, W, _ = h.shape
-    h = rearrange(h, "B T H W C -> (B H W) T C")
-    h = FrameEncoder(cfg.dtype, name="temporal_picture")(h)
-    return rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
+    return across_frames(FrameEncoder(cfg.dtype, name="temporal_picture"), h)
 
 
 class FrameEncoder(nn.Module):

@@ -8,14 +8,14 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from emu_jax.config import kind
+from emu_jax.models.across_frames import across_frames
 from emu_jax.models.attention import GroupNorm, TransformerLayer
+from emu_jax.models.site import Site
 from emu_jax.models.temporal import Contexts, Features, Temporal, Unet
-from emu_jax.parallel.activations import exchange
 
 
 @kind("modelscope")
@@ -29,24 +29,24 @@ class ModelScopeConfig(Temporal):
 
   in_heads: int = 8  # of the transformer behind the first convolution, of the U-Net's head size
 
-  def after_conv(self, name: str, h: Features, unet: Unet) -> Features:
-    if name != "conv_in":
+  def after_conv(self, site: Site, h: Features, unet: Unet) -> Features:
+    if site.kind != "conv_in":
       return h
     size = unet.heads(h.shape[-1])[1]
-    return self._transformer(name, self.in_heads, size, unet)(h)
+    return self._transformer(site, self.in_heads, size, unet)(h)
 
   def after_res_block(
-    self, name: str, h: Features, embedding: Float[Array, "B E"], unet: Unet
+    self, site: Site, h: Features, embedding: Float[Array, "B E"], unet: Unet
   ) -> Features:
     make = unet.recomputed(FrameConvs)
-    return make(unet.norm_groups, unet.dtype, name=f"temporal_{name}")(h)
+    return make(unet.norm_groups, unet.dtype, name=f"temporal_{site.name}")(h)
 
-  def after_attention(self, name: str, h: Features, contexts: Contexts, unet: Unet) -> Features:
-    return self._transformer(name, *unet.heads(h.shape[-1]), unet)(h)
+  def after_attention(self, site: Site, h: Features, contexts: Contexts, unet: Unet) -> Features:
+    return self._transformer(site, *unet.heads(h.shape[-1]), unet)(h)
 
-  def _transformer(self, name: str, num_heads: int, head_dim: int, unet: Unet) -> nn.Module:
+  def _transformer(self, site: Site, num_heads: int, head_dim: int, unet: Unet) -> nn.Module:
     make = unet.recomputed(FrameTransformer)
-    return make(num_heads, head_dim, unet.norm_groups, unet.dtype, name=f"temporal_{name}")
+    return make(num_heads, head_dim, unet.norm_groups, unet.dtype, name=f"temporal_{site.name}")
 
 
 class FrameConvs(nn.Module):
@@ -60,15 +60,12 @@ class FrameConvs(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-    B, _, H, W, C = x.shape
     h = x
     for i in range(1, 5):
       h = GroupNorm(self.norm_groups, whole_clip=True, name=f"norm_{i}")(h)
-      h = exchange(jax.nn.silu(h).astype(self.dtype), to="space")
-      h = rearrange(h, "B T H W C -> (B H W) T C")
       init = nn.initializers.zeros if i == 4 else nn.initializers.lecun_normal()
-      h = nn.Conv(C, (3,), dtype=self.dtype, kernel_init=init, name=f"conv_{i}")(h)
-      h = exchange(rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W), to="frames")
+      conv = nn.Conv(x.shape[-1], (3,), dtype=self.dtype, kernel_init=init, name=f"conv_{i}")
+      h = across_frames(conv, jax.nn.silu(h).astype(self.dtype))
     return x + h
 
 
@@ -86,12 +83,12 @@ class FrameTransformer(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-    B, _, H, W, C = x.shape
+    C, inner = x.shape[-1], self.num_heads * self.head_dim
+
+    def layers(h):
+      h = nn.Dense(inner, dtype=self.dtype, name="proj_in")(h)
+      h = TransformerLayer(self.num_heads, self.head_dim, self.dtype, name="layer_0")(h)
+      return nn.Dense(C, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out")(h)
+
     h = GroupNorm(self.norm_groups, epsilon=1e-6, whole_clip=True, name="norm")(x)
-    h = exchange(h.astype(self.dtype), to="space")
-    h = rearrange(h, "B T H W C -> (B H W) T C")
-    h = nn.Dense(self.num_heads * self.head_dim, dtype=self.dtype, name="proj_in")(h)
-    h = TransformerLayer(self.num_heads, self.head_dim, self.dtype, name="layer_0")(h)
-    h = nn.Dense(C, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out")(h)
-    h = rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
-    return x + exchange(h, to="frames")
+    return x + across_frames(layers, h.astype(self.dtype))

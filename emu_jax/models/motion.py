@@ -8,15 +8,15 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from emu_jax.config import kind
+from emu_jax.models.across_frames import across_frames
 from emu_jax.models.attention import Attention, FeedForward, GroupNorm
 from emu_jax.models.embedding import sinusoid
+from emu_jax.models.site import Site
 from emu_jax.models.temporal import Features, Temporal, Unet
-from emu_jax.parallel.activations import exchange
 
 
 @kind("motion")
@@ -57,17 +57,15 @@ class MotionConfig(Temporal):
       values[level if len(values) > 1 else 0] for values in (self.num_heads, self.num_layers)
     )
 
-  def after_block(self, name: str, h: Features, unet: Unet) -> Features:
-    levels = len(unet.channels)
-    if name == "mid":
-      heads, layers = self.at(levels - 1, levels)[0], self.mid_layers
-    else:
-      heads, layers = self.at(int(name.split("_")[1]), levels)
+  def after_block(self, site: Site, h: Features, unet: Unet) -> Features:
+    heads, layers = self.at(site.level, len(unet.channels))
+    if site.side == "mid":
+      layers = self.mid_layers
     if not layers:
       return h
     make = unet.recomputed(MotionModule)
     return make(
-      heads, layers, self.max_frames, unet.norm_groups, unet.dtype, name=f"temporal_{name}"
+      heads, layers, self.max_frames, unet.norm_groups, unet.dtype, name=f"temporal_{site.name}"
     )(h)
 
 
@@ -86,21 +84,21 @@ class MotionModule(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-    B, T, H, W, C = x.shape
+    T, C = x.shape[1], x.shape[-1]
     if T > self.max_frames:
       raise ValueError(
         f"MotionModule: a clip of {T} frames, but positions are stored for {self.max_frames} "
         "(max_frames); give shorter clips"
       )
+
+    def layers(h):
+      h = nn.Dense(C, dtype=self.dtype, name="proj_in")(h)
+      for i in range(self.num_layers):
+        h = MotionLayer(self.num_heads, self.max_frames, self.dtype, name=f"layer_{i}")(h)
+      return nn.Dense(C, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out")(h)
+
     h = GroupNorm(self.norm_groups, epsilon=1e-6, whole_clip=True, name="norm")(x)
-    h = exchange(h.astype(self.dtype), to="space")
-    h = rearrange(h, "B T H W C -> (B H W) T C")
-    h = nn.Dense(C, dtype=self.dtype, name="proj_in")(h)
-    for i in range(self.num_layers):
-      h = MotionLayer(self.num_heads, self.max_frames, self.dtype, name=f"layer_{i}")(h)
-    h = nn.Dense(C, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out")(h)
-    h = rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
-    return x + exchange(h, to="frames")
+    return x + across_frames(layers, h.astype(self.dtype))
 
 
 class MotionLayer(nn.Module):

@@ -11,19 +11,20 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from emu_jax.config import kind
+from emu_jax.models.across_frames import across_frames
 from emu_jax.models.attention import GroupNorm, TransformerLayer, in_pieces
 from emu_jax.models.embedding import sinusoid
-from emu_jax.parallel.activations import exchange
+from emu_jax.models.site import Site
 
 Features = Float[Array, "B T H W C"]
 Contexts = Callable[[int], tuple[tuple, tuple]]
-# Layer i's number and its output h [B T, H W, C], T, and the context and mask of that layer.
-AfterLayer = Callable[[int, Array, int, Any, Any], Array]
+# Called as module(i, h [B, T, H, W, C], context, mask): the number of a spatial layer, its output,
+# and the text and mask that it attended to.
+AfterLayer = Callable[[int, Array, Array | None, Array | None], Array]
 Unet = Any  # the UNetConfig around it, which cannot be imported here
 
 
@@ -31,7 +32,7 @@ Unet = Any  # the UNetConfig around it, which cannot be imported here
 class Temporal:
   """What crosses frames in a U-Net: the base of every configuration of it, the identity.
 
-  The U-Net calls each method at its place, with the name of the layer that it follows; a method
+  The U-Net calls each method at its place, with the site of the layer that it follows; a method
   makes its modules there, so that their parameters stand in the U-Net's own tree, under names that
   begin with `temporal_`.
   """
@@ -39,26 +40,42 @@ class Temporal:
   # An embedding of "noise_level" joins the time embedding, from zero.
   noise_level: bool = False
 
-  def after_conv(self, name: str, h: Features, unet: Unet) -> Features:
-    """After each 3x3 convolution but the last one, inside the residual blocks too."""
+  def after_conv(self, site: Site, h: Features, unet: Unet) -> Features:
+    """After each 3x3 convolution but the last one; inside the residual blocks too ("conv")."""
     return h
 
   def after_res_block(
-    self, name: str, h: Features, embedding: Float[Array, "B E"], unet: Unet
+    self, site: Site, h: Features, embedding: Float[Array, "B E"], unet: Unet
   ) -> Features:
     """After each residual block."""
     return h
 
-  def after_layers(self, unet: Unet) -> AfterLayer:
-    """Inside each spatial transformer, once: what follows each of its layers."""
-    return lambda i, h, T, context, mask: h
+  def attention_source(
+    self, site: Site, h: Float[Array, "N S C"], T: int
+  ) -> Float[Array, "N K C"] | None:
+    """What the first attention of a spatial layer takes keys and values of; None: h itself.
 
-  def after_attention(self, name: str, h: Features, contexts: Contexts, unet: Unet) -> Features:
+    Called before every layer of each spatial transformer, unless its layers attend to texts alone.
+
+    Args:
+      h: the layer's input; N = B T, the frames of an example are neighbours; S = H W.
+    Returns: K tokens for each frame. The layer normalises and projects them as it does h.
+    """
+    return None
+
+  def after_layers(self, site: Site, unet: Unet) -> AfterLayer | None:
+    """The module that follows every layer of a spatial transformer, made once in it; None: none."""
+    return None
+
+  def after_attention(self, site: Site, h: Features, contexts: Contexts, unet: Unet) -> Features:
     """After each spatial transformer; `contexts(n)` are the texts and masks of n layers."""
     return h
 
-  def after_block(self, name: str, h: Features, unet: Unet) -> Features:
-    """After each residual block and its transformer, or the former alone where there is none."""
+  def after_block(self, site: Site, h: Features, unet: Unet) -> Features:
+    """After each residual block and its transformer, or the former alone where there is none.
+
+    In the middle: after its transformer, if there is one.
+    """
     return h
 
 
@@ -81,15 +98,15 @@ class TemporalConfig(Temporal):
     if self.num_layers < 1:
       raise ValueError(f"TemporalConfig: num_layers={self.num_layers} must be at least 1")
 
-  def after_conv(self, name: str, h: Features, unet: Unet) -> Features:
-    return TemporalConv(self.kernel, unet.dtype, name=f"temporal_{name}")(h)
+  def after_conv(self, site: Site, h: Features, unet: Unet) -> Features:
+    return TemporalConv(self.kernel, unet.dtype, name=f"temporal_{site.name}")(h)
 
-  def after_attention(self, name: str, h: Features, contexts: Contexts, unet: Unet) -> Features:
+  def after_attention(self, site: Site, h: Features, contexts: Contexts, unet: Unet) -> Features:
     depth = self.num_layers
     texts, masks = contexts(depth) if self.attends_text else ((None,) * depth,) * 2
     make = unet.recomputed(TemporalTransformer)
     heads = unet.heads(h.shape[-1])
-    return make(*heads, depth, unet.norm_groups, unet.dtype, name=f"temporal_{name}")(
+    return make(*heads, depth, unet.norm_groups, unet.dtype, name=f"temporal_{site.name}")(
       h, texts, masks
     )
 
@@ -108,14 +125,14 @@ class TemporalConv(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-    B, _, H, W, C = x.shape
-    h = exchange(x.astype(self.dtype), to="space")
-    h = rearrange(h, "B T H W C -> (B H W) T C")
-    h = nn.Conv(
-      C, (self.kernel,), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv"
-    )(h)
-    h = rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
-    return x + exchange(h, to="frames")
+    conv = nn.Conv(
+      x.shape[-1],
+      (self.kernel,),
+      dtype=self.dtype,
+      kernel_init=nn.initializers.zeros,
+      name="conv",
+    )
+    return x + across_frames(conv, x.astype(self.dtype))
 
 
 class TemporalTransformer(nn.Module):
@@ -140,15 +157,16 @@ class TemporalTransformer(nn.Module):
     contexts: tuple[Float[Array, "B _ _"] | None, ...],
     masks: tuple[Bool[Array, "B _"] | None, ...],
   ) -> Float[Array, "B T H W C"]:
-    B, T, H, W, C = x.shape
+    B, T, _, _, C = x.shape
     inner = self.num_heads * self.head_dim
+
+    def layers(h):
+      h = nn.Dense(inner, dtype=self.dtype, name="proj_in")(h)
+      h = h + sinusoid(jnp.arange(T), inner)[None].astype(self.dtype)
+      for i in range(self.num_layers):
+        layer = TransformerLayer(self.num_heads, self.head_dim, self.dtype, name=f"layer_{i}")
+        h = in_pieces(layer, h, B, contexts[i], masks[i])
+      return nn.Dense(C, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out")(h)
+
     h = GroupNorm(self.norm_groups, epsilon=1e-6, name="norm")(x).astype(self.dtype)
-    h = rearrange(exchange(h, to="space"), "B T H W C -> (B H W) T C")
-    h = nn.Dense(inner, dtype=self.dtype, name="proj_in")(h)
-    h = h + sinusoid(jnp.arange(T), inner)[None].astype(self.dtype)
-    for i in range(self.num_layers):
-      layer = TransformerLayer(self.num_heads, self.head_dim, self.dtype, name=f"layer_{i}")
-      h = in_pieces(layer, h, B, contexts[i], masks[i])
-    h = nn.Dense(C, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out")(h)
-    h = rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
-    return x + exchange(h, to="frames")
+    return x + across_frames(layers, h)

@@ -8,13 +8,11 @@ decoded as pictures until the layers have been trained or read.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from emu_jax.models import strips
+from emu_jax.models.across_frames import across_frames
 from emu_jax.models.attention import WHOLE_CLIP, Groups
-from emu_jax.models.strips import Strips
 
 
 class TemporalResBlock(nn.Module):
@@ -31,30 +29,15 @@ class TemporalResBlock(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T H W C"] | Strips) -> Float[Array, "B T H W C"] | Strips:
+  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
     h = x
     for i, init in ((1, nn.initializers.lecun_normal()), (2, nn.initializers.zeros)):
-      norm = Groups(self.norm_groups, 1e-5, WHOLE_CLIP, name=f"norm_{i}")
-      h = strips.pointwise(lambda h: jax.nn.silu(h).astype(self.dtype), strips.normalise(norm, h))
+      h = Groups(self.norm_groups, 1e-5, WHOLE_CLIP, name=f"norm_{i}")(h)
       conv = nn.Conv(x.shape[-1], (3,), dtype=self.dtype, kernel_init=init, name=f"conv_{i}")
-      h = over_frames(conv, h)
+      h = across_frames(conv, jax.nn.silu(h).astype(self.dtype))
     mix = self.param("mix", nn.initializers.zeros, (1,))  # a logit: a half at the start
     share = jax.nn.sigmoid(mix)[0].astype(self.dtype)
-    return strips.add(x, strips.pointwise(lambda h: share * h, h))
-
-
-def over_frames(
-  conv: nn.Conv, x: Float[Array, "B T H W C"] | Strips
-) -> Float[Array, "B T H W D"] | Strips:
-  """A bound convolution over the frames at every pixel."""
-  f = strips.free(conv) if isinstance(x, Strips) else conv
-
-  def apply(x):
-    B, _, H, W, _ = x.shape
-    h = f(rearrange(x, "B T H W C -> (B H W) T C"))
-    return rearrange(h, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
-
-  return strips.pointwise(apply, x)
+    return x + share * h
 
 
 def middle_frame(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32):

@@ -232,7 +232,8 @@ class ClipText(nn.Module):
       cfg.vocab_size, cfg.width, embedding_init=nn.initializers.normal(0.02), name="token"
     )
     position = self.param("position", nn.initializers.normal(0.01), (cfg.max_length, cfg.width))
-    x = token(tokens) + position[None, :L]
+    # An embedding comes in the dtype that its table is stored in.
+    x = token(tokens).astype(jnp.float32) + position[None, :L]
     allowed = jnp.tril(jnp.ones((1, 1, L, L), bool))
     if cfg.use_padding_mask:
       allowed = allowed & mask[:, None, None, :]
@@ -307,7 +308,7 @@ class T5Encoder(nn.Module):
     )
     buckets = relative_buckets(L, cfg.num_buckets, cfg.max_distance)
     bias = relative(jnp.asarray(buckets)).transpose(2, 0, 1)[None]  # one for every layer
-    x = token(tokens)
+    x = token(tokens).astype(jnp.float32)  # not in the dtype that the table is stored in
     for i in range(cfg.num_layers):
       x = T5Layer(cfg, name=f"layer_{i}")(x, bias, mask[:, None, None, :])
     return rms_norm("norm")(x)

@@ -16,10 +16,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from emu_jax.models.attention import GroupNorm, SpatialTransformer
+from emu_jax.models.attention import GroupNorm
 from emu_jax.models.embedding import EmbeddingMLP, sinusoid
 from emu_jax.models.rematerialisation import Keeps, recomputed
-from emu_jax.models.temporal import Temporal, TemporalConfig
+from emu_jax.models.site import Site
+from emu_jax.models.spatial import SpatialTransformer
+from emu_jax.models.temporal import Temporal
 from emu_jax.typing import Conditions, PerExample, Video
 
 
@@ -54,12 +56,6 @@ class UNetConfig:
   remat: bool = False  # recompute blocks in the backward pass instead of storing them
   remat_keeps: Keeps = "nothing"  # of a recomputed block; products: of dense layers, convolutions
   dtype: str = "float32"
-
-  def module(self):
-    return UNet(self)
-
-  def blank(self, shape):
-    return blank_conditions(self, shape)
 
   def __post_init__(self):
     levels = len(self.channels)
@@ -108,35 +104,54 @@ class UNetConfig:
     """The module as blocks use it: computed again in the backward pass, or not."""
     return recomputed(module, self.remat_keeps) if self.remat else module
 
-  def epsilon(self, name: str) -> float:
-    """Of the norms in the residual block `name`."""
-    side, level, *_ = name.split("_")
-    plain = side == "mid" or (side == "down" and not self.transformer_depth[int(level)])
+  def epsilon(self, site: Site) -> float:
+    """Of the norms in the residual block at a site."""
+    plain = site.side == "mid" or (site.side == "down" and not self.transformer_depth[site.level])
     return 1e-5 if plain else self.res_epsilon
+
+  def is_cross_only(self, site: Site) -> bool:
+    """Whether the transformer at a site attends to the text twice; the middle's never does."""
+    return bool(self.cross_only) and site.side != "mid" and self.cross_only[site.level]
+
+  def vectors(self, B: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Every vector condition that the network reads, by name, for a batch of B."""
+    sizes = {
+      "class": (self.num_classes, (B,), jnp.int32),
+      "task": (self.num_tasks, (B,), jnp.int32),
+      "micro": (self.num_micro, (B, self.num_micro), jnp.float32),
+      "pooled": (self.pooled_dim, (B, self.pooled_dim), jnp.float32),
+      "noise_level": (self.temporal.noise_level, (B,), jnp.float32),
+    }
+    return {
+      name: jax.ShapeDtypeStruct(shape, dtype)
+      for name, (needed, shape, dtype) in sizes.items()
+      if needed
+    }
+
+  @property
+  def multiple(self) -> tuple[int, int, int]:
+    """Of what T, H and W must be multiples."""
+    return 1, self.downsample, self.downsample
+
+  def module(self) -> "UNet":
+    """The network."""
+    return UNet(self)
+
+  def blank(self, shape: tuple[int, ...]) -> Conditions:
+    """All conditions that the network reads, zero, for x_t of a shape [B, T, H, W, C].
+
+    Texts have two tokens.
+    """
+    B = shape[0]
+    return Conditions(
+      texts=tuple(jnp.zeros((B, 2, width)) for width in self.context_dims),
+      concat=jnp.zeros((*shape[:-1], self.concat_channels)) if self.concat_channels else None,
+      vectors={name: jnp.zeros(a.shape, a.dtype) for name, a in self.vectors(B).items()},
+    )
 
   def image(self) -> "UNetConfig":
     """The image model inside a video model: the same spatial layers, nothing beside them."""
     return dataclasses.replace(self, temporal=Temporal(), concat_channels=0)
-
-  @classmethod
-  def emu_video(cls, **changes) -> "UNetConfig":
-    """Emu Video's 4.3 B network. Source: arXiv:2311.10709, app. table 1."""
-    published = cls(
-      in_channels=8,
-      out_channels=8,
-      concat_channels=9,
-      channels=(384, 768, 1536, 1536),
-      num_res_blocks=(3, 4, 4, 4),
-      transformer_depth=(2, 2, 2, 0),
-      mid_depth=2,
-      num_heads=0,
-      head_dim=64,
-      context_dims=(768, 2048),
-      layer_contexts=(0, 1),
-      linear_projection=True,
-      temporal=TemporalConfig(),
-    )
-    return dataclasses.replace(published, **changes)
 
 
 def conv(features: int, dtype: DTypeLike, name: str, *, strides: int = 1, **kwargs) -> nn.Conv:
@@ -154,7 +169,7 @@ class ResBlock(nn.Module):
 
   features: int
   config: UNetConfig
-  epsilon: float = 1e-5
+  site: Site
 
   @nn.compact
   def __call__(
@@ -163,11 +178,10 @@ class ResBlock(nn.Module):
     cfg = self.config
 
     def half(i, h):
-      norm = GroupNorm(cfg.norm_groups, self.epsilon, name=f"norm_{i}")
+      norm = GroupNorm(cfg.norm_groups, cfg.epsilon(self.site), name=f"norm_{i}")
       h = jax.nn.silu(norm(h)).astype(cfg.dtype)
-      return cfg.temporal.after_conv(
-        f"conv_{i}", conv(self.features, cfg.dtype, f"conv_{i}")(h), cfg
-      )
+      place = dataclasses.replace(self.site, kind="conv", index=i)
+      return cfg.temporal.after_conv(place, conv(self.features, cfg.dtype, place.name)(h), cfg)
 
     shift = nn.Dense(self.features, dtype=cfg.dtype, name="time")(jax.nn.silu(embedding))
     h = half(2, half(1, x) + shift[:, None, None, None, :])
@@ -209,8 +223,8 @@ class UNet(nn.Module):
         h = self.block("up", level, i, h, features, depth, embedding, conditions)
       if level > 0:
         h = h.repeat(2, axis=2).repeat(2, axis=3)  # nearest neighbour
-        name = f"up_{level}_sample"
-        h = cfg.temporal.after_conv(name, conv(features, cfg.dtype, name)(h), cfg)
+        site = Site("sample", "up", level)
+        h = cfg.temporal.after_conv(site, conv(features, cfg.dtype, site.name)(h), cfg)
 
     h = jax.nn.silu(GroupNorm(cfg.norm_groups, name="norm_out")(h)).astype(cfg.dtype)
     return conv(cfg.out_channels, cfg.dtype, "conv_out")(h).astype(jnp.float32)
@@ -228,7 +242,7 @@ class UNet(nn.Module):
   def encoder(self, h, embedding, conditions):
     """The states that the decoder sees again, finest first; the last one enters the middle."""
     cfg = self.config
-    skips = [h := cfg.temporal.after_conv("conv_in", h, cfg)]
+    skips = [h := cfg.temporal.after_conv(Site("conv_in", "down", 0), h, cfg)]
     for level, (features, depth) in enumerate(
       zip(cfg.channels, cfg.transformer_depth, strict=True)
     ):
@@ -236,89 +250,62 @@ class UNet(nn.Module):
         h = self.block("down", level, i, h, features, depth, embedding, conditions)
         skips.append(h)
       if level < len(cfg.channels) - 1:
-        name = f"down_{level}_sample"
-        h = cfg.temporal.after_conv(name, conv(features, cfg.dtype, name, strides=2)(h), cfg)
+        site = Site("sample", "down", level)
+        h = conv(features, cfg.dtype, site.name, strides=2)(h)
+        h = cfg.temporal.after_conv(site, h, cfg)
         skips.append(h)
     return skips
 
   def middle(self, h, embedding, conditions):
     """The coarsest level's residual block, attention, residual block."""
-    cfg = self.config
-    h = self.res_block("mid_res_0", h, cfg.channels[-1], embedding)
+    cfg, level = self.config, len(self.config.channels) - 1
+    first, second = (Site("res", "mid", level, i) for i in (0, 1))
+    h = self.res_block(first, h, cfg.channels[-1], embedding)
     if cfg.mid_depth:
-      h = self.attention("mid_attention", h, cfg.mid_depth, conditions)
-      h = cfg.temporal.after_block("mid", h, cfg)
-    return self.res_block("mid_res_1", h, cfg.channels[-1], embedding)
+      h = self.attention(Site("attention", "mid", level), h, cfg.mid_depth, conditions)
+      h = cfg.temporal.after_block(Site("block", "mid", level), h, cfg)
+    return self.res_block(second, h, cfg.channels[-1], embedding)
 
   def block(self, side, level, i, h, features, depth, embedding, conditions):
     """A residual block and, at levels that have it, its attention site."""
     cfg = self.config
-    cross_only = bool(cfg.cross_only and cfg.cross_only[level])
-    h = self.res_block(f"{side}_{level}_res_{i}", h, features, embedding)
+    h = self.res_block(Site("res", side, level, i), h, features, embedding)
     if depth:
-      h = self.attention(f"{side}_{level}_attention_{i}", h, depth, conditions, cross_only)
-    return cfg.temporal.after_block(f"{side}_{level}_{i}", h, cfg)
+      h = self.attention(Site("attention", side, level, i), h, depth, conditions)
+    return cfg.temporal.after_block(Site("block", side, level, i), h, cfg)
 
-  def res_block(self, name, h, features, embedding):
+  def res_block(self, site, h, features, embedding):
     cfg = self.config
     make = cfg.recomputed(ResBlock)
-    h = make(features, cfg, cfg.epsilon(name), name=name)(h, embedding)
-    return cfg.temporal.after_res_block(name, h, embedding, cfg)
+    h = make(features, cfg, site, name=site.name)(h, embedding)
+    return cfg.temporal.after_res_block(site, h, embedding, cfg)
 
-  def attention(self, name, h, depth, conditions, cross_only=False):
+  def attention(self, site, h, depth, conditions):
     """A spatial transformer and, in a video model, what follows it."""
     cfg = self.config
     contexts = functools.partial(layer_contexts, cfg, conditions)
     make = cfg.recomputed(SpatialTransformer)
-    h = make(
-      *cfg.heads(h.shape[-1]),
-      depth,
-      cfg.norm_groups,
-      cfg.linear_projection,
-      cross_only,
-      cfg.dtype,
-      after_layers=functools.partial(cfg.temporal.after_layers, cfg),
-      name=name,
-    )(h, *contexts(depth))
-    return cfg.temporal.after_attention(name, h, contexts, cfg)
+    h = make(depth, site, cfg, name=site.name)(h, *contexts(depth))
+    return cfg.temporal.after_attention(site, h, contexts, cfg)
 
   def embed(self, t: PerExample, vectors: Mapping[str, Array]) -> Float[Array, "B E"]:
     """The time embedding with every vector condition added to it."""
     cfg, base = self.config, self.config.channels[0]
+    needed = cfg.vectors(t.shape[0])
     h = EmbeddingMLP(4 * base, dtype=cfg.dtype, name="time")(sinusoid(t, base))
-    if cfg.num_classes:
-      h = h + nn.Embed(cfg.num_classes, 4 * base, name="class")(vectors["class"])
-    if cfg.num_tasks:
-      h = h + nn.Embed(cfg.num_tasks, 4 * base, name="task")(vectors["task"])
-    if cfg.num_micro or cfg.pooled_dim:
-      parts = [vectors["pooled"]] if cfg.pooled_dim else []
-      if cfg.num_micro:
-        parts.append(sinusoid(vectors["micro"], cfg.micro_dim).reshape(t.shape[0], -1))
+    for name, number in (("class", cfg.num_classes), ("task", cfg.num_tasks)):
+      if name in needed:
+        h = h + nn.Embed(number, 4 * base, name=name)(vectors[name])
+    parts = [vectors["pooled"]] if "pooled" in needed else []
+    if "micro" in needed:
+      parts.append(sinusoid(vectors["micro"], cfg.micro_dim).reshape(t.shape[0], -1))
+    if parts:
       micro = jnp.concatenate(parts, axis=-1)
       h = h + EmbeddingMLP(4 * base, dtype=cfg.dtype, name="micro")(micro)
-    if cfg.temporal.noise_level:
+    if "noise_level" in needed:
       level = EmbeddingMLP(4 * base, zero=True, dtype=cfg.dtype, name="temporal_noise_level")
       h = h + level(sinusoid(vectors["noise_level"], base))
     return h
-
-
-def blank_conditions(cfg: UNetConfig, shape: tuple[int, ...]) -> Conditions:
-  """All conditions that a network asks for, zero, for x_t of a shape [B, T, H, W, C]."""
-  B = shape[0]
-  vectors = {
-    "class": (cfg.num_classes, (B,), jnp.int32),
-    "task": (cfg.num_tasks, (B,), jnp.int32),
-    "micro": (cfg.num_micro, (B, cfg.num_micro), jnp.float32),
-    "pooled": (cfg.pooled_dim, (B, cfg.pooled_dim), jnp.float32),
-    "noise_level": (cfg.temporal.noise_level, (B,), jnp.float32),
-  }
-  return Conditions(
-    texts=tuple(jnp.zeros((B, 2, width)) for width in cfg.context_dims),
-    concat=jnp.zeros((*shape[:-1], cfg.concat_channels)) if cfg.concat_channels else None,
-    vectors={
-      name: jnp.zeros(size, dtype) for name, (needed, size, dtype) in vectors.items() if needed
-    },
-  )
 
 
 def layer_contexts(cfg: UNetConfig, conditions: Conditions, depth: int):
@@ -350,16 +337,15 @@ def check_inputs(cfg: UNetConfig, x_t: Video, conditions: Conditions) -> None:
   dims = tuple(text.shape[-1] for text in conditions.texts)
   if dims != cfg.context_dims:
     raise ValueError(f"UNet: texts have {dims} features, context_dims={cfg.context_dims}")
-  wanted = {
-    "class": cfg.num_classes,
-    "task": cfg.num_tasks,
-    "micro": cfg.num_micro,
-    "pooled": cfg.pooled_dim,
-    "noise_level": cfg.temporal.noise_level,
-  }
-  wanted = {name for name, needed in wanted.items() if needed}
-  if wanted != set(conditions.vectors):
+  needed = cfg.vectors(x_t.shape[0])
+  if set(needed) != set(conditions.vectors):
     raise ValueError(
       f"UNet: vector conditions are {sorted(conditions.vectors)}, the configuration asks for "
-      f"{sorted(wanted)}"
+      f"{sorted(needed)}"
     )
+  for name, expected in needed.items():
+    if conditions.vectors[name].shape != expected.shape:
+      raise ValueError(
+        f"UNet: vector condition {name!r} is {conditions.vectors[name].shape}, x_t of {x_t.shape} "
+        f"and the configuration ask for {expected.shape}"
+      )

@@ -5,7 +5,6 @@ one over frames. Both are mixed with what they follow by a learned number: alpha
 """
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,10 +14,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from emu_jax.config import kind
+from emu_jax.models.across_frames import across_frames, with_all_frames
 from emu_jax.models.attention import FeedForward, Groups, TransformerLayer
 from emu_jax.models.embedding import EmbeddingMLP, sinusoid
-from emu_jax.models.temporal import AfterLayer, Features, Temporal
-from emu_jax.parallel.activations import exchange
+from emu_jax.models.site import Site
+from emu_jax.models.temporal import AfterLayer, Features, Temporal, Unet
 
 MIX = 0.5  # alpha = sigmoid(MIX) = 0.62 at the start, as SVD was trained
 
@@ -41,16 +41,18 @@ class VideoLdmConfig(Temporal):
       raise ValueError(f"VideoLdmConfig: kernel={self.kernel} has no middle; give an odd number")
 
   def after_res_block(
-    self, name: str, h: Features, embedding: Float[Array, "B E"], unet: Any
+    self, site: Site, h: Features, embedding: Float[Array, "B E"], unet: Unet
   ) -> Features:
     make = unet.recomputed(TemporalResBlock)
     block = make(
-      self.kernel, unet.norm_groups, unet.epsilon(name), unet.dtype, name=f"temporal_{name}"
+      self.kernel, unet.norm_groups, unet.epsilon(site), unet.dtype, name=f"temporal_{site.name}"
     )
     return block(h, embedding)
 
-  def after_layers(self, unet: Any) -> AfterLayer:
-    return TemporalLayers(unet.heads, unet.dtype, name="temporal_layers")
+  def after_layers(self, site: Site, unet: Unet) -> AfterLayer | None:
+    return TemporalLayers(
+      *unet.heads(unet.channels[site.level]), unet.dtype, name="temporal_layers"
+    )
 
 
 class TemporalResBlock(nn.Module):
@@ -82,39 +84,41 @@ class TemporalResBlock(nn.Module):
         name=f"conv_{i}",
       )(jax.nn.silu(norm(h)).astype(self.dtype))
 
+    def branch(x):
+      h = rearrange(x, "B T H W C -> B T (H W) C")
+      h = half(1, h, nn.initializers.lecun_normal()) + shift[:, None, None, :]
+      return half(2, h, nn.initializers.zeros).reshape(x.shape)
+
     shift = nn.Dense(C, dtype=self.dtype, name="time")(jax.nn.silu(embedding))
-    h = rearrange(exchange(x, to="space"), "B T H W C -> B T (H W) C")
-    h = half(1, h, nn.initializers.lecun_normal()) + shift[:, None, None, :]
-    h = half(2, h, nn.initializers.zeros)
-    h = exchange(h.reshape(x.shape), to="frames")
+    h = with_all_frames(branch, x)
     return x + temporal_share(self).astype(h.dtype) * h
 
 
 class TemporalLayers(nn.Module):
   """A transformer layer over frames after each spatial layer; one alpha and one MLP of the frame
   index serve all of them.
-
-  `heads` gives the number and size of heads at C features.
   """
 
-  heads: Any
+  num_heads: int
+  head_dim: int
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
     self,
     i: int,
-    h: Float[Array, "N S C"],
-    T: int,
+    h: Float[Array, "B T H W C"],
     context: Float[Array, "B L E"] | None,
     mask: Bool[Array, "B L"] | None,
-  ) -> Float[Array, "N S C"]:
-    C, S = h.shape[-1], h.shape[1]
+  ) -> Float[Array, "B T H W C"]:
+    T, C = h.shape[1], h.shape[-1]
     position = EmbeddingMLP(C, zero=True, dtype=self.dtype, inner=4 * C, name="position")
-    frames = rearrange(h, "(B T) S C -> (B S) T C", T=T)
-    frames = frames + position(sinusoid(jnp.arange(T), C))[None]
-    frames = TemporalLayer(*self.heads(C), self.dtype, name=f"layer_{i}")(frames, context, mask)
-    mixed = rearrange(frames, "(B S) T C -> (B T) S C", S=S)
+    layer = TemporalLayer(self.num_heads, self.head_dim, self.dtype, name=f"layer_{i}")
+
+    def placed(frames):
+      return layer(frames + position(sinusoid(jnp.arange(T), C))[None], context, mask)
+
+    mixed = across_frames(placed, h)
     return h + temporal_share(self).astype(h.dtype) * (mixed - h)
 
 

@@ -13,6 +13,7 @@ Pinned layouts cost least where each device holds one example of the batch: fram
 the batch axis inside the layers, and of several examples a device would hold pieces apart there.
 """
 
+import math
 from typing import Literal
 
 import jax
@@ -65,6 +66,26 @@ def video_spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], layout: Layout
   if axis is not None and mesh.shape["frames"] > 1:
     spec[axis] = "frames"
   return PartitionSpec(*spec)
+
+
+def shares(shape: tuple[int, ...]) -> tuple[int, int]:
+  """Into how many parts the mesh cuts the examples and the frames of a video [B, T, H, W, C].
+
+  Parts of the batch are on different devices, and so are parts of the frames; (1, 1) without a
+  mesh.
+  """
+  mesh = _mesh()
+  if mesh is None:
+    return 1, 1
+  batch, frames, *_ = video_spec(mesh, shape, "frames")
+  sizes = [mesh.shape[axis] for axis in batch or ()]
+  return math.prod(sizes), mesh.shape["frames"] if frames else 1
+
+
+def per_device(sequences: int) -> int:
+  """How many of so many sequences, frames or pixels of examples, a device of the mesh holds."""
+  mesh = _mesh()
+  return sequences if mesh is None else -(-sequences // mesh.size)
 
 
 def _batch_axes(mesh: Mesh | AbstractMesh, batch: int) -> tuple[str, ...] | None:

@@ -218,6 +218,29 @@ class EmuVideo(System):
       say("leaving out the temporal layers: they have no public form")
 
 
+def published_unet(**changes: Any) -> UNetConfig:
+  """Emu Video's network of 4.3 B, with changes of its fields.
+
+  Source: arXiv:2311.10709, app. table 1.
+  """
+  published = UNetConfig(
+    in_channels=8,
+    out_channels=8,
+    concat_channels=9,
+    channels=(384, 768, 1536, 1536),
+    num_res_blocks=(3, 4, 4, 4),
+    transformer_depth=(2, 2, 2, 0),
+    mid_depth=2,
+    num_heads=0,
+    head_dim=64,
+    context_dims=(768, 2048),
+    layer_contexts=(0, 1),
+    linear_projection=True,
+    temporal=TemporalConfig(),
+  )
+  return dataclasses.replace(published, **changes)
+
+
 def init_temporal(config: EmuVideo, key: jax.Array) -> Params:
   """A temporal tree under which the video model is its image model, frame by frame."""
   shape, net = config.image.latent_shape(1, 2), config.unet

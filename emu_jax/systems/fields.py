@@ -67,9 +67,24 @@ def helps(cls: type) -> Mapping[str, str]:
   return found
 
 
+def fitted(value: Any, hint: Any) -> Any:
+  """A value as a field of an annotated type holds it: numpy's numbers become Python's.
+
+  Raises: ValueError for a value of another type.
+  """
+  if not is_of(value, hint):
+    name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    raise ValueError(f"{value!r} is not of type {name}; give one that is")
+  if not isinstance(value, numbers.Real) or isinstance(value, bool) or hint is Any:
+    return value
+  return float(value) if is_of(0.5, hint) else int(value)
+
+
 def is_of(value: Any, hint: Any) -> bool:
   """Whether a value is of an annotated type; of types that are not compared here, always."""
   origin, parts = typing.get_origin(hint), typing.get_args(hint)
+  if hint is Any:
+    return True
   if origin is Literal:
     return value in parts
   if origin in (typing.Union, types.UnionType):

@@ -206,7 +206,9 @@ class KlAutoencoder:
     def decode(z):
       return Autoencoder(self.config).apply({"params": trees["autoencoder"]}, z, method="decode")
 
-    return jnp.clip(in_chunks(decode, unnormalised(trees, latents), frames_at_a_time), -1.0, 1.0)
+    whole, latents = self.config.temporal_decoder, unnormalised(trees, latents)
+    frames = in_chunks(decode, latents, frames_at_a_time, whole_clip=whole)
+    return jnp.clip(frames, -1.0, 1.0)
 
 
 def unnormalised(trees: Params, latents: Video) -> Video:

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from emu_jax.config import kind, refused
 from emu_jax.data.inputs import ClipSpec, Inputs, clip_inputs
+from emu_jax.data.motion import MOTION
 from emu_jax.diffusion.edm import Edm
 from emu_jax.diffusion.guidance import frame_guidance, guided
 from emu_jax.diffusion.noise import normal, split
@@ -63,7 +64,6 @@ from emu_jax.weights.model import described, load
 
 PIPELINE = "StableVideoDiffusionPipeline"
 MICRO = 3  # micro-conditions: frames a second less one, motion bucket, the picture's noise
-MOTION = "motion"  # the number of a record that motion buckets are made of
 MAX_BUCKET = 255.0
 # Mean and deviation of the log of the noise's standard deviation that training adds to a picture.
 # Source: arXiv:2311.15127, app. D.3.
@@ -233,8 +233,14 @@ class StableVideo(System):
         steps=functools.partial(animate_steps, self),
         arrays=functools.partial(_animate_arrays, self),
         fps=lambda request, names: self.fps if request.fps is None else request.fps,
+        file="animated",
       )
     }
+
+  @classmethod
+  def requests(cls) -> Mapping[str, type]:
+    """Of its one task."""
+    return {"animate": Animate}
 
   @classmethod
   def read_pipeline(cls, folder: pathlib.Path, **options: Any) -> Pipeline:
@@ -406,7 +412,10 @@ def micro_conditions(fps: PerExample, motion: PerExample, noise: PerExample) -> 
 
 
 def motion_bucket(config: StableVideo, motion: PerExample) -> PerExample:
-  """The bucket, 0 to 255, of a record's "motion". The paper's is of optical flow, not published."""
+  """The bucket, 0 to 255, of a record's "motion", in percent of the shorter side a second.
+
+  Source: ours. That of the public model is of optical flow, by a rule that is not published.
+  """
   return jnp.clip(motion * config.motion_scale, 0.0, MAX_BUCKET)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from emu_jax.models.temporal import Temporal
-from emu_jax.models.unet import UNet, UNetConfig, blank_conditions
+from emu_jax.models.unet import UNet, UNetConfig
 from emu_jax.weights.architecture import Architecture
 from emu_jax.weights.options import Options
 from emu_jax.weights.table import Part, Rule
@@ -243,7 +243,7 @@ def has_public_form(config: UNetConfig) -> bool:
 def example(config: UNetConfig) -> tuple:
   """What `init` takes: one frame of the smallest size, with every condition asked for."""
   shape = (1, 1, config.downsample, config.downsample, config.in_channels)
-  return jnp.zeros(shape), jnp.zeros(1), blank_conditions(config, shape)
+  return jnp.zeros(shape), jnp.zeros(1), config.blank(shape)
 
 
 ARCHITECTURE = Architecture(

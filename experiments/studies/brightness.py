@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from emu_jax.systems.latent import Sampling
+from emu_jax.diffusion.process import Sampling
 from experiments.brightness import SCHEDULES, SPREAD, uniform
-from experiments.pixel_model import PixelModel, network, run_of, sample
+from experiments.pixel_model import PixelModel, averaged, run_of, sample
 from experiments.study import Cell, Criterion, Results, Size, Study, average
 
 SD, ZERO, EPS = "SD, v", "zero SNR, v", "SD, eps"
@@ -59,7 +59,7 @@ def drawn(
       key = jax.random.fold_in(jax.random.key(seed), start)
       key = jax.random.fold_in(key, model.num_frames)
       clips = sample(
-        network(folder), key, clips, None if captions is None else captions[some],
+        averaged(folder), key, clips, None if captions is None else captions[some],
         model=model, sampling=SAMPLING[size], num=some.stop - start,
       )  # fmt: skip
     chunks.append(np.asarray(clips, np.float64))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from emu_jax.systems.latent import Sampling
+from emu_jax.diffusion.process import Sampling
 from experiments.brightness import SCHEDULES, closed_form, gaussian, uniform
 from experiments.estimates import exactly
 from experiments.study import Cell, Criterion, Results, Size, Study, average

@@ -2,21 +2,26 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from emu_jax.conditioning import text_conditions
+from emu_jax.diffusion import noise
 from emu_jax.diffusion.guidance import guided, text_guidance
+from emu_jax.diffusion.process import Sampling
+from emu_jax.evaluation.metrics import Clips
+from emu_jax.model import Model
 from emu_jax.parallel.compilation import Jit
-from emu_jax.systems.emu import text_features
-from emu_jax.systems.emu_video import EmuVideoConfig, vectors, video_network
-from emu_jax.systems.latent import Sampling
-from emu_jax.typing import Video
+from emu_jax.systems.emu import prompts
+from emu_jax.systems.emu_video import EmuVideo, vectors, video_network
+from emu_jax.systems.first_stage import to_bytes
+from emu_jax.systems.system import Arrays, Trees, example_keys
 from experiments.reading import clip_values
 from experiments.recipe import recipe
-from experiments.sampling import asked, drawn
+from experiments.sampling import Fields, asked, drawn
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 
 SPLITS = {"looks of pictures only": "image_only", "looks of clips": "validation"}
@@ -37,14 +42,12 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
     "factorized": r.video(seed),
     "direct": r.video(seed, change=direct_stage, after=r.low(data=data)),
   }
-  longer = dataclasses.replace(r.sampling, num_steps=5 * r.sampling.num_steps // 2)
   found = {}
   for looks, split in SPLITS.items():
     for system, run in runs.items():
       wanted = asked(r, split, seed)
       if system == "direct":
-        request = dataclasses.replace(wanted.request, sampling=longer)
-        wanted = dataclasses.replace(wanted, request=request)
+        wanted = wanted.changed(steps=5 * r.sampling.num_steps // 2)
 
       def measure(folders, wanted=wanted, draw=direct if system == "direct" else None):
         clips = drawn(folders[0], wanted, draw=draw)
@@ -54,35 +57,27 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
   return found
 
 
-def direct(pipeline, texts, request, given) -> np.ndarray:
-  """Clips that no picture begins, with the noise that `generate` gives its clips."""
-  key = jax.random.split(jax.random.key(request.seed), 3)[1]
-  latents = _direct(
-    pipeline.trees,
-    pipeline.prompts(texts),
-    pipeline.prompts([request.negative] * len(texts)),
-    key,
-    jnp.float32(request.guidance.text),
-    config=pipeline.config,
-    sampling=request.sampling,
-  )
-  return pipeline.decode(latents)
+def direct(model: Model, texts: Sequence[str], fields: Fields, given: None) -> Clips:
+  """Clips that no picture begins, with the noise that the task "sample" gives its clips."""
+  request = model.request("sample", prompt=tuple(texts), **fields)
+  arrays = model.arrays("sample", [request])
+  made = _direct(model.trees, arrays, config=model.system, sampling=request.sampling)
+  return np.asarray(made)
 
 
 @functools.partial(Jit, static_argnames=("config", "sampling"))
-def _direct(
-  trees, prompts, empty, key, scale, *, config: EmuVideoConfig, sampling: Sampling
-) -> Video:
-  text, none = (text_features(config.image, trees, *words) for words in (prompts, empty))
-  key_noise, _, key_steps = jax.random.split(key, 3)  # as `sample_video`
-  noise = jax.random.normal(
-    key_noise, config.image.latent_shape(text.texts[0].shape[0], config.num_frames)
-  )
-  withheld = jnp.zeros((*noise.shape[:-1], noise.shape[-1] + 1))
-  level = vectors(config, jnp.zeros(noise.shape[0]))
+def _direct(trees: Trees, arrays: Arrays, *, config: EmuVideo, sampling: Sampling) -> jax.Array:
+  text, none = prompts(config.image, trees, arrays)
+  _, key, _ = noise.split(example_keys(arrays), 3)  # as the steps of "sample"
+  key_noise, _, key_steps = noise.split(key, 3)  # as `sample_video`
+  shape = config.image.latent_shape(text.texts[0].shape[0], config.num_frames)
+  withheld = jnp.zeros((*shape[:-1], shape[-1] + 1))
+  level = vectors(config, jnp.zeros(shape[0]))
   branches = tuple(text_conditions(words, withheld, level) for words in (none, text))
+  _, scale = arrays["video_scales"]
   predict = guided(video_network(config, trees), branches, text_guidance(scale))
-  return sampling.run(predict, config.schedule, noise, key_steps)
+  latents = config.process.sample(predict, noise.normal(key_noise, shape), key_steps, sampling)
+  return to_bytes(config.image.first_stage.decode(trees, latents))
 
 
 def judge(results: Results) -> list[Criterion]:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from experiments.reading import clip_values, distance, picture_values
-from experiments.recipe import recipe
+from experiments.recipe import recipe, side
 from experiments.sampling import asked, drawn, other_clips
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 
@@ -23,12 +23,13 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
   def measure(folders) -> dict[str, np.ndarray]:
     values = clip_values(drawn(folders[0], clips), clips.truths, r.model.fps)
     found = drawn(folders[0], pictures)
-    others = other_clips(pictures, r.model.image.size, r.model.fps, num_frames=1)
+    others = other_clips(pictures, side(r.model), r.model.fps, num_frames=1)
     return values | picture_values(found, pictures.truths) | distance(found, others)
 
+  tuned = dataclasses.replace(given.system, train_spatial=True)
   runs = {
     FROZEN: r.video(seed),
-    TUNED: r.video(seed, change=dataclasses.replace(given, train_spatial=True)),
+    TUNED: r.video(seed, change=dataclasses.replace(given, system=tuned)),
   }
   return {arm: Cell((run,), options, measure) for arm, run in runs.items()}
 

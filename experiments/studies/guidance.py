@@ -5,10 +5,9 @@ import math
 import numpy as np
 from scipy import stats
 
-from emu_jax.systems.emu_video import Guidance
 from experiments.estimates import over_seeds
 from experiments.reading import clip_values
-from experiments.recipe import recipe
+from experiments.recipe import recipe, side
 from experiments.sampling import asked, drawn, real_clips
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 
@@ -25,11 +24,10 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
   found = {}
   for text in TEXT:
     for image in IMAGE:
-      guidance = Guidance(r.model.guidance.picture, image, text)
-      wanted = asked(r, "validation", seed, guidance=guidance)
+      wanted = asked(r, "validation", seed, image_guidance=image, text_guidance=text)
 
       def measure(folders, wanted=wanted):
-        real = real_clips(wanted, r.model.image.size, r.model.fps, 8)
+        real = real_clips(wanted, side(r.model), r.model.fps, 8)
         clips = drawn(folders[0], wanted, pictures=real[:, :1])
         first = np.abs(clips[:, 0].astype(float) - real[:, 0]).mean(axis=(1, 2, 3)) / 255
         return clip_values(clips, wanted.truths, r.model.fps) | {"off the picture": first}

@@ -4,7 +4,7 @@ import dataclasses
 
 from experiments.chosen_clips import mixture, selection, without_speed
 from experiments.reading import clip_values
-from experiments.recipe import recipe, short
+from experiments.recipe import recipe, short, side
 from experiments.sampling import Asked, asked, drawn
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 
@@ -26,17 +26,17 @@ class WithoutSpeed(Asked):
 
 def cells(size: Size, seed: int) -> dict[str, Cell]:
   r = recipe(size)
-  given, side = r.stages["video_64"], r.model.image.size
-  clips = mixture(side, r.num_records, QUICK)
+  given, pixels = r.stages["video_64"], side(r.model)
+  clips = mixture(pixels, r.num_records, QUICK)
   num = max(given.data.batch_size, round(CHOSEN * r.num_records))
-  low = r.low(mixture(r.stages["video_32"].model.image.size, r.num_records, QUICK))
+  low = r.low(mixture(side(r.stages["video_32"].system), r.num_records, QUICK))
   before = r.video(0, clips=clips, after=low)  # all seeds begin where this one ends
   tuned = short(given, max(2, given.loop.num_steps // SHARE))
   optim = dataclasses.replace(tuned.optim, peak_lr=RATE * tuned.optim.peak_lr)
   tuned = dataclasses.replace(tuned, optim=optim, name="tuned")
   runs = {BEFORE: before}
   for arm, by in ((MOTION, "motion"), (RANDOM, "random")):
-    some = selection(clips, side, num, by, seed)
+    some = selection(clips, pixels, num, by, seed)
     runs[arm] = r.video(seed, change=tuned, after=before, clips=some)
   wanted = WithoutSpeed(**vars(asked(r, "validation", seed)))
 

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emu_jax.conditioning import concat_known, first_frame
-from emu_jax.loading import load_pipeline
-from emu_jax.models.unet import UNet, blank_conditions
-from emu_jax.pipeline import Pipeline
+from emu_jax.model import Model, load, program
 from emu_jax.systems.emu_video import init_temporal
 from emu_jax.trees import merge
 from experiments.recipe import Recipe, recipe, short
@@ -26,7 +24,9 @@ METRICS = ("output difference", "rounding", "changed weights", "picture differen
 def cells(size: Size, seed: int) -> dict[str, Cell]:
   r = shortened(recipe(size), SHARE[size])
   image, frozen = r.image(), r.video(seed)
-  tuned = r.video(seed, change=dataclasses.replace(r.stages["video_64"], train_spatial=True))
+  given = r.stages["video_64"]
+  spatial = dataclasses.replace(given.system, train_spatial=True)
+  tuned = r.video(seed, change=dataclasses.replace(given, system=spatial))
   num, wanted = INPUTS[size], asked(r, "train", seed, frames=1)
   options = {"num": num, "pictures": wanted.options}
   after = lambda folders: after_training(*folders, wanted)
@@ -50,23 +50,23 @@ def at_start(image: pathlib.Path, seed: int, num: int) -> dict[str, np.ndarray]:
 
   Beside it what rounding alone does: of the image model's output from its own, frame by frame.
   """
-  pipeline = load_pipeline(image)
-  config, spatial = pipeline.config, pipeline.trees["spatial"]
+  model = load(image)
+  config, spatial = model.system, model.trees["spatial"]
   key_init, key_x, key_text, key_given = jax.random.split(jax.random.key(seed), 4)
   whole = merge(spatial, init_temporal(config, key_init))
   shape = config.image.latent_shape(num, config.num_frames)
   x = jax.random.normal(key_x, shape)
-  t = jnp.linspace(0, config.schedule.num_steps - 1, num).round()
-  blank = blank_conditions(config.unet, shape)
+  t = jnp.linspace(0, config.process.schedule.num_steps - 1, num).round()
+  blank = config.unet.blank(shape)
   keys = jax.random.split(key_text, len(blank.texts))
   texts = tuple(jax.random.normal(k, text.shape) for k, text in zip(keys, blank.texts, strict=True))
   known = jax.random.normal(key_given, (num, 1, *shape[2:]))
-  told = dataclasses.replace(
+  conditions = dataclasses.replace(
     blank, texts=texts, concat=concat_known(first_frame(config.num_frames), known)
   )
-  video = jax.jit(UNet(config.unet).apply)({"params": whole}, x, t, told)
-  image_model = jax.jit(UNet(config.unet.image()).apply)
-  plain = dataclasses.replace(told, concat=None, vectors={})
+  video = jax.jit(config.unet.module().apply)({"params": whole}, x, t, conditions)
+  image_model = jax.jit(config.unet.image().module().apply)
+  plain = dataclasses.replace(conditions, concat=None, vectors={})
   apply = lambda frames: image_model({"params": spatial}, frames, t, plain)
   together = apply(x)
   alone = jnp.concatenate([apply(x[:, i : i + 1]) for i in range(config.num_frames)], axis=1)
@@ -81,24 +81,27 @@ def after_training(
 
   Neither is allowed any tolerance: both are compared bit for bit.
   """
-  before, after = load_pipeline(image), load_pipeline(video)
+  before, after = load(image), load(video)
   changed = jax.tree.map(
     lambda a, b: int((np.asarray(a) != np.asarray(b)).sum()),
     before.trees["spatial"],
     after.trees["spatial"],
   )
-  one, other = (pictures(pipeline, wanted) for pipeline in (before, after))
+  one, other = (pictures(model, wanted) for model in (before, after))
   return {
     "changed weights": np.array([sum(jax.tree.leaves(changed))], float),
     "picture difference": np.abs(one - other).max(axis=(1, 2, 3, 4)),
   }
 
 
-def pictures(pipeline: Pipeline, wanted: Asked) -> np.ndarray:
+def pictures(model: Model, wanted: Asked) -> np.ndarray:
   """Latents of pictures, by the image model alone: the temporal layers are off."""
-  texts = wanted.captions[: wanted.batch_size]
-  key, scale = jax.random.key(wanted.request.seed), wanted.request.guidance.picture
-  return np.asarray(pipeline.image(texts, "", key, scale, wanted.request.sampling))
+  texts = tuple(wanted.captions[: wanted.batch_size])
+  request = model.request("sample", prompt=texts, seed=wanted.seed, **wanted.fields)
+  draw, _ = model.steps("sample", request)  # the other one decodes
+  trees = {name: model.trees[name] for name in draw.reads}
+  arrays = model.arrays("sample", [request])
+  return np.asarray(program(draw.program)(trees, arrays, static=draw.static)["latents"])
 
 
 def judge(results: Results) -> list[Criterion]:

@@ -1,19 +1,26 @@
 """Study 9: 8 -> 37 frames against repetition and blending; clean, noisy, generated keys; seams."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
 from emu_jax.data import shapes
+from emu_jax.diffusion.discrete import Discrete
 from emu_jax.diffusion.schedule import Schedule
 from emu_jax.evaluation.metrics import Clips, psnr
-from emu_jax.generation import interpolate
+from emu_jax.model import Model
+from emu_jax.parallel.compilation import Jit
+from emu_jax.systems.first_stage import FirstStage, pixels, to_bytes
+from emu_jax.systems.system import Trees
 from experiments import between_frames
 from experiments.between_frames import BETWEEN, KNOWN, OUTSIDE
 from experiments.recipe import recipe
-from experiments.sampling import Asked, asked, drawn, real_clips
+from experiments.recipe import side as side_of
+from experiments.sampling import Asked, Fields, asked, drawn, real_clips
 from experiments.study import Cell, Criterion, Measure, Results, Size, Study, averages
 
 MODEL, KEPT, CODED = "model", "model, keys kept", "autoencoder alone"
@@ -24,7 +31,7 @@ GENERATED = "generated"  # keys that the model drew itself
 PROMPTS = 16  # clips a cell
 SEAMS = ("gapless", "published")
 RATE = 16.0  # frames a second, of what is made
-NO_NOISE = Schedule(kind="linear", beta_start=1e-12, beta_end=1e-12)
+NO_NOISE = Discrete(Schedule(kind="linear", beta_start=1e-12, beta_end=1e-12))
 MOST_PSNR = 60.0  # dB
 ERRORS = ("PSNR between", "PSNR outside", "off between", "off outside", "ghost", "ghost, drawn")
 PATHS = ("off path between", "off path outside")  # of generated keys: their clips have no truth
@@ -42,27 +49,24 @@ class LongScenes(Asked):
 
   @property
   def scenes(self) -> list[shapes.Scene]:
-    seed = self.request.seed
-    return [between_frames.long_scene(1000 * seed + i) for i in range(self.num)]
+    return [between_frames.long_scene(1000 * self.seed + i) for i in range(self.num)]
 
 
 def cells(size: Size, seed: int) -> dict[str, Cell]:
   """The whole model beside plain rules; two short trainings at half the side beside each other."""
   r = recipe(size).fewer(PROMPTS)
-  wanted, side = asked(r, "test", seed), r.model.image.size
-  keeping = lambda keep: dataclasses.replace(
-    wanted, request=dataclasses.replace(wanted.request, keep_keys=keep)
-  )
+  wanted, side = asked(r, "test", seed), side_of(r.model)
+  keeping = lambda keep: wanted.changed(keep_keys=keep)
   given = r.stages["interpolation_32"]
-  plain = dataclasses.replace(given.model, augmentation=NO_NOISE)
+  plain = dataclasses.replace(given.system, augmentation=NO_NOISE)
   made = {
     MODEL: (r.whole(), keeping(False), side),
     KEPT: (r.whole(), keeping(True), side),
-    WITH: (r.interpolation(seed), keeping(False), given.model.image.size),
+    WITH: (r.interpolation(seed), keeping(False), side_of(given.system)),
     WITHOUT: (
-      r.interpolation(seed, change=dataclasses.replace(given, model=plain)),
+      r.interpolation(seed, change=dataclasses.replace(given, system=plain)),
       keeping(False),
-      given.model.image.size,
+      side_of(given.system),
     ),
   }
   found = {}
@@ -81,8 +85,7 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
   options = wanted.options | {"side": side}
   found[CODED] = Cell((r.whole(),), options, by_autoencoder(wanted, side))
   for seam in SEAMS:
-    joined = LongScenes(**vars(wanted))
-    joined = dataclasses.replace(joined, request=dataclasses.replace(joined.request, seam=seam))
+    joined = LongScenes(**vars(wanted.changed(seam=seam)))
     options = joined.options | {"side": side}
     found[f"16 frames, {seam} seam"] = Cell((r.whole(),), options, of_seams(joined, side))
   return found
@@ -110,11 +113,11 @@ def by_autoencoder(wanted: Asked, side: int) -> Measure:
 
 def of_generated(wanted: Asked, make: Make | None) -> Measure:
   """Clips between keys that a run drew; what `make` adds, or the run itself where there is none."""
-  request = dataclasses.replace(wanted.request, frames=KNOWN.num_frames)
+  longer = wanted.changed(frames=KNOWN.num_frames)
 
   def measure(folders):
     keys = drawn(folders[0], wanted)
-    clips = make(keys) if make else drawn(folders[0], dataclasses.replace(wanted, request=request))
+    clips = make(keys) if make else drawn(folders[0], longer)
     return unevenness(clips, keys, wanted.scenes)
 
   return measure
@@ -125,14 +128,22 @@ def of_seams(wanted: Asked, side: int) -> Measure:
   return lambda folders: spikes(folders[0], wanted, side)
 
 
-def between(pipeline, texts, request, keys) -> Clips:
+def between(model: Model, texts: Sequence[str], fields: Fields, keys: Clips) -> Clips:
   """37 frames of 8 keys, or 65 of 16."""
-  return interpolate(pipeline, keys, texts, request)[0]
+  others = {name: value for name, value in fields.items() if name != "frames"}
+  return model.run("interpolate", clip=keys, prompt=tuple(texts), **others).frames
 
 
-def coded(pipeline, texts, request, clips) -> Clips:
+def coded(model: Model, texts: Sequence[str], fields: Fields, clips: Clips) -> Clips:
   """What the autoencoder leaves of clips."""
-  return pipeline.decode(pipeline.encode(clips))
+  stage = model.system.image.first_stage
+  trees = {name: model.trees[name] for name in stage.trees()}
+  return np.asarray(_coded(trees, clips, stage=stage))
+
+
+@functools.partial(Jit, static_argnames="stage")
+def _coded(trees: Trees, clips: jax.Array, *, stage: FirstStage) -> jax.Array:
+  return to_bytes(stage.decode(trees, stage.encode(trees, pixels(clips))))
 
 
 def errors(wanted: Asked, side: int, levels: float, make: Make) -> dict[str, list[float]]:
@@ -140,7 +151,7 @@ def errors(wanted: Asked, side: int, levels: float, make: Make) -> dict[str, lis
   real = real_clips(wanted, side, RATE, KNOWN.num_frames)
   keys = real[:, list(KNOWN.positions)]
   if levels:
-    keys = between_frames.corrupted(keys, levels, wanted.request.seed)
+    keys = between_frames.corrupted(keys, levels, wanted.seed)
   found = {metric: [] for metric in ERRORS}
   for clip, truth, scene in zip(make(keys), real, wanted.scenes, strict=True):
     share = between_frames.shares(clip.astype(float), scene)

@@ -6,13 +6,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from emu_jax.conditioning import TextFeatures, first_frame
-from emu_jax.models.autoencoder import Autoencoder
-from emu_jax.systems.emu import init_spatial
-from emu_jax.systems.emu_video import EmuVideoConfig, init_temporal, video_loss
+from emu_jax.conditioning import TextFeatures
+from emu_jax.systems.emu_video import EmuVideo, clip_loss
 from experiments.artefact import Artefact
 from experiments.reading import clip_values, distance
-from experiments.recipe import Recipe, recipe, resized, short
+from experiments.recipe import Recipe, recipe, resized, short, side
 from experiments.sampling import asked, drawn, other_clips
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 from train.planning import flops
@@ -28,16 +26,18 @@ METRICS = ("joint", "appearance", "direction", "consistency", "motion", "FVD-o")
 def cells(size: Size, seed: int) -> dict[str, Cell]:
   r = dataclasses.replace(recipe(size), num_prompts=PROMPTS[size])
   given = r.stages["video_64"]
-  low = resized(r.model, r.model.image.size // 2)
+  low = resized(r.model, side(r.model) // 2)
   steps = given.loop.num_steps
   low_steps = round(LOW_SHARE * steps * step_flops(r.model) / step_flops(low))
   high_steps = max(1, round((1 - LOW_SHARE) * steps))
-  low_stage = dataclasses.replace(short(given, low_steps), model=low, name="video_low")
+  low_stage = dataclasses.replace(
+    short(given, low_steps), system=resized(given.system, side(low)), name="video_low"
+  )
   fewer = dataclasses.replace(r, num_records=max(1, r.num_records // 10))
 
   def staged(clips: Recipe) -> Artefact:
     """Both stages, of the clips of a recipe."""
-    first = r.video(seed, change=low_stage, after=r.image(), clips=clips.clips(low.image.size))
+    first = r.video(seed, change=low_stage, after=r.image(), clips=clips.clips(side(low)))
     return r.video(seed, change=short(given, high_steps), after=first, clips=clips.clips())
 
   runs = {MULTI: staged(r), SINGLE: r.video(seed, after=r.image()), TENTH: staged(fewer)}
@@ -45,35 +45,26 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
 
   def measure(folders):
     clips = drawn(folders[0], wanted)
-    others = other_clips(wanted, r.model.image.size, r.model.fps, r.model.num_frames)
+    others = other_clips(wanted, side(r.model), r.model.fps, r.model.num_frames)
     return clip_values(clips, wanted.truths, r.model.fps) | distance(clips, others)
 
   return {arm: Cell((run,), wanted.options, measure) for arm, run in runs.items()}
 
 
 @functools.cache
-def step_flops(model: EmuVideoConfig) -> int:
-  """Operations of products and convolutions in a video stage's step, of one clip."""
-  image, known = model.image, first_frame(model.num_frames)
-  side, C = image.size, image.autoencoder.z_channels
-  frames = jnp.zeros((1, model.num_frames, side, side, 3))
-  key = jax.random.key(0)
-  trees = jax.eval_shape(
-    lambda key: {
-      "autoencoder": Autoencoder(image.autoencoder).init(key, frames[:, :1])["params"],
-      "latents": {"shift": jnp.zeros(C), "scale": jnp.ones(C)},
-      "spatial": init_spatial(image, key),
-      "temporal": init_temporal(model, key),
-    },
-    key,
-  )
+def step_flops(model: EmuVideo) -> int:
+  """Operations of products and convolutions of a video step on one clip and its text features."""
+  image, table, key = model.image, model.trees(), jax.random.key(0)
+  frames = jnp.zeros((1, model.num_frames, *image.size, 3))
+  read = (*image.first_stage.trees(), "spatial", "temporal")
+  trees = {name: jax.eval_shape(table[name].init, key) for name in read}
   texts = tuple(jnp.zeros((1, t.max_length, t.width)) for t in image.text)
   text = TextFeatures(texts, (None,) * len(texts))
 
   def loss(temporal, others):
-    dropped = jnp.zeros(1, bool)
-    whole = {**others, "temporal": temporal}
-    return video_loss(model, known, "temporal", whole, frames, text, dropped, key).mean()
+    whole, name = {**others, "temporal": temporal}, "temporal"
+    dropped, known = jnp.zeros(1, bool), model.known(name)
+    return clip_loss(model, known, name, whole, frames, text, dropped, key).mean()
 
   temporal = trees.pop("temporal")
   return flops.count(jax.grad(loss), temporal, trees)

@@ -8,7 +8,7 @@ from emu_jax import cli
 from emu_jax.evaluation.juice.answers import FORMAT
 from emu_jax.evaluation.juice.study import QUESTIONS, key_path, read_key
 from tests.evaluation.juice_study import words, write_folders
-from tests.tiny_recipe import refusal
+from tests.tiny_runs import refusal
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from emu_jax import cli, media
 from emu_jax.data import shapes
 from emu_jax.evaluation import features
 from tests.data.video_files import write_numbered
-from tests.tiny_recipe import refusal
+from tests.tiny_runs import refusal
 
 FRAMES = 4
 

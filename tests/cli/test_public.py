@@ -1,18 +1,19 @@
 """AnimateDiff, InstructPix2Pix and Stable Video Diffusion by the command, on tiny folders."""
 
+import json
+
 import jax
 import numpy as np
 import PIL.Image
 import pytest
 import safetensors.numpy
 
-from emu_jax import cli, stable_video
-from emu_jax import pipeline as programs
-from emu_jax.generation import Request, generate
-from emu_jax.loading import load_pipeline
-from emu_jax.systems.latent import Sampling
-from tests import tiny_public, tiny_recipe
-from tests.test_cli import read
+from emu_jax import cli
+from emu_jax.model import load, program
+from emu_jax.systems import animatediff, svd
+from tests import tiny_public
+from tests.cli.test_task import read
+from tests.tiny_runs import refusal
 
 PROMPT = "a red circle"
 
@@ -38,7 +39,7 @@ def picture(tmp_path):
 
 @pytest.fixture
 def refused(capsys):
-  return lambda *words: tiny_recipe.refusal(cli.main, words, capsys)
+  return lambda *words: refusal(cli.main, words, capsys)
 
 
 def emu(*words):
@@ -63,11 +64,13 @@ def test_animate_diff_makes_clips_of_prompts(folders, tmp_path, way):
   assert len(frames) == 16
   assert fps == pytest.approx(8, rel=0.05)  # a GIF counts in hundredths of a second
   assert np.any(frames[0] != frames[-1])
-  compiled = programs._clip.here._cache_size()
+  compiled = program(animatediff.clip_program).here._cache_size()
   assert clip() == whole
   changed = [clip("--seed", 1), clip("--negative", "left"), clip("--text-guidance", 1)]
   assert len({whole, *changed}) == 4
-  assert programs._clip.here._cache_size() == compiled  # none of these is another program
+  assert (
+    program(animatediff.clip_program).here._cache_size() == compiled
+  )  # none of these is another program
   clip("--frames", 3)
   assert len(read(tmp_path / "a.gif")[0]) == 3
   emu("sample", PROMPT, *model, "--frames", 1, "--out", tmp_path / "a.png")  # the image model's
@@ -75,23 +78,27 @@ def test_animate_diff_makes_clips_of_prompts(folders, tmp_path, way):
 
 def test_the_image_model_in_an_animation_is_untouched(folders):
   """Its weights are the same bytes, and with 1 frame it draws the same picture."""
-  image = load_pipeline(folders["image"])
-  lent = load_pipeline(folders["image"], motion_adapter=folders["adapter"])
-  own = load_pipeline(folders["animation"])
+  image = load(folders["image"])
+  lent = load(folders["image"], motion_adapter=folders["adapter"])
+  own = load(folders["animation"])
   for model in (lent, own):
-    assert model.config.image.unet == image.config.image.unet
-    assert model.config.schedule.kind == "linear"  # what motion modules were trained with
-  assert image.config.image.schedule.kind == lent.config.image.schedule.kind == "scaled_linear"
-  request = Request(frames=1, sampling=Sampling(num_steps=2))
+    assert model.system.image.unet == image.system.unet
+    assert model.system.process.schedule.kind == "linear"  # what motion modules were trained with
+  assert image.system.process == lent.system.image.process
+  assert image.system.process.schedule.kind == "scaled_linear"
   for name in ("autoencoder", "text", "spatial"):
     jax.tree.map(np.testing.assert_array_equal, lent.trees[name], image.trees[name])
-  np.testing.assert_array_equal(*(generate(m, [PROMPT], request)[0] for m in (lent, image)))
+  np.testing.assert_array_equal(
+    *(m.sample(PROMPT, frames=1, steps=2).frames for m in (lent, image))
+  )
 
 
 def test_animate_diff_says_what_it_cannot_do(folders, picture, refused, tmp_path):
   own, out = ("--checkpoint", folders["animation"]), ("--out", tmp_path / "a.mp4")
   assert "frames=17 cannot be had" in refused("sample", PROMPT, *own, *out, "--frames", 17)
-  assert "begins with no picture" in refused("sample", PROMPT, *own, *out, "--image", picture)
+  assert "sample: has no option --image" in refused(
+    "sample", PROMPT, *own, *out, "--image", picture
+  )
   lent = ("--motion-adapter", folders["adapter"])
   assert "is not read here" in refused("sample", PROMPT, *own, *lent, *out)
   assert "config.json is missing" in refused(
@@ -128,11 +135,15 @@ def test_a_picture_is_edited(folders, picture, tmp_path):
 
 def test_models_that_edit_and_models_that_draw_are_told_apart(folders, picture, refused, tmp_path):
   out = ("--out", tmp_path / "a.png")
-  assert "reads 4 channels of a given picture; give one that reads prompts alone" in refused(
+  assert "has no task 'sample'; this model's are edit" in refused(
     "sample", PROMPT, "--checkpoint", folders["edit"], *out
   )
-  assert "give one that reads 4, such as InstructPix2Pix" in refused(
+  assert "has no task 'edit'; this model's are sample" in refused(
     "edit", picture, "red", "--checkpoint", folders["image"], *out
+  )
+  reads = tiny_public.inpainting(tmp_path / "inpainting")
+  assert "reads 5 channels of a given picture; give one that reads prompts alone" in refused(
+    "sample", PROMPT, "--checkpoint", reads, *out
   )
 
 
@@ -153,11 +164,11 @@ def test_a_picture_becomes_a_clip(folders, picture, tmp_path):
   scale = frames.shape[1] // 12
   assert frames.shape == (5, 12 * scale, 20 * scale, 3)
   assert fps == pytest.approx(7, rel=0.05)  # a GIF counts in hundredths of a second
-  compiled = stable_video._animate.here._cache_size()
+  compiled = program(svd.animate).here._cache_size()
   assert clip() == whole
   told = [("--seed", 1), ("--motion", 30), ("--noise", 0.5), ("--last-guidance", 1)]
   assert len({whole, *(clip(*words) for words in told)}) == 5
-  assert stable_video._animate.here._cache_size() == compiled
+  assert program(svd.animate).here._cache_size() == compiled
   clip("--frames", 3, "--solver", "heun")
   assert len(read(tmp_path / "a.gif")[0]) == 3
 
@@ -174,9 +185,10 @@ def test_stable_video_says_what_it_cannot_do(folders, picture, refused, tmp_path
   assert "noise=nan is not a number" in line("--noise", "nan")
   assert "0 frames" in line("--frames", 0)
   assert "chunks of 0" in line("--decode-chunk", 0)
+  assert "needs 'picture'; give it" in refused("animate", "--checkpoint", folders["video"])
   assert "seed=-1" in line("--seed", -1)
-  assert "cannot animate a picture" in line(folder=folders["image"])
-  assert "model_index.json is missing" in line(folder=tmp_path)
+  assert "has no task 'animate'; this model's are sample" in line(folder=folders["image"])
+  assert "holds no checkpoint" in line(folder=tmp_path)
   other = tiny_public.stable_video(tmp_path / "discrete", timestep_type="discrete")
   assert "timestep_type='discrete' is not supported" in line(folder=other)
   other = tiny_public.stable_video(tmp_path / "unbounded", sigma_max=None)
@@ -194,13 +206,11 @@ def test_a_converted_pipeline_animates_what_the_original_does(folders, picture, 
 
 
 def test_half_precision_reaches_every_network(folders):
-  model = stable_video.load_stable_video(folders["video"], dtype="bfloat16")
-  assert {c.dtype for c in (model.nets.svd.unet, model.nets.autoencoder, model.nets.vision)} == {
-    "bfloat16"
-  }
-  clips = model.animate(
-    np.zeros((1, 1, 12, 20, 3), np.uint8), 0, sampling=stable_video.SvdSampling("euler", 2, 5)
-  )
+  model = load(folders["video"], dtype="bfloat16")
+  floats = [leaf for leaf in jax.tree.leaves(model.trees) if np.ndim(leaf) > 1]
+  assert {str(leaf.dtype) for leaf in floats} == {"bfloat16"}
+  picture = np.zeros((1, 1, 12, 20, 3), np.uint8)
+  clips = model.animate(picture, height=12, width=20, steps=2).frames
   assert (clips.shape, clips.dtype) == ((1, 5, 12, 20, 3), np.uint8)
 
 
@@ -213,3 +223,37 @@ def test_float16_is_taken_only_where_it_may_be_widened(folders, refused, tmp_pat
   assert "--widen" in refused(*words)
   emu(*words, "--widen")
   assert PIL.Image.open(tmp_path / "a.png").size == (256, 256)
+
+
+# Many requests.
+
+
+def test_a_file_of_lines_edits_pictures_and_animates_them(folders, picture, tmp_path):
+  """Lines name pictures; of a task without a prompt their text is the caption."""
+  lines = [{"picture": "own.png", "prompt": "red"}, {"picture": "own.png", "text": "blue"}]
+  (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  many = ("--prompts", tmp_path / "a.jsonl", "--enlarge", 1)
+  emu("edit", "--checkpoint", folders["edit"], *many, "--out", tmp_path / "edited")
+  (tmp_path / "t.txt").write_text("red\nblue\n")
+  words = ("edit", picture, "--prompts", tmp_path / "t.txt", "--enlarge", 1)
+  emu(*words, "--checkpoint", folders["edit"], "--out", tmp_path / "again")
+  for name in ("00000_00.png", "00001_00.png"):
+    a, b = ((tmp_path / folder / name).read_bytes() for folder in ("edited", "again"))
+    assert a == b
+  lines = [{"picture": "own.png", "text": f"clip {i}"} for i in range(2)]
+  (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  emu("animate", "--checkpoint", folders["video"], *SIZE, *many, "--out", tmp_path / "clips")
+  rows = [json.loads(line) for line in (tmp_path / "clips" / "metadata.jsonl").open()]
+  assert [row["text"] for row in rows] == ["clip 0", "clip 1"]
+  assert [len(read(tmp_path / "clips" / row["file_name"])[0]) for row in rows] == [5, 5]
+
+
+def test_requests_of_every_system_are_those_of_its_tasks(folders):
+  """So that help without a model is help with one."""
+  seen = set()
+  for folder in folders.values():
+    if folder != folders["adapter"]:
+      system = load(folder).system
+      seen.add(type(system))
+      assert system.requests() == {name: task.request for name, task in system.tasks().items()}
+  assert len(seen) == 4

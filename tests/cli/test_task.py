@@ -1,6 +1,8 @@
 """The command emu-jax, as a user gives it: the files it writes, and what it says to bad input."""
 
+import dataclasses
 import json
+import pathlib
 import re
 import shutil
 
@@ -9,11 +11,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from emu_jax import cli
-from emu_jax.checkpoints.run import load_ema
+import emu_jax
+from emu_jax import cli, media
+from emu_jax.checkpoints.stored import newest_run, stored
+from emu_jax.cli import options
 from emu_jax.data.tokenizer import train_tokenizer
-from emu_jax.loading import furthest_stage
-from tests import tiny_recipe
+from emu_jax.errors import InputError
+from emu_jax.model import load
+from emu_jax.parallel import placement
+from emu_jax.systems import registry
+from tests import tiny_runs
 from tests.data.video_files import numbered, numbers, write_numbered, write_video
 
 SHORT = ("--steps", "2")
@@ -22,12 +29,12 @@ PROMPT = "a square"  # the tiny encoders take few tokens
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-  return tiny_recipe.trained(tmp_path_factory.getbasetemp())
+  return tiny_runs.runs(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
 def emu(runs):
-  """Gives `emu-jax`, with the recipe's interpolation run (4 fps) unless told otherwise."""
+  """Gives `emu-jax`, with the recipe's interpolation run (4 fps) unless another is named."""
 
   def emu(*words):
     words = [str(word) for word in words]
@@ -46,7 +53,7 @@ def refused(runs, capsys):
     words = [*words, *(() if "--steps" in words else SHORT)]
     if "--checkpoint" not in words:
       words += ["--checkpoint", runs / "interpolation"]
-    return tiny_recipe.refusal(cli.main, words, capsys)
+    return tiny_runs.refusal(cli.main, words, capsys)
 
   return refused
 
@@ -119,7 +126,6 @@ def test_the_users_picture_is_where_the_video_begins(emu, tmp_path):
 
 
 def test_guidance_given_takes_the_place_of_the_models_own(emu, tmp_path):
-
   def written(*words):
     emu("sample", PROMPT, "--out", tmp_path / "a.png", "--enlarge", 1, *words)
     return (tmp_path / "a.png").read_bytes()
@@ -166,9 +172,9 @@ def test_a_clip_is_continued_to_its_end_and_again(emu, runs, tmp_path):
 
 
 def test_a_folder_of_runs_stands_for_its_last_stage(runs, tmp_path):
-  assert str(cli.load_pipeline(runs).where) == str(runs / "extension")
+  assert stored(runs).where == str(runs / "extension")
   shutil.copytree(runs / "image", tmp_path / "image")
-  assert str(cli.load_pipeline(tmp_path).where) == str(tmp_path / "image")
+  assert stored(tmp_path).where == str(tmp_path / "image")
 
 
 def chained(runs, folder, *links):
@@ -184,14 +190,14 @@ def test_of_runs_of_one_stage_the_last_is_the_one_that_none_began_with(runs, tmp
   """Names say nothing of the order."""
   links = ("b_first", "image"), ("c_second", "b_first"), ("a_third", "c_second")
   chained(runs, tmp_path, *((name, "video", source) for name, source in links))
-  assert furthest_stage(tmp_path) == tmp_path / "a_third"
-  assert furthest_stage(tmp_path / "b_first") == tmp_path / "b_first"
+  assert newest_run(tmp_path) == tmp_path / "a_third"
+  assert newest_run(tmp_path / "b_first") == tmp_path / "b_first"
 
 
 def test_a_stage_may_come_again_after_another(runs, tmp_path):
   links = ("a_clips", "video", "image"), ("pictures", "image", "a_clips")
   chained(runs, tmp_path, *links, ("b_clips", "video", "pictures"))
-  assert furthest_stage(tmp_path) == tmp_path / "b_clips"
+  assert newest_run(tmp_path) == tmp_path / "b_clips"
 
 
 # Bad input.
@@ -208,12 +214,16 @@ def test_a_stage_may_come_again_after_another(runs, tmp_path):
     ("--out /proc/a.mp4", "output /proc/a.mp4: "),
     ("--seed -1", "seed=-1 is not from 0 to 4294967295; give one that is"),
     ("--seed 4294967296", "seed=4294967296 is not from 0"),
-    ("--seed -1 --checkpoint {}/none", "seed=-1"),  # before anything is loaded
-    ("--steps 0", "num_steps=0"),
-    ("--steps 1001", "num_steps=1001"),
-    ("--text-guidance nan", "text guidance nan is not a number; give one, 1 = none"),
-    ("--image-guidance inf", "image guidance inf is not a number"),
-    ("--picture-guidance nan", "picture guidance nan is not a number"),
+    ("--steps 0", "steps=0"),
+    ("--steps 1001", "steps=1001"),
+    ("--text-guidance nan", "text_guidance=nan is not a number; give one"),
+    ("--image-guidance inf", "image_guidance=inf is not a number"),
+    ("--picture-guidance nan", "picture_guidance=nan is not a number"),
+    ("--samples 0", "samples=0 and batch_size=8 must be at least 1"),
+    ("--noise 3", "sample: has no option --noise; it has --seed --negative"),
+    ("--test-guidance=3", "no option --test-guidance; did you mean --text-guidance?"),
+    ("--motion-adapter {}", "motion_adapter goes with a public folder"),
+    ("--checkpoint", "--checkpoint: names no folder; give one behind it"),
     ("--rescale 2", "rescale=2.0 is not from 0 to 1; 0 = off"),
     ("--enlarge -1", "enlarge=-1 is negative"),
     (
@@ -221,8 +231,8 @@ def test_a_stage_may_come_again_after_another(runs, tmp_path):
       "frames=16 takes 16 devices, or a multiple where one is",
     ),
     ("--enlarge 9999", "enlarge=9999 makes 159984 pixels a side"),
-    ("--frames 16", "frames=16 needs a model trained on 16 frames, "),
-    ("--frames 65", "was trained on 8; choose 8 or 37"),
+    ("--frames 16", "frames=16 cannot be had of a model trained on 8; choose one of 1, 8, 37"),
+    ("--frames 0", "frames=0"),
     ("--image {}/none.png", "{}/none.png is missing; name an existing file"),
     ("--image {}/file", "{}/file is no picture that Pillow can read"),
     ("--image {}", "{} is a folder; name an existing file"),
@@ -231,14 +241,16 @@ def test_a_stage_may_come_again_after_another(runs, tmp_path):
     ("--checkpoint {}/file", "{}/file holds no checkpoint"),
   ],
 )
-def test_sampling_that_cannot_be(words, says, refused, tmp_path):
+def test_sampling_that_cannot_be(words, says, refused, tmp_path, monkeypatch):
+  """Nothing of it reads weights."""
+  monkeypatch.setattr("emu_jax.checkpoints.run.load_numpy", None)
   (tmp_path / "file").write_text("mine")
   (tmp_path / "folder.mp4").mkdir()
   (tmp_path / "empty").mkdir()
   before = sorted(tmp_path.rglob("*"))
   words = words.replace("{}", str(tmp_path)).split()
   out = () if "--out" in words else ("--out", tmp_path / "out.mp4")
-  line = refused("sample", PROMPT, *words, *out)
+  line = refused("sample", PROMPT, *out, *words)
   assert line.startswith("emu-jax: error: ")
   assert says.replace("{}", str(tmp_path)) in line
   assert sorted(tmp_path.rglob("*")) == before
@@ -260,12 +272,12 @@ def test_a_prompt_that_is_not_unicode(refused, tmp_path):
 def test_a_run_that_has_not_come_far_enough(stage, missing, runs, refused, tmp_path):
   out = ("--frames", 8, "--out", tmp_path / "a.mp4")
   line = refused("sample", PROMPT, *out, "--checkpoint", runs / stage)
-  assert f"{runs}/{stage}: the model has no '{missing}' weights; train its" in line
+  assert f"{runs}/{stage}: the model has no '{missing}' weights; " in line
   line = refused("interpolate", tmp_path / "a.mp4", "--out", tmp_path / "b.mp4",
                  "--checkpoint", runs / "video")  # fmt: skip
-  assert "no 'interpolation' weights; train its 'interpolation' stage" in line
+  assert "no 'interpolation' weights; train its 'interpolation' part" in line
   line = refused("extend", tmp_path / "a.mp4", PROMPT, "--out", tmp_path / "b.mp4")
-  assert "no 'extension' weights; train its 'extension' stage" in line
+  assert "no 'extension' weights; train its 'extension' part" in line
   assert not list(tmp_path.iterdir())
 
 
@@ -337,15 +349,23 @@ def edited(run, **changes):
 @pytest.mark.parametrize(
   ("changes", "says"),
   [
-    ({"model__temporal__num_layers": 2}, "holds the weights of another config: temporal/"),
-    ({"model__image__autoencoder__channels": [12]}, "another config: autoencoder/"),
-    ({"model__image__size": 20}, "size=20 pixels must be a multiple of 8: "),
+    ({"system__temporal__num_layers": 2}, "holds the weights of another config: temporal/"),
     (
-      {"model__fps": "fast"},
+      {"system__image__first_stage__config__channels": [12]},
+      "another config: autoencoder/",
+    ),
+    ({"system__image__size": [20, 20]}, "size=20x20 pixels must be multiples of 8: "),
+    (
+      {"system__fps": "fast"},
       "'fast' is not of type float (in fps); restore it, or use the version",
     ),
-    ({"model__speed": 3}, "EmuVideoConfig has no field 'speed'; it has image, temporal"),
-    ({"model": 3}, "config.json: 3 is no configuration"),
+    ({"system__speed": 3}, "EmuVideo has no field 'speed'; it has image, temporal"),
+    ({"system": 3}, "config.json"),
+    ({"system__@kind": "of_tomorrow"}, "system 'of_tomorrow' is unknown; choose one of"),
+    (
+      {"version": registry.VERSION + 1},
+      "config.json: was written by a newer version of emu_jax",
+    ),
   ],
 )
 def test_a_checkpoint_of_another_config(changes, says, copied, refused, tmp_path):
@@ -361,7 +381,7 @@ def damage(run, part):
   if part == "config.json absent":
     (run / "config.json").unlink()
   elif part == "config.json cut":
-    (run / "config.json").write_text('{"model": ')
+    (run / "config.json").write_text('{"system": ')
   elif part == "config.json a list":
     (run / "config.json").write_text("[]")
   elif part == "tokenizers":
@@ -401,7 +421,7 @@ def test_a_damaged_run(part, says, copied, refused, tmp_path):
 
 def test_reading_a_run_leaves_it_as_it_was(runs):
   before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
-  load_ema(runs / "video")
+  load(runs / "video")
   assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
 
 
@@ -415,7 +435,10 @@ def test_a_command_that_is_not_understood_ends_with_code_2(words, capsys):
   assert ended.value.code == 2
 
 
-@pytest.mark.parametrize("command", ["sample", "interpolate", "extend", "evaluate"])
+@pytest.mark.parametrize(
+  "command",
+  ["sample", "interpolate", "extend", "evaluate", "edit", "animate", "metrics", "convert"],
+)
 def test_help_has_a_text_for_every_option(command, capsys):
   with pytest.raises(SystemExit) as ended:
     cli.main([command, "--help"])
@@ -423,3 +446,103 @@ def test_help_has_a_text_for_every_option(command, capsys):
   out = " ".join(capsys.readouterr().out.replace("│", " ").split())
   for option in re.findall(r"--[a-z-]+ (?:\{[^ ]*\}|[A-Z|]+|\{None\}\|[A-Z]+)", out):
     assert not re.search(re.escape(option) + r" \((default|required)", out), option
+
+
+OLD = {
+  "sample": "image picture-guidance motion-adapter frames seam keep-keys interpolation-steps",
+  "interpolate": "prompt frames seam keep-keys interpolation-steps",
+  "extend": "",
+  "edit": "",
+  "animate": "frames height width fps motion noise first-guidance last-guidance decode-chunk",
+  "evaluate": "sheet num-prompts batch-size split picture-guidance",
+}
+SHARED = "seed steps solver checkpoint precision widen mesh.data mesh.fsdp mesh.frames out"
+GUIDED = "image-guidance text-guidance rescale negative"
+
+
+@pytest.mark.parametrize("command", OLD)
+def test_every_option_that_there_was_is_there_whatever_model_is_chosen(command, capsys):
+  """Help of a task that the shipped model has not is that of the system that has it."""
+  with pytest.raises(SystemExit) as ended:
+    cli.main([command, "--help"])
+  assert not ended.value.code
+  out = capsys.readouterr().out
+  names = f"{OLD[command]} {SHARED} {'' if command == 'animate' else GUIDED}".split()
+  names += [] if command in ("evaluate", "animate") else ["enlarge"]
+  assert not [name for name in names if not re.search(rf"--{re.escape(name)}\b", out)]
+
+
+def test_help_lists_the_tasks_of_a_model_and_those_of_others(runs, capsys):
+  with pytest.raises(SystemExit) as ended:
+    cli.main(["--help"])
+  assert not ended.value.code
+  own, others, rest = re.split(r"\n\n(?=tasks of models|other commands)", capsys.readouterr().out)
+  assert "shapes_64 (EmuVideo):" in own
+  for name in ("sample", "interpolate", "extend"):
+    assert re.search(rf"^  {name} +\S", own, re.M)
+    assert f"  {name}" not in others
+  assert "  edit (instruct_pix2pix)  Changes a picture" in others
+  assert "  animate (svd)" in others
+  assert "evaluate" in rest
+  with pytest.raises(SystemExit):
+    cli.main(["--checkpoint", str(runs / "image"), "--help"])
+  assert f"tasks of {runs}/image (EmuVideo):" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("words", "says"),
+  [
+    (("draw", "x"), "has no task 'draw'; this model's are sample, interpolate, extend, and other"),
+    (("edit", "a.png", "x"), "Give --checkpoint the folder of a model that has it: a run of instr"),
+    (("animate", "a.png"), "a run of svd, or a public StableVideoDiffusionPipeline"),
+    (("sample",), "sample: needs 'prompt'; give it"),
+    (("extend", "a.mp4"), "extend: needs 'prompt'; give it"),
+    (("sample", "--prompt", "x"), "has no option --prompt; did you mean --prompts?"),
+  ],
+)
+def test_a_task_or_a_value_that_is_missing_is_one_line(words, says, capsys):
+  assert says in tiny_runs.refusal(cli.main, words, capsys)
+
+
+def test_a_system_that_does_not_import_is_one_line_and_leaves_others_alone(
+  copied, capsys, monkeypatch
+):
+  """Of another package: a model of it says why, and every other model works."""
+  broken = registry.names() | {"broken": "no_such_module:System"}
+  monkeypatch.setattr(registry, "names", lambda: broken)
+  with pytest.raises(SystemExit):
+    cli.main(["--help"])
+  assert "system 'broken': its entry point 'no_such_module:System' does not import" in (
+    capsys.readouterr().out
+  )
+  edited(copied, **{"system__@kind": "broken"})
+  words = ("sample", PROMPT, "--checkpoint", copied)
+  assert "entry point 'no_such_module:System' does not import (ModuleNotFoundError" in (
+    tiny_runs.refusal(cli.main, words, capsys)
+  )
+
+
+def test_a_field_that_is_an_option_of_every_command_is_refused():
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Request:
+    out: str = ""
+
+  table = [*options.request_fields(Request), options.among(options.Output)]
+  with pytest.raises(InputError, match="its request has a field 'out', which is an option of"):
+    options.parsed("draw", table, [], "")
+
+
+def test_three_lines_of_python_are_the_command(emu, runs, tmp_path):
+  emu("sample", "None", "--seed", 3, "--frames", 8, "--out", tmp_path / "a.gif")
+  model = emu_jax.load(runs / "interpolation")
+  clips = model.sample("None", seed=3, frames=8, steps=2)
+  media.save_video(tmp_path / "b.gif", media.enlarge(clips.frames[0], 16), clips.fps)
+  assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+
+
+def test_no_command_names_a_system():
+  names = {*registry.names(), "adapter", "EmuVideo", "StableVideo", "pix2pix"}
+  for file in pathlib.Path(cli.__file__).parent.glob("*.py"):
+    source = file.read_text().lower().replace("emu_jax", "").replace("emu-jax", "")
+    assert not [n for n in names - {"emu"} if n.lower() in source], file
+    assert "systems.emu" not in source

@@ -362,6 +362,14 @@ def test_shapes_of_two_sources_share_batches():
   assert all(batch["frames"][:, 0, 0, 0, 2].sum() == 2 for batch in wide)
 
 
+def test_reading_processes_read_shapes_and_several_sources_too():
+  options = {"sources": [bucketed(), bucketed()], "repeat": False, "drop_text": 0.3}
+  here, there = (list(stream(**options, workers=workers)) for workers in (0, 1))
+  assert len(here) == len(there) == 84 // 4
+  for expected, got in zip(here, there, strict=True):
+    same(got, expected)
+
+
 @pytest.mark.parametrize("repeat", [True, False])
 def test_the_order_over_shapes_is_part_of_the_position(repeat):
   options = {"sources": bucketed(), "repeat": repeat, "drop_text": 0.3}
@@ -482,17 +490,17 @@ def test_a_rate_that_fits_is_drawn_uniformly():
   made = Source("rates", (4, 4), table, lengths, whole.fps)
   wanted = clip_inputs(ClipSpec(8, (8.0, 4.0, 2.0)), (4, 4))
   drawn = {0: [], 1: [], 2: []}
-  for batch in take(stream(made, 30, inputs=wanted), 100):
+  for batch in take(stream(made, 30, inputs=wanted), 30):
     steps = np.diff(batch["frames"][:, :, 0, 0, 1].astype(int))
     np.testing.assert_array_equal(steps, np.broadcast_to(8 / batch["fps"][:, None], steps.shape))
     for record, fps in zip(which(batch), batch["fps"].tolist(), strict=True):
       drawn[record].append(fps)
   for record, rates in ((0, [8]), (1, [8, 4]), (2, [8, 4, 2])):
     assert set(drawn[record]) == set(rates)
-    for rate in rates:  # five standard deviations of 1000 draws
+    for rate in rates:  # five standard deviations of 300 draws
       share = 1 / len(rates)
       got = drawn[record].count(rate) / len(drawn[record])
-      assert abs(got - share) <= 5 * (share * (1 - share) / 1000) ** 0.5
+      assert abs(got - share) <= 5 * (share * (1 - share) / 300) ** 0.5
   followers = {"frames": Frames(ClipSpec(8, (8.0, 4.0)), (4, 4))}
   followers["low"] = Frames(ClipSpec(4, (4.0, 2.0)), (2, 2))
   for batch in take(stream(made, 30, inputs=Inputs(followers)), 5):

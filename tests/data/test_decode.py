@@ -104,6 +104,44 @@ def test_rotation_and_mirroring_are_honoured(tmp_path, degrees, mirrored):
   np.testing.assert_allclose(frame[centres], expected[centres].astype(int), atol=4)
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_file_with_exif_is_read_upright(tmp_path, orientation):
+  """PyAV refuses to list what frames with EXIF have: their turn is read without the list."""
+  image = PIL.Image.fromarray(corners())
+  exif = image.getexif()
+  exif[0x0112] = orientation
+  # An ending that Pillow is not asked for: FFmpeg reads it as a video of one frame.
+  image.save(tmp_path / "a.jfif", format="JPEG", exif=exif, quality=95)
+  line = decode.timeline(tmp_path / "a.jfif")
+  frame = decode.frames_at(tmp_path / "a.jfif", [0.0], (64, 64), line)[0]
+  expected = np.rot90(corners(), {1: 0, 3: 2, 6: -1, 8: 1}[orientation])
+  centres = (slice(16, None, 32), slice(16, None, 32))
+  np.testing.assert_allclose(frame[centres], expected[centres].astype(int), atol=4)
+
+
+def copied_cut(source, path, since):
+  """What `ffmpeg -ss SINCE -c copy` makes: from the keyframe before, hidden by an edit list."""
+  options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+  with av.open(str(source)) as whole, av.open(str(path), "w", options=options) as part:
+    stream = whole.streams.video[0]
+    copy, shift = part.add_stream_from_template(stream), round(since / stream.time_base)
+    whole.seek(shift, stream=stream)
+    for packet in whole.demux(stream):
+      if packet.dts is not None:
+        packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+        part.mux(packet)
+  return path
+
+
+def test_a_cut_without_encoding_begins_where_it_is_shown(tmp_path):
+  whole = write_numbered(tmp_path / "whole.mp4", 60, fps=8)  # a keyframe every 12
+  path = copied_cut(whole, tmp_path / "cut.mp4", 2.5)
+  line = decode.timeline(path)
+  assert (line.num_frames, line.fps, line.span) == (40, 8, 39 / 8)
+  assert numbers(decode.frames_at(path, np.arange(40) / 8, (16, 16), line)) == list(range(20, 60))
+  assert numbers(decode.frames_at(path, [1.5], (16, 16), line)) == [32]
+
+
 def test_the_central_square_is_kept(tmp_path):
   wide = np.zeros((32, 96, 3), np.uint8)
   wide[:, 32:64] = 255

@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 from emu_jax.data import shapes
 from emu_jax.data.batches import open_source
 from emu_jax.errors import InputError
+from emu_jax.systems.first_stage import KlAutoencoder
 from experiments import autoencoder_channels as channels
 from experiments.artefact import made
 from tests.tiny_recipe import one_device
@@ -29,15 +30,15 @@ def pictures(num):
 
 def test_the_four_differ_in_what_meets_latents_or_input_and_in_nothing_else():
   def bare(e):
-    image = e.model.image
-    autoencoder = dataclasses.replace(image.autoencoder, z_channels=1, fourier_features=0)
+    image = e.system.image
+    autoencoder = dataclasses.replace(image.first_stage.config, z_channels=1, fourier_features=0)
     unet = dataclasses.replace(image.unet, in_channels=1, out_channels=1)
-    image = dataclasses.replace(image, autoencoder=autoencoder, unet=unet)
-    return dataclasses.replace(e, model=dataclasses.replace(e.model, image=image))
+    image = dataclasses.replace(image, first_stage=KlAutoencoder(autoencoder), unet=unet)
+    return dataclasses.replace(e, system=dataclasses.replace(e.system, image=image))
 
   made = [channels.experiment("default", *shape, seed=1) for shape in channels.ARMS.values()]
   assert len({bare(e) for e in made}) == 1
-  found = [e.model.image.autoencoder for e in made]
+  found = [e.system.image.first_stage.config for e in made]
   assert [(c.z_channels, c.fourier_features > 0) for c in found] == [
     (4, False), (8, False), (16, False), (16, True)
   ]  # fmt: skip
@@ -92,7 +93,7 @@ def test_one_command_gives_the_table_and_a_second_one_trains_nothing(
   def refuse(*_):
     raise AssertionError("trained again")
 
-  monkeypatch.setattr("train.command.train_stage", refuse)
+  monkeypatch.setattr("train.command.train_part", refuse)
   page = (tmp_path / "out" / "table.md").read_text()
   channels.main(words)
   assert (tmp_path / "out" / "table.md").read_text() == page

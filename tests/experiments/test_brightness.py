@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 
-from emu_jax.systems.latent import Sampling
+from emu_jax.diffusion.process import Sampling
 from experiments.brightness import SCHEDULES, closed_form, cut_off_mean, gaussian, uniform
 
 SD, ZERO = SCHEDULES["SD, v"], SCHEDULES["zero SNR, v"]

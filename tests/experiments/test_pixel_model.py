@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emu_jax.diffusion.discrete import Discrete
+from emu_jax.diffusion.process import Sampling
 from emu_jax.diffusion.schedule import target
-from emu_jax.systems.latent import Sampling
 from experiments import pixel_model
 from experiments.brightness import SCHEDULES
 from experiments.pixel_model import CAPTIONS, PixelModel
@@ -25,14 +26,14 @@ def seen(model, monkeypatch):
   """Training clips [B, T, h, w, C] and what is said of them [B, T, h, w, C]."""
   told = []
   monkeypatch.setattr(
-    pixel_model, "bound", lambda net, tree: lambda x, t, given: told.append(given)
+    pixel_model, "network", lambda net, tree: lambda x, t, given: told.append(given)
   )
 
-  def loss(predict, schedule, x_0, key):
+  def loss(process, predict, x_0, key):
     predict(x_0, None)
     return x_0
 
-  monkeypatch.setattr(pixel_model, "diffusion_loss", loss)
+  monkeypatch.setattr(Discrete, "loss", loss)
   batch = {"example": np.arange(12)}
   clips, _ = model.loss({"net": {}}, {}, batch, jax.random.key(0), 0)
   return np.asarray(clips), told[0].concat
@@ -80,7 +81,7 @@ def test_a_denoiser_that_is_told_lands_on_what_was_asked(monkeypatch):
 
     return predict
 
-  monkeypatch.setattr(pixel_model, "bound", exact)
+  monkeypatch.setattr(pixel_model, "network", exact)
   captions = np.array([0, 1, 1, 0])
   clips = pixel_model.sample(
     {}, jax.random.key(0), None, captions, model=MODELS["captioned"],

@@ -8,8 +8,7 @@ import chex
 import numpy as np
 import pytest
 
-from emu_jax.cli_shared import SHIPPED
-from emu_jax.loading import load_pipeline
+from emu_jax.model import SHIPPED, load
 from experiments import pixel_model, recipe, report, run, sampling
 from experiments.artefact import Artefact, made
 from experiments.studies import (
@@ -230,19 +229,21 @@ def test_arms_of_a_study_differ_in_what_is_compared_and_nothing_else():
   frozen, tuned = (cells[arm].of[0] for arm in ("frozen", "tuned"))
   assert [part.name for part in frozen.parts] == [part.name for part in tuned.parts]
   one, other = (artefact.spec["experiment"] for artefact in (frozen, tuned))
-  assert {k for k in one if one[k] != other[k]} == {"train_spatial"}
+  differ = lambda a, b: {name for name in a if a[name] != b[name]}
+  assert differ(one, other) == {"system"}
+  assert differ(one["system"], other["system"]) == {"train_spatial"}
 
 
 def test_studies_begin_with_the_packages_image_model_and_nothing_that_crosses_frames(tmp_path):
-  held = load_pipeline(made(recipe.released(SHIPPED, "image"), tmp_path)).trees
-  shipped = load_pipeline(SHIPPED).trees
+  held = load(made(recipe.released(SHIPPED, "image"), tmp_path)).trees
+  shipped = load(SHIPPED).trees
   assert set(held) == {"autoencoder", "latents", "text", "spatial"}
   chex.assert_trees_all_equal(held, {name: shipped[name] for name in held})
 
 
 def test_a_study_of_the_finished_model_has_all_of_it(tmp_path):
   whole = made(recipe.recipe("default").whole(), tmp_path)
-  chex.assert_trees_all_equal(load_pipeline(whole).trees, load_pipeline(SHIPPED).trees)
+  chex.assert_trees_all_equal(load(whole).trees, load(SHIPPED).trees)
 
 
 @pytest.fixture
@@ -251,7 +252,7 @@ def pretended(monkeypatch):
   rng = np.random.default_rng(0)
   noise = lambda *shape: rng.integers(0, 255, (*shape, 16, 16, 3), np.uint8)
 
-  def train_stage(experiment, folder):
+  def train_part(experiment, folder):
     folder.mkdir(exist_ok=True)
     lines = [{"step": step, "validation/loss": 1 / step} for step in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -261,13 +262,14 @@ def pretended(monkeypatch):
     run_dir.mkdir(exist_ok=True)
     return types.SimpleNamespace(step=loop.num_steps)
 
-  def generate(pipeline, texts, request, given=None):
-    return noise(len(texts), request.frames), 4.0
+  def drawn(model, texts, fields, given):
+    model.request("sample", prompt=tuple(texts), **fields)  # its checks
+    return noise(len(texts), fields["frames"])
 
-  def interpolate(pipeline, keys, texts, request):
+  def between(model, texts, fields, keys):
     assert len(keys) == len(texts)
     shape = len(texts), {8: 37, 16: 65}[keys.shape[1]], *keys.shape[2:]
-    return rng.integers(0, 255, shape, np.uint8), 16.0
+    return rng.integers(0, 255, shape, np.uint8)
 
   def with_layers(image, seed):
     build = lambda folder, parts: folder.mkdir(exist_ok=True) or True
@@ -278,17 +280,17 @@ def pretended(monkeypatch):
     assert (caption is None) == (not model.captioned)
     return rng.normal(size=(num, *model.shape))
 
-  direct = lambda pipeline, texts, request, given: noise(len(texts), 8)
+  direct = lambda model, texts, fields, given: noise(len(texts), 8)
   exact = lambda image, seed, num: {"output difference": np.zeros(num)}
   same = lambda *given: {"changed weights": np.zeros(1), "picture difference": np.zeros(2)}
   for module, fakes in {
-    recipe.command: {"train_stage": train_stage},
+    recipe.command: {"train_part": train_part},
     pixel_model: {"train": train},
-    sampling: {"load_pipeline": lambda folder: folder, "generate": generate},
-    interpolation: {"interpolate": interpolate, "coded": lambda pipeline, *given: given[-1]},
+    sampling: {"load": lambda folder: load(SHIPPED), "sample": drawn},
+    interpolation: {"between": between, "coded": lambda model, *given: given[-1]},
     factorized: {"direct": direct},
     convergence: {"image_with_random_layers": with_layers},
-    brightness: {"sample": sample, "network": lambda folder: None},
+    brightness: {"sample": sample, "averaged": lambda folder: None},
     identity: {"at_start": exact, "after_training": same},
   }.items():
     for name, fake in fakes.items():

@@ -11,13 +11,15 @@ from jax.extend import core
 
 from emu_jax.models import attention
 from emu_jax.models.attention import GroupNorm, Products, TransformerLayer, attend, gelu
+from emu_jax.parallel.mesh import MeshConfig, make_mesh
 
 
 @pytest.fixture
 def in_pieces(monkeypatch):
   """Attention that goes in pieces at sizes of a test."""
   monkeypatch.setattr(attention, "LONG", 8)
-  monkeypatch.setattr(attention, "PIECE", 40)
+  monkeypatch.setattr(attention, "PIECE", 80)
+  monkeypatch.setattr(attention, "ROWS", 2)
 
 
 def draw(*shape):
@@ -26,12 +28,17 @@ def draw(*shape):
 
 def largest(jaxpr) -> int:
   """Elements of the largest array that a program makes, inside its loops too."""
-  sizes = [var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars]
+  return max((size for _, size in arrays(jaxpr)), default=0)
+
+
+def arrays(jaxpr) -> list[tuple[tuple[int, ...], int]]:
+  """Shape and number of elements of every array that a program makes, inside its loops too."""
+  found = [(var.aval.shape, var.aval.size) for eqn in jaxpr.eqns for var in eqn.outvars]
   for eqn in jaxpr.eqns:
     for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
       if _is_jaxpr(value):
-        sizes.append(largest(getattr(value, "jaxpr", value)))
-  return max(sizes, default=0)
+        found += arrays(getattr(value, "jaxpr", value))
+  return found
 
 
 def _is_jaxpr(value) -> bool:
@@ -60,6 +67,29 @@ def test_attention_in_pieces_never_holds_all_logits(in_pieces):
   q, k = draw(2, 40, 3, 4), draw(2, 50, 3, 4)
   gradient = jax.make_jaxpr(jax.grad(lambda q, k: (attend(q, k, k) ** 2).sum(), argnums=(0, 1)))
   assert largest(gradient(q, k).jaxpr) <= 2 * 50 * 3 * 4  # k itself; one head's logits are 4000
+
+
+@pytest.mark.parametrize("N", [1, 4, 6])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_pieces_hold_logits_of_all_sequences_together(in_pieces, N, rows, monkeypatch):
+  """PIECE bounds them, however many sequences there are, where one query's logits are fewer."""
+  monkeypatch.setattr(attention, "ROWS", rows)
+  q, k = draw(N, 24, 2, 3), draw(N, 10, 2, 3)
+  jaxpr = jax.make_jaxpr(lambda q, k: attend(q, k, k))(q, k).jaxpr
+  sizes = [size for shape, size in arrays(jaxpr) if shape[-1:] == (10,)]
+  assert sizes
+  assert max(sizes) <= attention.PIECE
+
+
+def test_attention_in_pieces_on_a_mesh_is_attention(in_pieces):
+  """Sequences over devices; of a number that they divide and of one that they do not."""
+  mesh = make_mesh(jax.devices()[:4], MeshConfig(data=4))
+  for N in (8, 6):
+    q, k, v = draw(N, 24, 3, 5), draw(N, 10, 3, 5), draw(N, 10, 3, 5)
+    expected = jax.jit(attend)(q, k, v)
+    with jax.set_mesh(mesh):
+      found = jax.jit(attend)(q, k, v)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 def test_cut_products_are_a_dense_layers_features():

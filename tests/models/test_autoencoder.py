@@ -1,6 +1,7 @@
 """Laws of the KL autoencoder; tests/weights has its parity with diffusers."""
 
 import dataclasses
+import itertools
 import re
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from jax.sharding import NamedSharding
 
 from emu_jax.models.autoencoder import (
   Autoencoder,
@@ -19,6 +21,9 @@ from emu_jax.models.autoencoder import (
   sample_posterior,
   to_patches,
 )
+from emu_jax.parallel.activations import shares, video_spec
+from emu_jax.parallel.mesh import MeshConfig, make_mesh
+from train.planning import hlo
 
 SMALL = AutoencoderConfig(channels=(8, 16), num_res_blocks=1, norm_groups=4)
 
@@ -69,31 +74,91 @@ def test_no_example_and_no_frame_sees_another(small):
   np.testing.assert_array_equal(reach[0, [0, 2]], 0)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 5])
-def test_coding_in_chunks_equals_coding_at_once(small, chunk):
+@pytest.mark.parametrize("size", [1, 2, 4, 5, 6, 9])  # frames at a time, of 2 times 3
+def test_coding_in_chunks_equals_coding_at_once(small, size):
+  """Of every number of frames; as one program, which all calls share."""
   x, encode, decode = small
   z = noise(2, 2, 3, 4, 6, 4)
-  seen = []
+  shapes = []
 
-  def watched(f):
-    def apply(a):
-      seen.append(a.shape[1])
-      return f(a)
+  def watched(z):
+    shapes.append(z.shape[:2])
+    return decode(z)
 
-    return apply
-
-  np.testing.assert_allclose(in_chunks(watched(decode), z, chunk), decode(z), atol=1e-5)
-  assert max(seen) == min(chunk, 3)  # it really was in chunks
-  for part, all_at_once in zip(in_chunks(encode, x, chunk), encode(x), strict=True):
+  np.testing.assert_allclose(in_chunks(watched, z, size), decode(z), atol=1e-5)
+  assert set(shapes) == {(1, min(size, 6))}
+  for part, all_at_once in zip(in_chunks(encode, x, size), encode(x), strict=True):
     np.testing.assert_allclose(part, all_at_once, atol=1e-5)
 
 
-def test_a_temporal_decoders_chunks_are_clips_of_their_own():
+@pytest.mark.parametrize(("size", "cuts"), [(2, [0, 2, 4, 5]), (5, [0, 5]), (9, [0, 5])])
+def test_chunks_of_whole_clips_are_clips_of_their_own(size, cuts):
   """The last one too, although it is shorter: its frames see no others and no filling."""
   alone = lambda z: z - z.mean(axis=1, keepdims=True)  # crosses frames, as such a decoder does
   z = noise(6, 2, 5, 2, 3, 4)
-  expected = jnp.concatenate([alone(z[:, :2]), alone(z[:, 2:4]), alone(z[:, 4:])], axis=1)
-  np.testing.assert_allclose(in_chunks(alone, z, 2), expected, atol=1e-6)
+  parts = [alone(z[:, i:j]) for i, j in itertools.pairwise(cuts)]
+  seen = []
+
+  def watched(z):
+    seen.append(z.shape[0])
+    return alone(z)
+
+  found = in_chunks(watched, z, size, whole_clip=True)
+  np.testing.assert_allclose(found, jnp.concatenate(parts, axis=1), atol=1e-6)
+  assert set(seen) == {1}  # example
+
+
+@pytest.mark.parametrize("whole_clip", [False, True])
+@pytest.mark.parametrize("mesh", [MeshConfig(data=2, fsdp=2), MeshConfig(data=2, frames=2)])
+def test_on_a_mesh_a_device_codes_its_own_frames_a_few_at_a_time(mesh, whole_clip):
+  """Every device codes its own examples and, where these are independent, its own frames."""
+  mesh = make_mesh(jax.devices()[:4], mesh)
+  config = dataclasses.replace(SMALL, channels=(8,), temporal_decoder=whole_clip)
+  z = noise(7, 4, 4, 4, 6, 4)
+  net, params = build(config, noise(1, 1, 4, 4, 6, 3))
+  shapes = []
+
+  def f(params, z):
+    shapes.append(z.shape)
+    return net.apply({"params": params}, z, method="decode")
+
+  chunked = jax.jit(lambda p, z: in_chunks(lambda z: f(p, z), z, 2, whole_clip=whole_clip))
+  expected = chunked(params, z)
+  with jax.set_mesh(mesh):
+    parts = shares(z.shape)
+    placed = jax.device_put(z, NamedSharding(mesh, video_spec(mesh, z.shape, "frames")))
+    compiled = chunked.lower(params, placed).compile()
+    found = compiled(params, placed)
+  # Pixels of a standard deviation near 1, their sums in another order.
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  batch, _ = parts
+  assert shapes[-1][:2] == (batch, 2)
+  if not whole_clip:
+    exchanged = hlo.read(compiled.as_text()).exchanges
+    assert not exchanged, exchanged
+
+
+def temporary(config, B, T, size, method="decode"):
+  """Bytes that the compiled program needs beside its arguments and its result."""
+  net, side = Autoencoder(config), 32
+  params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 1, side, side, 3)))
+  channels, side = (config.z_channels, side // config.downsample) if method == "decode" else (3, 32)
+  f = lambda params, z: in_chunks(
+    lambda z: net.apply(params, z, method=method), z, size, whole_clip=config.temporal_decoder
+  )
+  x = jax.ShapeDtypeStruct((B, T, side, side, channels), jnp.float32)
+  return jax.jit(f).lower(params, x).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("temporal_decoder", [False, True])
+def test_memory_is_that_of_the_frames_at_a_time(temporal_decoder):
+  """Neither of the batch nor of the clip: what is added is as large as the result itself."""
+  config = dataclasses.replace(SMALL, temporal_decoder=temporal_decoder)
+  one, batch, clip = (temporary(config, B, T, 4) for B, T in ((1, 4), (4, 8), (1, 32)))
+  result = 4 * 32 * 32**2 * 3  # bytes of 32 frames
+  for found in (batch, clip):
+    assert found < one + 2 * result, (one, found)
+  assert one + 2 * result < temporary(config, 1, 32, 32) / 2  # all at once
 
 
 def test_a_temporal_decoder_starts_as_the_image_decoder_and_then_sees_other_frames():
@@ -117,7 +182,7 @@ def test_a_temporal_decoder_starts_as_the_image_decoder_and_then_sees_other_fram
 
 
 def test_chunks_of_no_frames_are_refused():
-  with pytest.raises(ValueError, match=r"chunk=0 must be at least 1 frame"):
+  with pytest.raises(ValueError, match=r"frames_at_a_time=0 must be at least 1 frame"):
     in_chunks(lambda z: z, noise(0, 1, 2, 4, 4, 4), 0)
 
 
@@ -275,7 +340,6 @@ def test_kl_divergence_is_the_gaussian_one():
     ({"patch": 0}, "patch=0"),
     ({"norm_groups": 0}, "norm_groups=0"),
     ({"fourier_features": -1}, "fourier_features=-1 is negative"),
-    ({"strip": -1}, "strip=-1 is negative"),
     ({"latent_scale": 0.0}, "latent_scale=0.0 must be above 0"),
   ],
 )

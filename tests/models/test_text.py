@@ -4,16 +4,19 @@ import copy
 import dataclasses
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from emu_jax.models.text import (
+  ClipLayer,
   ClipText,
   ClipTextConfig,
   T5Config,
   T5Encoder,
+  T5Layer,
   clip_vit_big_g,
   clip_vit_h,
   clip_vit_l,
@@ -144,6 +147,25 @@ def test_t5_reads_prompts_of_any_length_and_clip_no_longer_than_it_has_positions
   assert shapes[0].shape == (1, 40, 16)
   with pytest.raises(ValueError, match=r"40 tokens, but max_length=9 positions are learned"):
     jax.eval_shape(ClipText(CLIP).init, jax.random.key(0), tokens, mask)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", [CLIP, T5], ids=["clip", "t5"])
+def test_the_residual_stream_is_float32_whatever_the_weights_are_stored_in(config, stored):
+  config = dataclasses.replace(config, dtype="bfloat16")
+  tokens, mask = tokens_and_mask()
+  params = jax.tree.map(lambda a: a.astype(stored), randomised(config))
+  streams = []
+
+  def watched(method, args, kwargs, context):
+    result = method(*args, **kwargs)
+    if isinstance(context.module, ClipLayer | T5Layer):
+      streams.extend([args[0].dtype.name, result.dtype.name])
+    return result
+
+  with nn.intercept_methods(watched):
+    jax.eval_shape(text_encoder(config).apply, {"params": params}, tokens, mask)
+  assert streams == ["float32"] * 2 * config.num_layers
 
 
 @pytest.mark.parametrize("config", [CLIP, T5], ids=["clip", "t5"])

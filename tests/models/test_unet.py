@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from emu_jax.models.rematerialisation import POLICIES
 from emu_jax.models.temporal import Temporal, TemporalConfig
 from emu_jax.models.unet import UNet, UNetConfig
+from emu_jax.systems.emu_video import published_unet
 from emu_jax.typing import Conditions
 from train.planning import flops
 
@@ -198,7 +199,7 @@ def count(tree) -> int:
 
 
 def published_shapes(**changes):
-  cfg = UNetConfig.emu_video(**changes)
+  cfg = published_unet(**changes)
   B, T = 1, 2
   conditions = Conditions(
     texts=tuple(jnp.zeros((B, 4, d)) for d in cfg.context_dims),

@@ -170,7 +170,7 @@ def test_a_bucket_is_the_records_motion_scaled_and_cut_to_its_range():
 def test_each_micro_condition_changes_the_output(column, trees):
   x, t, conditions = jnp.ones((B, T, 4, 6, 4)), jnp.zeros(B), some_picture(1).conditions(T)
   net = jax.jit(UNet(SYSTEM.unet).apply)
-  micro = conditions.vectors["micro"].at[:, column].multiply(1.5)
+  micro = conditions.vectors["micro"].at[:, column].add((1.0, 40.0, 0.5)[column])
   other = dataclasses.replace(conditions, vectors={"micro": micro})
   one, two = (net({"params": trees["unet"]}, x, t, c) for c in (conditions, other))
   assert float(jnp.abs(one - two).max()) > 1e-3
@@ -280,12 +280,12 @@ def test_what_a_part_trains_gets_a_gradient_and_the_first_stage_none(gradients, 
         assert not found, path
 
 
-def test_parts_differ_in_the_noise_alone_and_it_has_its_mean_and_deviation(key, losses, trees):
+def test_parts_differ_in_the_noise_alone_and_it_has_its_mean_and_deviation(losses, trees):
   noises = {"image": (-1.2, 1.0), "video": (0.7, 1.6), "high_resolution": (1.0, 1.6)}
   for name, (mean, std) in noises.items():
     process = svd.process_of(SYSTEM, getattr(SYSTEM, f"{name}_noise"))
     assert dataclasses.replace(process, log_mean=1.0, log_std=1.6) == SYSTEM.process
-    logs = jnp.log(process.draw(key, 20_000))
+    logs = jnp.log(process.draw(jax.random.key(0), 20_000))
     np.testing.assert_allclose([logs.mean(), logs.std()], [mean, std], atol=0.04)
   found = [losses(name, trees, batch(), jax.random.key(3)) for name in CLIP_PARTS]
   assert float(jnp.abs(found[0] - found[1]).max()) > 1e-3
@@ -293,8 +293,7 @@ def test_parts_differ_in_the_noise_alone_and_it_has_its_mean_and_deviation(key, 
 
 
 def test_the_loss_is_edms_of_this_network_at_the_noise_of_its_part(losses, trees):
-  one, key = batch(), jax.random.key(3)
-  keys = jax.random.split(key, 4)
+  one, keys = batch(), jax.random.split(jax.random.key(3), 4)
   clip = one["frames"].astype(jnp.float32) / 127.5 - 1
 
   @jax.jit
@@ -308,7 +307,9 @@ def test_the_loss_is_edms_of_this_network_at_the_noise_of_its_part(losses, trees
     net = lambda x, t: UNet(SYSTEM.unet).apply({"params": trees["unet"]}, x, t, conditions)
     return edm_loss(net, Edm(log_mean=0.7, log_std=1.6), latents, keys[3])
 
-  np.testing.assert_allclose(losses("video", trees, one, key), wanted(trees), rtol=1e-5)
+  np.testing.assert_allclose(
+    losses("video", trees, one, jax.random.key(3)), wanted(trees), rtol=1e-5
+  )
 
 
 @pytest.mark.parametrize("name", ["image", "video"])
@@ -489,7 +490,6 @@ def test_the_configuration_comes_back_from_json():
     ({"rates": (0.5, 4.0)}, r"rates=\(0\.5, 4\.0\) must be at least 1"),
     ({"motion": 300.0}, "motion=300.0 must be 0 to 255"),
     ({"video_noise": (0.7, 0.0)}, r"video_noise=\(0\.7, 0\.0\)"),
-    ({"train": "none"}, "train='none'"),
     ({"preview": svd.Sampling("ddim", 5)}, "ddim"),
   ],
 )

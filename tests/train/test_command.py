@@ -16,9 +16,8 @@ from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from tests import tiny_recipe
 from tests.data.video_files import write_numbered, write_video
 from train import command, packing
+from train.clips import stage_tokenizers, tell_of_cuts
 from train.config import load_stages
-from train.inputs import STATISTICS_EXAMPLES
-from train.tokenizers import stage_tokenizers, tell_of_cuts
 
 STAGES = ("autoencoder", "image", "video", "interpolation", "extension")
 
@@ -86,8 +85,8 @@ def test_tokenizers_are_learned_once_and_handed_on(runs):
 def test_captions_that_are_cut_are_counted(tmp_path, capsys):
   captions = ["a red circle", "a red circle " * 20] * 3
   file = train_tokenizer(captions, tmp_path / "tokenizer.json", 300)
-  records = [{"caption": caption.encode()} for caption in captions]
-  source = Source("clips/train", 32, records, np.ones(6, np.int32), np.ones(6, np.float32))
+  counts = np.ones(6, np.int32), np.ones(6, np.float32)
+  source = Source("clips/train", (32, 32), [], *counts, captions=captions)
   tell_of_cuts((load_tokenizer(file, 77), load_tokenizer(file, 8)), [source])
   (line,) = capsys.readouterr().out.splitlines()
   assert line.startswith(
@@ -116,7 +115,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(runs, run, tmp_path, cap
 
 def test_a_stage_that_was_stopped_stops_the_recipe(run, tmp_path, monkeypatch):
   asked = []
-  monkeypatch.setattr(command, "train_stage", lambda e, folder: asked.append(e.stage))
+  monkeypatch.setattr(command, "train_part", lambda e, folder: asked.append(e.part))
   run("--out", tmp_path)
   assert asked == ["autoencoder"]
 
@@ -134,7 +133,7 @@ def test_init_from_is_for_the_first_of_the_chosen_stages(base, runs):
   arguments = command.Run(tiny_recipe.config(base), stage=("video", "interpolation"))
   stages = load_stages(str(arguments.config))
   words = ["--init_from", str(runs / "image")]
-  planned = command.plan(arguments, stages, base / "elsewhere", words)
+  planned = command.planned(arguments, stages, base / "elsewhere", words)
   assert [experiment.init_from for experiment, _ in planned] == [
     str(runs / "image"), str(base / "elsewhere" / "video")
   ]  # fmt: skip
@@ -154,11 +153,11 @@ def test_several_runs_of_a_stage_have_folders_of_their_own(base, tmp_path):
   names = 'replace(STAGES[2], name="small"), replace(STAGES[2], name="large")'
   file.write_text(f"{source}\nfrom dataclasses import replace\nSTAGES = ({names})\n")
   words = ["--init_from", str(tiny_recipe.trained(base) / "image")]
-  both = command.plan(command.Run(file), load_stages(str(file)), tmp_path, words)
+  both = command.planned(command.Run(file), load_stages(str(file)), tmp_path, words)
   assert [folder.name for _, folder in both] == ["small", "large"]
   assert both[1][0].init_from == str(tmp_path / "small")
-  assert [experiment.stage for experiment, _ in both] == ["video", "video"]
-  chosen = command.plan(
+  assert [experiment.part for experiment, _ in both] == ["video", "video"]
+  chosen = command.planned(
     command.Run(file, stage=("large",)), load_stages(str(file)), tmp_path, words
   )
   assert [folder.name for _, folder in chosen] == ["large"]
@@ -180,24 +179,11 @@ def test_validation_is_the_same_at_every_call(run, tmp_path):
   assert losses[0] == losses[1]
 
 
-def test_latents_are_measured_on_data_that_is_then_trained_on(base):
-  experiment = next(e for e in load_stages(str(tiny_recipe.config(base))) if e.stage == "image")
-
-  def data():
-    sources = command.opened(experiment, "train")
-    return command.batches(sources, **command.data_options(experiment, ()))
-
-  first, again = data(), data()
-  some = command.statistics_batch(experiment, {}, first)["frames"]
-  assert some.shape == (STATISTICS_EXAMPLES, 1, 16, 16, 3)
-  np.testing.assert_array_equal(next(first)["frames"], next(again)["frames"])
-  assert command.statistics_batch(experiment, {"latents": {}}, first) == {}
-
-
 def test_the_users_own_tokenizers_are_kept_with_the_run(base, tmp_path):
-  experiment = next(e for e in load_stages(str(tiny_recipe.config(base))) if e.stage == "image")
+  experiment = next(e for e in load_stages(str(tiny_recipe.config(base))) if e.part == "image")
   named = [train_tokenizer(["red circle"], tmp_path / f"{i}.json", 270) for i in range(2)]
-  experiment = dataclasses.replace(experiment, tokenizers=tuple(map(str, named)))
+  data = dataclasses.replace(experiment.data, tokenizers=tuple(map(str, named)))
+  experiment = dataclasses.replace(experiment, data=data)
   (tmp_path / "weights.safetensors").touch()  # of the model that the tokenizer came with
   (tmp_path / "run").mkdir()
   kept = stage_tokenizers(experiment, tmp_path / "run", [])
@@ -224,7 +210,7 @@ def test_fields_are_listed_with_their_values_and_meanings(base, capsys):
   assert not ended.value.code
   out = capsys.readouterr().out
   assert "--loop.num-steps" in out
-  assert "--model.image.text.0.width" in out
+  assert "--system.image.text.0.width" in out
 
 
 @pytest.mark.parametrize("words", [[], ["run"], ["prepare"]])
@@ -442,27 +428,30 @@ def test_a_config_file_that_is_not_python(refused, tmp_path):
     ("--loop.steps 3", "--loop.steps: LoopConfig has no field 'steps'; it has num_steps"),
     ("--loop.num_steps 0", "num_steps=0 is below 1; give 1 or more"),
     ("--loop.num_steps few", "--loop.num_steps: 'few' is not of type int"),
-    ("--model.image.size 20", "size=20 pixels must be a multiple of 8"),
-    ("--model.schedule.prediction epsilon", "prediction='epsilon' with zero_terminal_snr=True"),
-    ("--model.image.unet.context_dims 8 8", "context_dims=(8, 8) must be the widths (8, 12)"),
-    ("--sampling.num_steps 0", "num_steps=0"),
+    ("--system.image.size 20 16", "size=20x16 pixels must be multiples of 8"),
+    (
+      "--system.process.schedule.prediction epsilon",
+      "prediction='epsilon' with zero_terminal_snr=True",
+    ),
+    ("--system.image.unet.context_dims 8 8", "context_dims=(8, 8) must be the widths (8, 12)"),
     ("--data.drop_text 2", "drop_text=2.0"),
     ("--data.batch_size 0", "--data.batch_size 0"),
     ("--optim.accumulate 3", "batch_size=4 must be a multiple of optim.accumulate=3"),
     ("--optim.peak_lr nan", "nan is not a finite number"),
-    ("--model.fps -1", "fps=-1.0 must both be positive"),
-    ("--model.num_frames 0", "clip of 0 frames"),
+    ("--system.fps -1", "fps=-1.0 must both be positive"),
+    ("--system.num_frames 0", "clip of 0 frames"),
     ("--stage movie", "has no such stage; choose of autoencoder, image, video, interpolation"),
     ("--stage video", "which holds no checkpoint, release or pipeline of diffusers; train"),
     ("--stage video --init_from nowhere", "begins with nowhere, which holds no checkpoint"),
     ("--data.sources", "--data.sources: no clips given; pack some with `emu-train prepare`"),
     ("--data.sources nowhere", "nowhere holds no prepared records; prepare it with"),
-    ("--tokenizers one", "--tokenizers: 1 given for 2 text encoders; give one each"),
-    ("--text_encoders one", "--text_encoders: 1 given for 2 text encoders; give one each"),
-    ("--text_encoders one two", "one/config.json"),
-    ("--tokenizers one two", "one does not exist; give a folder or file with"),
-    ("--model.fps 16", "stage 'interpolation': batches: none of the 40 records"),
-    ("--model.fps 16", "gives 37 frames at 64 fps without repeating any"),
+    ("--data.tokenizers one", "--data.tokenizers: 1 given for 2 text encoders; give one each"),
+    ("--init_trees text/0", "init_trees='text/0' is not of the form tree=folder"),
+    ("--init_trees text/0=one", "one/config.json"),
+    ("--part nothing", "part='nothing' is none of EmuVideo's; choose one of autoencoder"),
+    ("--data.tokenizers one two", "one does not exist; give a folder or file with"),
+    ("--system.fps 16", "stage 'interpolation': batches: none of the 40 records"),
+    ("--system.fps 16", "gives 37 frames at 64 fps without repeating any"),
     ("--data.batch_size 8", "have 4 usable validation records, fewer than a batch; lower it"),
     ("stray", "'stray' belongs to no option"),
   ],
@@ -477,10 +466,11 @@ def test_data_of_another_size_and_data_without_validation(base, refused, tmp_pat
   pack(clips(tmp_path / "clips"), tmp_path / "packed")
   line = refused("--out", tmp_path / "runs", "--data.sources", tmp_path / "packed")
   assert "has no split 'validation'; it has train; prepare more clips, or set" in line
-  larger = tmp_path / "larger"
-  pack(clips(tmp_path / "clips"), larger, "--size", "24")
-  line = refused("--out", tmp_path / "runs", "--data.sources", larger)
-  assert f"--data.sources {larger}: was prepared at 24 pixels, the model works at 16" in line
+  smaller = tmp_path / "smaller"
+  pack(clips(tmp_path / "clips"), smaller, "--size", "8")
+  line = refused("--out", tmp_path / "runs", "--data.sources", smaller)
+  assert "8x8" in line
+  assert "16x16" in line
   line = refused("--out", tmp_path / "runs", "--data.sources", tiny_recipe.shapes(base))
   assert "name one of ['images', 'videos'] in it" in line
   assert not (tmp_path / "runs").exists()
@@ -503,18 +493,18 @@ def test_a_run_of_another_config_is_not_touched(runs, refused):
 
 def test_a_complete_run_of_another_model_is_not_taken_for_this_one(runs, run, refused, capsys):
   words = ["--out", runs, "--stage", "autoencoder"]
-  line = refused(*words, "--model.fps", "2.0")
-  assert "holds a run of another config: model.fps is" in line
+  line = refused(*words, "--system.image.unet.norm_groups", "2")
+  assert "its system: spatial: norm_groups is 4, the config's is 2" in line
   run(*words, "--optim.peak_lr", "0.5")  # how it was made is no matter
   assert "complete at step 2, not trained again" in capsys.readouterr().out
 
 
 def test_a_run_to_begin_with_of_another_model(runs, refused, tmp_path):
   words = ["--out", tmp_path / "runs", "--stage", "image", "--init_from", runs / "autoencoder"]
-  line = refused(*words, "--model.image.autoencoder.channels", "12")
+  line = refused(*words, "--system.image.first_stage.config.channels", "12")
   assert f"{runs}/autoencoder: holds the weights of another config: autoencoder/" in line
   line = refused(*words[:2], "--stage", "interpolation", "--init_from", runs / "image")
-  assert "stage 'interpolation' needs the trees ['temporal']" in line
+  assert "part 'interpolation' needs the trees ['temporal']" in line
   assert not (tmp_path / "runs").exists()
 
 
@@ -527,7 +517,7 @@ def test_runs_in_a_place_that_cannot_be_written(refused, tmp_path):
 
 def test_a_tokenizer_of_another_encoder(refused, tmp_path):
   file = train_tokenizer([f"word{i} other{i}" for i in range(300)], tmp_path / "large.json", 400)
-  line = refused("--out", tmp_path / "runs", "--tokenizers", file, file)
+  line = refused("--out", tmp_path / "runs", "--data.tokenizers", file, file)
   assert f"{file}: has 400 tokens, its text encoder vocab_size=300" in line
   assert not (tmp_path / "runs").exists()
 

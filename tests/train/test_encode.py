@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import shutil
 
 import jax
@@ -17,38 +16,39 @@ import numpy as np
 import pytest
 
 from emu_jax import cli
-from emu_jax.checkpoints.run import stored_metadata
-from emu_jax.config import to_dict
+from emu_jax.checkpoints.run import digest, load_trees, origins, stored_metadata
 from emu_jax.data.batches import batches, open_source
 from emu_jax.data.latent_records import collate_captions
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.errors import InputError
+from emu_jax.model import load_tokenizers
 from emu_jax.parallel.mesh import make_mesh
-from emu_jax.systems.latent import posterior
+from emu_jax.systems.emu import batch_text
+from emu_jax.systems.first_stage import pixels
 from tests import tiny, tiny_recipe
 from train import command, encode
-from train.checkpoint import Checkpoints, save_frozen
-from train.config import Experiment, load_stages
-from train.encoders import digest
-from train.inputs import data_options, empty_prompt, inherit, opened, statistics_batch
-from train.stages import build, check_inherited, features, pixels
-from train.state import TrainState, leaf_names
-from train.tokenizers import load_tokenizers
+from train.checkpoint import Checkpoints, Inherited, save_frozen
+from train.clips import batch_options, empty_prompt, opened
+from train.config import Experiment, config_json, load_stages
+from train.inherit import inherit, measured, source_of
+from train.stages import build, check_inherited, encoded_fields
+from train.state import TrainState
 
 CONFIG = """
-from emu_jax.systems.latent import Sampling
+import dataclasses
+
+from emu_jax.diffusion.process import Sampling
 from tests.tiny import MODEL
 from train.config import DataConfig, Experiment
 from train.loop import LoopConfig
 
-PARTS = dict(
-  model=MODEL,
+IMAGE = dataclasses.replace(MODEL.image, preview=Sampling(num_steps=2))
+HOW = dict(
+  system=dataclasses.replace(MODEL, image=IMAGE),
   data=DataConfig(sources=({clips!r},), batch_size=4, drop_text=0.3, drop_both=0.3),
-  loop=LoopConfig(num_steps=2, log_every=1),
-  sampling=Sampling(num_steps=2),
-  num_samples=1,
+  loop=LoopConfig(num_steps=2, log_every=1, num_samples=1),
 )
-STAGES = tuple(Experiment(stage=stage, **PARTS) for stage in ("image", "video", "interpolation"))
+STAGES = tuple(Experiment(part=part, **HOW) for part in ("image", "video", "interpolation"))
 """
 
 
@@ -63,12 +63,12 @@ class NoData(collections.abc.Iterator):
 def write_run(folder, trees, experiment, texts):
   """A run of the image stage that has trained text and U-Net."""
   folder.mkdir(parents=True)
-  (folder / "config.json").write_text(json.dumps(to_dict(experiment)))
-  save_frozen(folder, {name: trees[name] for name in ("autoencoder", "latents")})
+  (folder / "config.json").write_text(config_json(experiment))
+  save_frozen(folder, {name: trees[name] for name in ("autoencoder", "latents")}, Inherited())
   trained = {name: trees[name] for name in ("spatial", "text")}
   with Checkpoints(folder, 1) as checkpoints:
     checkpoints.save(1, TrainState(np.int32(1), trained, trained, {"count": np.int32(1)}), NoData())
-  for i, encoder in enumerate(experiment.model.image.text):
+  for i, encoder in enumerate(experiment.system.texts):
     (folder / "tokenizers" / str(i)).mkdir(parents=True)
     file = folder / "tokenizers" / str(i) / "tokenizer.json"
     train_tokenizer(texts, file, encoder.vocab_size)
@@ -100,10 +100,9 @@ def made(tmp_path_factory):
   here = tmp_path_factory.mktemp("encode")
   clips = str(tiny_recipe.shapes(base) / "videos")
   (here / "tiny.py").write_text(CONFIG.format(clips=clips))
-  stages = {e.stage: e for e in load_stages(str(here / "tiny.py"))}
+  stages = {e.part: e for e in load_stages(str(here / "tiny.py"))}
   trees = tiny.trees()
-  records = open_source(clips, "train").records
-  texts = [records[i]["caption"].decode() for i in range(len(records))]
+  texts = list(open_source(clips, "train").captions)
   write_run(here / "runs" / "image", trees, stages["image"], texts)
   found = Made(str(here / "tiny.py"), clips, here / "runs", trees, stages, here)
   with tiny_recipe.one_device(), one_local_device():
@@ -124,11 +123,13 @@ def readers(made, experiment, count=4):
   """The experiment's first batches, and its empty prompt."""
   sources = opened(experiment, "train")
   held = sources[0].encoded
-  tokenizers = load_tokenizers(experiment.model, made.runs / "image")
+  encoding = held and held.encoding
+  folders = [made.runs / "image" / "tokenizers" / str(i) for i in range(2)]
+  tokenizers = load_tokenizers(experiment.definition.texts, folders)
   empty = empty_prompt(tokenizers)
-  if held is not None and not experiment.trains_text:
-    tokenizers, empty = (), collate_captions([held.empty], held.encoding)
-  options = data_options(experiment, tokenizers)
+  if "captions" in encoded_fields(experiment, encoding):
+    tokenizers, empty = (), {"text": collate_captions([held.empty], held.encoding)}
+  options = batch_options(experiment, tokenizers)
   options |= {"drop_text": experiment.data.drop_text, "drop_both": experiment.data.drop_both}
   with contextlib.closing(batches(sources, **options)) as data:
     return list(itertools.islice(data, count)), empty, held and held.encoding
@@ -143,7 +144,7 @@ def losses(made):
     experiment = made.stage("video", source)
     (batch, *_), empty, encoding = readers(made, experiment, 1)
     trees = {n: made.trees[n] for n in ("autoencoder", "latents", "text", "spatial")}
-    return build(experiment, trees, {}, empty, encoding=encoding), batch
+    return build(experiment, trees, empty, encoding=encoding), batch
 
   @functools.cache
   def program(encoded):
@@ -165,11 +166,11 @@ def test_batches_are_those_of_the_clips_in_the_same_order(made):
   pixel, encoded = (made.stage("video", source) for source in (made.clips, made.out / "float32"))
   of_clips, _, _ = readers(made, pixel)
   of_records, _, _ = readers(made, encoded)
-  image, trees = pixel.model.image, made.trees
-  moments = jax.jit(lambda batch: posterior(image.autoencoder, trees, pixels(batch)))
-  told = jax.jit(lambda batch: features(pixel, trees, batch))
+  image, trees = pixel.system.image, made.trees
+  moments = jax.jit(lambda batch: image.first_stage.posterior(trees, pixels(batch["frames"])))
+  features = jax.jit(lambda batch: batch_text(image, trees, batch))
   for clip, record in zip(of_clips, of_records, strict=True):
-    want, text = moments(clip), told(clip)
+    want, text = moments(clip), features(clip)
     want = np.concatenate([want.mean, want.log_var], axis=-1)
     np.testing.assert_allclose(record["moments"], want, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(record["image_dropped"], clip["image_dropped"])
@@ -210,15 +211,16 @@ def test_text_that_trains_is_read_from_captions(made):
   """And latents are measured from the records, as from the clips."""
   both = []
   for source in (made.clips, made.out / "float32"):
-    experiment = made.stage("image", source, train_text=True)
+    experiment = made.stage("image", source)
+    image = dataclasses.replace(experiment.system.image, train_text=True)
+    system = dataclasses.replace(experiment.system, image=image)
+    experiment = dataclasses.replace(experiment, system=system)
     (batch, *_), _, encoding = readers(made, experiment, 1)
     assert "tokens" in batch
-    sources = opened(experiment, "train")
-    data = batches(sources, **data_options(experiment, ()))
-    with contextlib.closing(data):
-      some = statistics_batch(experiment, {}, data)
+    data = batches(opened(experiment, "train"), **batch_options(experiment, ()))
     trees = {"autoencoder": made.trees["autoencoder"]} if encoding is None else {}
-    both.append(build(experiment, trees, some, ((), ()), encoding=encoding).frozen["latents"])
+    with contextlib.closing(data):
+      both.append(measured(experiment, trees, data, make_mesh(jax.devices()[:1]))["latents"])
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), *both)
 
 
@@ -293,12 +295,13 @@ def test_what_cannot_be_encoded_is_one_line(made, tmp_path, capsys, name):
 def test_records_of_other_weights_are_refused_with_both_digests(made, tmp_path, capsys):
   other = made.trees | {"autoencoder": jax.tree.map(lambda a: a + 1, made.trees["autoencoder"])}
   shutil.copytree(made.runs / "image", tmp_path / "image")
-  save_frozen(tmp_path / "image", {name: other[name] for name in ("autoencoder", "latents")})
+  frozen = {name: other[name] for name in ("autoencoder", "latents")}
+  save_frozen(tmp_path / "image", frozen, Inherited())
   line = run_refused(made, tmp_path, capsys, "--data.sources", made.out / "float16")
   for trees in (made.trees, other):
-    assert digest(trees["autoencoder"]) in line
+    assert digest({"autoencoder": trees["autoencoder"]}) in line
   assert not (tmp_path / "video" / "frozen").exists()
-  assert not (tmp_path / "video" / "encoders").exists()
+  assert not (tmp_path / "video" / "inherited.json").exists()
 
 
 def test_records_of_other_tokenizers_are_refused(made, tmp_path, capsys):
@@ -322,7 +325,7 @@ def test_sources_that_do_not_go_together_are_refused(made, tmp_path, capsys, nam
   places = {"clips": made.clips} | {dtype: made.out / dtype for dtype in ("float16", "float32")}
   sources = [places[word] for word in given]
   assert line in run_refused(made, tmp_path, capsys, "--data.sources", *sources)
-  assert not (tmp_path / "video").exists()
+  assert not (tmp_path / "video" / "checkpoints").exists()
 
 
 def run_refused(made, runs, capsys, *words):
@@ -334,33 +337,37 @@ def run_refused(made, runs, capsys, *words):
 def test_an_autoencoder_does_not_train_on_latents(made):
   experiment = made.stage("video", made.out / "float16")
   with pytest.raises(InputError, match="trains on pixels"):
-    opened(dataclasses.replace(experiment, stage="autoencoder"), "train")
-
-
-def stored(run):
-  """Names of the trees in frozen/ and encoders/ of a run."""
-  return [
-    {name.split("/")[0] for name in leaf_names(stored_metadata(run / part))}
-    for part in ("frozen", "encoders")
-  ]
+    opened(dataclasses.replace(experiment, part="autoencoder"), "train")
 
 
 def test_a_run_on_encoded_records_samples_and_hands_on_what_its_steps_lacked(made, tmp_path):
+  """They lie in the run before, which it names; from a release it keeps them itself."""
   run = tmp_path / "image"
   words = ["--stage", "image", "--init_from", made.runs / "image", "--loop.num_steps", "1"]
   words += ["--out", tmp_path, "--data.sources", made.out / "float16"]
   with tiny_recipe.one_device():
     command.main(["run", *made.words(*words)])
-  assert stored(run) == [{"latents"}, {"autoencoder", "text"}]
+  assert set(origins(run)) == {"autoencoder", "latents", "text"}
+  assert not (run / "frozen").exists()
   following = dataclasses.replace(made.stages["video"], init_from=str(run))
-  found = inherit(following)
-  check_inherited(following, found)
+  found, _ = inherit(following, source_of(following))
+  check_inherited(following, tuple(found))
   for name in ("autoencoder", "latents", "text"):
     jax.tree.map(np.testing.assert_array_equal, found[name], made.trees[name])
   picture = str(tmp_path / "a.png")
   words = ["--checkpoint", str(run), "--frames", "1", "--steps", "2", "--out", picture]
   cli.main(["sample", "a square", *words])
   assert (tmp_path / "a.png").stat().st_size > 0
+
+
+def test_a_run_that_begins_with_a_release_keeps_what_it_does_not_train(made, tmp_path):
+  cli.main(["convert", str(made.runs / "image"), str(tmp_path / "release"), "--to", "safetensors"])
+  words = ["--stage", "image", "--init_from", tmp_path / "release", "--loop.num_steps", "1"]
+  words += ["--out", tmp_path, "--data.sources", made.out / "float32"]
+  with tiny_recipe.one_device():
+    command.main(["run", *made.words(*words)])
+  assert set(stored_metadata(tmp_path / "image" / "frozen")) == {"autoencoder", "latents", "text"}
+  assert set(load_trees(tmp_path / "image")) == {"autoencoder", "latents", "text", "spatial"}
 
 
 @pytest.mark.parametrize("stage", ["image", "video"])
@@ -371,8 +378,8 @@ def test_samples_while_training_take_the_autoencoder_and_no_text_encoder(made, s
   names = ("spatial", "temporal") if stage == "video" else ("spatial",)
   trees = {name: made.trees[name] for name in ("latents", *names)}
   aside = {"autoencoder": made.trees["autoencoder"]}
-  assert build(experiment, trees, {}, empty, encoding=encoding).sample is None
-  built = build(experiment, trees, {}, empty, encoding=encoding, aside=aside)
+  assert build(experiment, trees, empty, encoding=encoding).sample is None
+  built = build(experiment, trees, empty, encoding=encoding, aside=aside)
   trained = {"temporal": trees["temporal"]} if stage == "video" else {"spatial": trees["spatial"]}
   drawn = jax.eval_shape(built.sample, trained, built.frozen, batch, jax.random.key(0))
   assert drawn[stage].shape == ((1, 8, 16, 32, 3) if stage == "video" else (1, 1, 16, 16, 3))

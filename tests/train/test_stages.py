@@ -12,19 +12,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from emu_jax.checkpoints.run import load_ema, stored_metadata
-from emu_jax.conditioning import TextFeatures
+import emu_jax
+from emu_jax.checkpoints.run import load_ema, origins, stored_metadata
+from emu_jax.diffusion.discrete import Discrete
 from emu_jax.diffusion.loss import Times
 from emu_jax.errors import InputError
-from emu_jax.generation import Request, generate
-from emu_jax.loading import load_pipeline
 from emu_jax.parallel.mesh import make_mesh
-from emu_jax.systems import emu, emu_video
-from emu_jax.systems.latent import Sampling, encode_frames
+from emu_jax.systems.first_stage import pixels
 from tests import tiny_recipe
-from train import stages
 from train.config import load_stages
-from train.stages import NEEDS, TREE, build, check_inherited, initial_trees, pixels
+from train.inherit import measured
+from train.planning.programs import empty_shapes
+from train.stages import build, check_inherited, initial_trees
 from train.state import abstract_state, initial_state, leaf_names
 
 STAGES = ("autoencoder", "image", "video", "interpolation", "extension")
@@ -35,8 +34,9 @@ TRAINED = {
   "interpolation": {"interpolation"},
   "extension": {"extension"},
 }
+TREE = {"video": "temporal", "interpolation": "interpolation", "extension": "extension"}
 # What each stage finds and leaves as it is; the discriminator is of no use after its own stage.
-FROZEN = {
+FOUND = {
   "autoencoder": set(),
   "image": {"autoencoder", "latents"},
   "video": {"autoencoder", "latents", "text", "spatial"},
@@ -59,7 +59,7 @@ def saved(runs):
 @pytest.fixture(scope="module")
 def experiments(tmp_path_factory):
   stages = load_stages(str(tiny_recipe.config(tmp_path_factory.getbasetemp())))
-  return {experiment.stage: experiment for experiment in stages}
+  return {experiment.part: experiment for experiment in stages}
 
 
 def assert_identical(a, b):
@@ -73,12 +73,6 @@ def stored(runs, stage, part):
   return leaf_names(stored_metadata(runs / stage / "checkpoints" / "2" / part))
 
 
-def empty_prompt(experiment):
-  lengths = [encoder.max_length for encoder in experiment.model.image.text]
-  tokens = tuple(np.zeros((1, length), np.int32) for length in lengths)
-  return tokens, tuple(np.ones((1, length), bool) for length in lengths)
-
-
 def some_frames(seed=0, num=64):
   """Frames whose channels differ in mean and spread, as real ones' do."""
   noise = np.random.default_rng(seed).normal(size=(num, 1, 4, 4, 3)).repeat(4, 2).repeat(4, 3)
@@ -87,11 +81,23 @@ def some_frames(seed=0, num=64):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_holds_what_it_trained_and_what_it_found(runs, saved, stage):
-  assert set(saved(stage)) == FROZEN[stage] | TRAINED[stage]
+def test_a_run_has_what_it_trained_and_what_it_found(saved, stage):
+  assert set(saved(stage)) - {"discriminator"} == (FOUND[stage] | TRAINED[stage]) - {
+    "discriminator"
+  }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_stores_nothing_that_an_earlier_one_holds(runs, stage):
+  """Latents are measured by the first run that needs them; all else lies where it was trained."""
   frozen = runs / stage / "frozen"
-  found = leaf_names(stored_metadata(frozen)) if frozen.is_dir() else ()
-  assert {name.split("/")[0] for name in found} == FROZEN[stage]
+  stored = set(stored_metadata(frozen)) if frozen.is_dir() else set()
+  assert stored == ({"latents"} if stage == "image" else set())
+  elsewhere = origins(runs / stage)
+  assert set(elsewhere) == FOUND[stage] - stored
+  for name, origin in elsewhere.items():
+    maker = "image" if name == "latents" else next(s for s in STAGES if name in TRAINED[s])
+    assert (runs / stage / origin.run).resolve() == (runs / maker).resolve()
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -113,15 +119,14 @@ def test_gradient_optimiser_and_average_hold_what_trains_and_nothing_else(runs, 
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_frozen_trees_are_bit_identical_to_those_of_the_stage_before(saved, stage):
   before, after = saved(STAGES[STAGES.index(stage) - 1]), saved(stage)
-  for name in FROZEN[stage] & set(before):
+  for name in FOUND[stage] & set(before):
     assert_identical(after[name], before[name])
-  assert FROZEN[stage] - set(before) == ({"latents"} if stage == "image" else set())
+  assert FOUND[stage] - set(before) == ({"latents"} if stage == "image" else set())
 
 
 def test_the_image_model_draws_the_same_bytes_after_all_video_training(runs):
-  request = Request(frames=1, sampling=Sampling(num_steps=2))
   drawn = [
-    generate(load_pipeline(runs / stage), ["a square"], request)[0]
+    emu_jax.load(runs / stage).sample("a square", frames=1, steps=2).frames
     for stage in ("image", "extension")
   ]
   np.testing.assert_array_equal(*drawn)
@@ -149,15 +154,22 @@ def state_of(runs, stage):
   }
 
 
+def with_image(experiment, **fields):
+  """The experiment with other fields of its image model."""
+  system = experiment.system
+  image = dataclasses.replace(system.image, **fields)
+  return dataclasses.replace(experiment, system=dataclasses.replace(system, image=image))
+
+
 def test_text_encoders_rest_without_train_text(saved, experiments):
-  without = dataclasses.replace(experiments["image"], train_text=False)
-  stage = build(without, saved("video"), {}, empty_prompt(without))
+  without = with_image(experiments["image"], train_text=False)
+  stage = build(without, saved("video"), empty_shapes(without))
   assert_identical(stage.frozen["text"], saved("video")["text"])
   assert set(jax.eval_shape(stage.init, jax.random.key(0))) == {"spatial"}
 
 
 def begin_state(experiment, inherited):
-  stage = build(experiment, inherited, some_frames(), empty_prompt(experiment))
+  stage = build(experiment, inherited, empty_shapes(experiment))
   mesh = make_mesh(jax.devices()[:1])
   initial = initial_trees(experiment, inherited)
   return initial_state(stage, experiment.optim, jax.random.key(0), mesh, initial)
@@ -184,15 +196,40 @@ def test_a_stage_begins_at_its_own_tree_where_the_run_before_had_trained_it(save
       assert_identical(tree, inherited[name])
 
 
+class Batches:
+  """Batches of frames, one after another, with a position."""
+
+  def __init__(self, batches):
+    self.batches, self.position = batches, 0
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    self.position += 1
+    return self.batches[self.position - 1]
+
+  def get_state(self):
+    return self.position
+
+  def set_state(self, position):
+    self.position = position
+
+
 def test_latents_have_mean_0_and_variance_1_in_each_channel(saved, experiments):
-  """z = (mean + std eps - shift) scale: the means' variance and the mean posterior variance add."""
-  inherited = saved("autoencoder")
-  experiment, some = experiments["image"], some_frames()
-  stage = build(experiment, inherited, some, empty_prompt(experiment))
-  config = experiment.model.image.autoencoder
-  encode = jax.jit(lambda key: encode_frames(config, stage.frozen, pixels(some), key))
-  means = encode_frames(config, stage.frozen, pixels(some))
-  draws = np.stack([encode(jax.random.key(i)) for i in range(16)])
+  """z = (mean + std eps - shift) scale: the means' variance and the mean posterior variance add.
+
+  They are measured in batches, here of 4 of 64 frames, and the data is where it was.
+  """
+  experiment, frames = experiments["image"], np.asarray(some_frames()["frames"])
+  data = Batches([{"frames": frames[i : i + 4]} for i in range(0, 64, 4)] * 8)
+  trees = {name: saved("autoencoder")[name] for name in ("autoencoder",)}
+  found = measured(experiment, trees, data, make_mesh(jax.devices()[:1]))
+  assert data.position == 0
+  encode = lambda key: first_stage.encode(trees | found, pixels(jnp.asarray(frames)), key)
+  first_stage = experiment.system.image.first_stage
+  means = jax.jit(encode)(None)
+  draws = np.stack([jax.jit(encode)(jax.random.key(i)) for i in range(16)])
   n = means[..., 0].size
   np.testing.assert_allclose(means.mean((0, 1, 2, 3)), 0, atol=1e-4)
   # 16 draws of n values each: 5 standard errors of a variance of 1 are 5 sqrt(2 / 16 n), and the
@@ -203,63 +240,107 @@ def test_latents_have_mean_0_and_variance_1_in_each_channel(saved, experiments):
 
 def test_latents_are_measured_once_and_then_handed_on(saved, experiments):
   inherited = saved("image")
-  stage = build(experiments["video"], inherited, {}, empty_prompt(experiments["video"]))
+  assert measured(experiments["video"], inherited, Batches([]), None) == {}
+  stage = build(experiments["video"], inherited, empty_shapes(experiments["video"]))
   assert_identical(stage.frozen["latents"], inherited["latents"])
 
 
-BUILT_ON = [(stage, name) for stage in STAGES for name in NEEDS[stage]] + [("image", "text")]
+NEEDS = {
+  "image": ("autoencoder", "text"),
+  "video": ("autoencoder", "text", "spatial"),
+  "interpolation": ("autoencoder", "text", "spatial", "temporal"),
+  "extension": ("autoencoder", "text", "spatial", "temporal"),
+}
+BUILT_ON = [(stage, name) for stage, names in NEEDS.items() for name in names]
 
 
 @pytest.mark.parametrize(("stage", "missing"), BUILT_ON)
 def test_a_stage_is_refused_without_what_it_builds_on(experiments, stage, missing):
-  experiment = dataclasses.replace(experiments[stage], train_text=False, init_from="runs/before")
-  everything = {name: {} for name in ("autoencoder", "latents", "text", "spatial", "temporal")}
+  experiment = with_image(experiments[stage], train_text=False)
+  experiment = dataclasses.replace(experiment, init_from="runs/before")
+  everything = ("autoencoder", "text", "spatial", "temporal")
   check_inherited(experiment, everything)
-  del everything[missing]
-  message = rf"stage '{stage}' needs the trees \['{missing}'\], .*'runs/before' does not hold"
+  rest = tuple(name for name in everything if name != missing)
+  message = rf"part '{stage}' needs the trees \['{missing}'\], .*'runs/before' does not hold"
   with pytest.raises(InputError, match=message):
-    check_inherited(experiment, everything)
+    check_inherited(experiment, rest)
 
 
 def test_a_text_encoder_that_trains_need_not_be_inherited(experiments):
-  check_inherited(experiments["image"], {"autoencoder": {}})
+  check_inherited(experiments["image"], ("autoencoder",))
 
 
-def test_no_stage_has_a_tree_that_both_trains_and_rests(saved, experiments):
+def test_no_stage_has_a_leaf_that_both_trains_and_rests(saved, experiments):
   everything = saved("extension")
   mesh = make_mesh(jax.devices()[:1])
   for name, experiment in experiments.items():
-    stage = build(experiment, everything, some_frames(), empty_prompt(experiment))
+    stage = build(experiment, everything, empty_shapes(experiment))
     state = abstract_state(stage, experiment.optim, jax.random.key(0), mesh)
     assert set(state.params) == TRAINED[name]
-    assert not set(stage.frozen) & TRAINED[name]
+    assert not set(leaf_names(stage.frozen)) & set(leaf_names(state.params))
+
+
+def test_what_no_step_reads_is_not_among_its_arguments(saved, experiments):
+  """It would lie on every device: the interpolation's tree while the video's trains."""
+  everything = saved("extension")
+  stage = build(experiments["video"], everything, empty_shapes(experiments["video"]))
+  assert set(stage.frozen) == {"autoencoder", "latents", "text", "spatial"}
+
+
+def test_frozen_trees_lie_in_the_dtype_of_their_network(saved, experiments):
+  """From a run as from public weights; what trains begins from float32, whatever it computes in."""
+  unet = dataclasses.replace(experiments["video"].system.image.unet, dtype="bfloat16")
+  text = tuple(
+    dataclasses.replace(encoder, dtype=dtype)
+    for encoder, dtype in zip(
+      experiments["video"].system.image.text, ("bfloat16", "float32"), strict=True
+    )
+  )
+  experiment = with_image(experiments["video"], unet=unet, text=text)
+  stage = build(experiment, saved("image"), empty_shapes(experiment))
+  dtypes = lambda tree: {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
+  assert dtypes(stage.frozen["spatial"]) == {"bfloat16"}
+  assert dtypes(stage.frozen["text"]["0"]) == {"bfloat16"}
+  assert dtypes(stage.frozen["text"]["1"]) == dtypes(stage.frozen["autoencoder"]) == {"float32"}
+  assert dtypes(jax.eval_shape(stage.init, jax.random.key(0))) == {"float32"}
+  image = with_image(experiments["image"], unet=unet)
+  for tree in initial_trees(image, saved("image")).values():
+    assert dtypes(tree) == {"float32"}
 
 
 @pytest.mark.parametrize("name", ["image", "video", "interpolation"])
-def test_a_stage_trains_on_the_noise_that_it_asks_for(experiments, monkeypatch, name):
-  asked = []
+def test_a_stage_trains_on_the_noise_that_it_asks_for(saved, experiments, name, monkeypatch):
+  called, times = [], Times(uniform=0.5)
 
-  def loss(*args, **how):
-    asked.append(how)
-    return jnp.zeros(1)
+  def loss(self, predict, x_0, key, **how):
+    called.append((self.times, how))
+    return jnp.zeros(x_0.shape[0])
 
-  for system in (emu, emu_video):
-    monkeypatch.setattr(system, "diffusion_loss", loss)
-    monkeypatch.setattr(system, "encode_frames", lambda config, trees, frames, key: frames)
-  monkeypatch.setattr(stages, "features", lambda *args: TextFeatures((), ()))
-  times = Times(uniform=0.5)
-  experiment = dataclasses.replace(experiments[name], times=times, offset_noise=0.25)
-  frames = jnp.zeros((1, experiment.clips.num_frames, 4, 4, 3), jnp.uint8)
-  batch = {"frames": frames, "image_dropped": jnp.zeros(1, bool)}
-  trees = {"spatial": {}, "temporal": {}, "interpolation": {}}
-  stages._PARTS[name][1](experiment, trees, {}, batch, jax.random.key(0), 0)
-  assert asked == [{"offset_noise": 0.25, "times": times}]
+  monkeypatch.setattr(Discrete, "loss", loss)
+  system = experiments[name].system
+  image = system.image
+  if name == "image":
+    process = dataclasses.replace(image.process, times=times)
+    image = dataclasses.replace(image, process=process, offset_noise=0.25)
+    system = dataclasses.replace(system, image=image)
+  else:
+    process = dataclasses.replace(system.process, times=times)
+    system = dataclasses.replace(system, process=process, offset_noise=0.25)
+  part = system.parts()[name]
+  frames = jnp.zeros((1, part.inputs.first.clip.num_frames, 16, 16, 3), jnp.uint8)
+  empty = empty_shapes(experiments[name])
+  batch = {"frames": frames, "image_dropped": jnp.zeros(1, bool), **empty}
+  trees = saved("extension")
+  part.loss(trees, batch, jax.random.key(0), jnp.int32(0))
+  assert called == [(times, {"offset_noise": 0.25})]
 
 
 def test_spatial_layers_that_train_begin_as_the_image_models_own(saved, experiments):
-  experiment = dataclasses.replace(experiments["video"], train_spatial=True)
+  experiment = experiments["video"]
+  system = dataclasses.replace(experiment.system, train_spatial=True)
+  experiment = dataclasses.replace(experiment, system=system)
   inherited = saved("image")
-  stage = build(experiment, inherited, some_frames(), empty_prompt(experiment))
+  stage = build(experiment, inherited, empty_shapes(experiment))
   mesh = make_mesh(jax.devices()[:1])
   assert set(abstract_state(stage, experiment.optim, jax.random.key(0), mesh).params) == {
     "temporal", "spatial"
@@ -267,8 +348,6 @@ def test_spatial_layers_that_train_begin_as_the_image_models_own(saved, experime
   assert "spatial" not in stage.frozen
   given = initial_trees(experiment, inherited)
   assert_identical(given["spatial"], inherited["spatial"])
-  with pytest.raises(InputError, match="train_spatial=True with stage='image'"):
-    dataclasses.replace(experiments["image"], train_spatial=True)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -7,7 +7,7 @@ import pytest
 
 from emu_jax.errors import InputError
 from emu_jax.typing import Conditions
-from emu_jax.weights import svd
+from emu_jax.weights import spatio_temporal
 from emu_jax.weights.options import Options
 from emu_jax.weights.table import tensor_shape
 from tests.weights.oracle import (
@@ -127,8 +127,8 @@ def test_features_as_small_as_the_norms_epsilons(tmp_path):
 def test_the_published_network_has_these_tensors():
   with torch.device("meta"):
     model = diffusers.UNetSpatioTemporalConditionModel()
-  config = svd.read(Options(dict(model.config), "config.json"))
-  groups = svd.ARCHITECTURE.groups(config)
+  config = spatio_temporal.read(Options(dict(model.config), "config.json"))
+  groups = spatio_temporal.ARCHITECTURE.groups(config)
   theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
   assert {name: tensor_shape(group) for name, group in groups.items()} == theirs
   assert sum(np.prod(shape) for shape in theirs.values()) == 1_524_623_082
@@ -148,4 +148,4 @@ def test_the_published_network_has_these_tensors():
 )
 def test_what_is_not_supported_is_one_line(change, words):
   with pytest.raises(InputError, match=words):
-    svd.read(Options(TWO | change, "config.json"))
+    spatio_temporal.read(Options(TWO | change, "config.json"))

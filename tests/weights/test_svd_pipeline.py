@@ -7,9 +7,9 @@ import PIL.Image
 import pytest
 
 from emu_jax.diffusion.edm import Edm
-from emu_jax.stable_video import described, load_stable_video
-from emu_jax.systems import svd
-from tests.weights.oracle import assert_same_output, drawn_anew, reopened, torch
+from emu_jax.diffusion.process import Sampling
+from emu_jax.systems import registry, svd
+from tests.weights.oracle import assert_same_output, drawn_anew, torch
 from tests.weights.test_svd import TWO, frames_last
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is the oracle")
@@ -58,9 +58,9 @@ def test_every_step_is_that_of_diffusers_pipeline(tmp_path, monkeypatch):
   rng = np.random.default_rng(0)
   pictures = [PIL.Image.fromarray(a) for a in rng.integers(0, 256, (2, 16, 24, 3), np.uint8)]
   noise = rng.standard_normal((2, FRAMES, 4, 8, 12)).astype(np.float32)
-  told, theirs = [], []
+  given, theirs = [], []
   pipe.unet.register_forward_pre_hook(
-    lambda module, args, kwargs: told.append((args[0], kwargs)), with_kwargs=True
+    lambda module, args, kwargs: given.append((args[0], kwargs)), with_kwargs=True
   )
 
   def after_step(pipe, step, t, tensors):
@@ -84,75 +84,118 @@ def test_every_step_is_that_of_diffusers_pipeline(tmp_path, monkeypatch):
     callback_on_step_end=after_step,
   ).frames
 
-  # What its own encoders made of the pictures is what ours is told.
-  inputs, told = told[0]
-  branches = frames_last(inputs)[..., 4:], np.asarray(told["encoder_hidden_states"])
+  pipe.save_pretrained(tmp_path / "pipe")
+  system, trees = read(tmp_path / "pipe")
+  # What its own encoders made of the pictures is what ours receives.
+  inputs, kwargs = given[0]
+  branches = frames_last(inputs)[..., 4:], np.asarray(kwargs["encoder_hidden_states"])
   assert all(not np.any(b[:2]) and np.any(b[2:]) for b in branches)
   latents, embedding = (jnp.asarray(b[2:]) for b in branches)
   each = lambda value: jnp.full(2, value)
   micro = svd.micro_conditions(each(7.0), each(127.0), each(0.02))
-  np.testing.assert_array_equal(told["added_time_ids"][2:], micro)
+  np.testing.assert_array_equal(kwargs["added_time_ids"][2:], micro)
   picture = svd.Picture(embedding, latents[:, :1], micro)
 
-  loaded = reopened(pipe.unet, tmp_path / "unet")
   ours = []
-  bound = svd.bound
+  network = svd.network
 
-  def watched(network, params):
+  def watched(config, params):
     def call(x_t, t, conditions):
       jax.debug.callback(lambda x: ours.append(np.asarray(x)), x_t, ordered=True)
-      return bound(network, params)(x_t, t, conditions)
+      return network(config, params)(x_t, t, conditions)
 
     return call
 
-  monkeypatch.setattr(svd, "bound", watched)
-  config = svd.SvdConfig(loaded.module.config)
-  sampling = svd.SvdSampling(num_steps=STEPS, num_frames=FRAMES)
+  monkeypatch.setattr(svd, "network", watched)
+  sampling = Sampling("euler", STEPS)
   sample = jax.jit(
-    lambda params, picture, noise, first, last: svd.sample_latents(
-      config, {"unet": params}, picture, noise, first, last, sampling=sampling
+    lambda trees, picture, noise, first, last: svd.sample_latents(
+      system, trees, picture, noise, first, last, sampling=sampling
     )
   )
-  reached = sample(loaded.params, picture, frames_last(noise), *SCALES)
+  reached = sample(trees, picture, frames_last(noise), *SCALES)
   jax.effects_barrier()
   # A network sees c_in x, the first of two branches of an example; x is what a step ended at.
   levels = Edm().levels(STEPS)
   mine = [x[::2] * np.hypot(sigma, 1) for x, sigma in zip(ours, levels, strict=False)]
-  # The bar of one call of the network holds for all of them: the next call is told a step's error
+  # The bar of one call of the network holds for all of them: the next call is given a step's error
   # divided by sigma. Seen: 1e-6 at first, 1.5e-5 at last.
   for a, b in zip([*mine[1:], reached], theirs, strict=True):
     assert_same_output(a, b)
   np.testing.assert_array_equal(theirs[-1], frames_last(final))
 
 
-def test_what_the_network_is_told_of_a_picture_is_what_diffusers_tells_it(tmp_path):
-  """Image encoder, its antialiased input and the autoencoder's mean, from the same bytes."""
-  pipe = pipeline()
+def read(folder):
+  """A pipeline's system and all of its trees."""
+  found = registry.read_pipeline(folder)
+  return found.system, found.load(found.names, {})
+
+
+def run_once(pipe, pixels, **how):
+  """What the pipeline's network is given, and what the pipeline makes of that in one step."""
   pipe.set_progress_bar_config(disable=True)
-  pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
-  told = []
-  pipe.unet.register_forward_pre_hook(
-    lambda module, args, kwargs: told.append((args[0], kwargs)), with_kwargs=True
+  given = []
+  hook = pipe.unet.register_forward_pre_hook(
+    lambda module, args, kwargs: given.append((args[0], kwargs)), with_kwargs=True
   )
-  pipe(
+  made = pipe(
     [PIL.Image.fromarray(a) for a in pixels],
     height=16,
     width=24,
     num_frames=3,
     num_inference_steps=1,
     noise_aug_strength=0.0,
-    output_type="latent",
-  )
+    **how,
+  ).frames
+  hook.remove()
+  return given[0], made
+
+
+def test_what_the_network_receives_of_a_picture_is_what_diffusers_gives_it(tmp_path):
+  """Image encoder, its antialiased input and the autoencoder's mean, from the same bytes."""
+  pipe = pipeline()
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
+  (inputs, kwargs), _ = run_once(pipe, pixels, output_type="latent")
   pipe.save_pretrained(tmp_path / "pipe")
-  model = load_stable_video(tmp_path / "pipe")
-  assert model.nets.svd.edm == Edm()
-  assert model.nets.svd.latent_scale == pipe.vae.config.scaling_factor
-  numbers = {"fps": jnp.full(2, 7.0), "bucket": jnp.full(2, 127.0), "noise": jnp.zeros(2)}
+  system, trees = read(tmp_path / "pipe")
+  assert isinstance(system, svd.StableVideo)
+  assert system.process == Edm()
+  assert (system.num_frames, system.size) == (pipe.unet.config.num_frames, (576, 1024))
+  np.testing.assert_allclose(trees["latents"]["scale"], pipe.vae.config.scaling_factor)
+  each = lambda value: jnp.full(2, value)
   program = jax.jit(
-    lambda trees, pixels: described(model.nets, trees, pixels, numbers, jax.random.key(0))
+    lambda trees, pixels: svd.encode_picture(
+      system, trees, pixels, each(7.0), each(127.0), each(0.0), jax.random.key(0)
+    )
   )
-  picture = program(model.trees, jnp.asarray(pixels[:, None], jnp.float32) / 127.5 - 1)
-  inputs, kwargs = told[0]
+  picture = program(trees, jnp.asarray(pixels[:, None], jnp.float32) / 127.5 - 1)
   assert_same_output(picture.embedding, kwargs["encoder_hidden_states"][2:])
   assert_same_output(picture.latents[:, 0], frames_last(inputs)[2:, 0, ..., 4:])
   np.testing.assert_array_equal(picture.micro, kwargs["added_time_ids"][2:])
+
+
+def test_the_task_gives_the_pixels_of_diffusers_pipeline(tmp_path, monkeypatch):
+  """From a picture's bytes to a clip's, decoded in chunks; the noise alone is handed over.
+
+  One example: chunks of diffusers' go on over the end of one clip into the next.
+  """
+  pipe = pipeline()
+  pixels = np.random.default_rng(0).integers(0, 256, (1, 16, 24, 3), np.uint8)
+  noise = np.random.default_rng(1).standard_normal((1, 3, 4, 8, 12)).astype(np.float32)
+  how = {"latents": torch.tensor(noise), "decode_chunk_size": 2, "fps": 9, "motion_bucket_id": 60}
+  _, theirs = run_once(pipe, pixels, output_type="np", **how)
+  pipe.save_pretrained(tmp_path / "pipe")
+  system, trees = read(tmp_path / "pipe")
+  request = svd.Animate(
+    picture=pixels[:, None], frames=3, height=16, width=24, fps=9.0, motion=60.0, noise=0.0,
+    steps=1, decode_chunk=2,
+  )  # fmt: skip
+  monkeypatch.setattr(svd, "normal", lambda key, shape: (
+    frames_last(noise) if shape[1] == 3 else jnp.zeros(shape)))  # fmt: skip
+  task = system.tasks()["animate"]
+  arrays = task.arrays(request) | {"seeds": jnp.zeros(1, jnp.uint32)}
+  for step in task.steps(request, set(trees)):
+    arrays |= jax.jit(step.program, static_argnums=2)(trees, arrays, step.static)
+  # A byte's rounding, and theirs is cut to 0..1 after it is shifted.
+  np.testing.assert_allclose(arrays["frames"] / 255.0, np.asarray(theirs), atol=0.5 / 255 + 1e-3)
+  assert np.asarray(theirs).std() > 0.1

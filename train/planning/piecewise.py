@@ -196,7 +196,7 @@ def total(
     arguments=arguments,
     temporaries=held,
     peak=arguments + held,
-    moved=sum(p.calls * p.measured.moved for p in pieces) + aside,
+    moved=float(sum(p.calls * p.measured.moved for p in pieces) + aside),
     cycles=int(spent + aside * byte) if known else None,
     products=sum(p.calls * p.measured.products for p in pieces) if known else None,
     exchanges={kind: (int(pair.real), int(pair.imag)) for kind, pair in exchanges.items()},

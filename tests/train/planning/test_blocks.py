@@ -20,7 +20,7 @@ from train.planning.programs import Training
 def experiment(stage):
   unet = dataclasses.replace(MODEL.image.unet, remat=True)
   model = dataclasses.replace(MODEL, image=dataclasses.replace(MODEL.image, unet=unet))
-  return Experiment(stage=stage, model=model, data=DataConfig(batch_size=2))
+  return Experiment(model, stage, data=DataConfig(batch_size=2))
 
 
 @functools.cache

@@ -16,13 +16,13 @@ from train.planning import search, topologies
 CONFIG = """
 import dataclasses
 from tests.tiny import MODEL
-from emu_jax.models.autoencoder import AutoencoderConfig
+from emu_jax.diffusion.process import Sampling
 from emu_jax.models.temporal import TemporalConfig
-from emu_jax.systems.latent import Sampling
 from train.config import DataConfig, Experiment
 image = dataclasses.replace(
   MODEL.image,
-  size=16,
+  size=(16, 16),
+  preview=Sampling(num_steps=7),
   text=MODEL.image.text[:1],
   unet=dataclasses.replace(
     MODEL.image.unet, channels=(8,), num_res_blocks=(1,), transformer_depth=(1,), mid_depth=0,
@@ -31,9 +31,7 @@ image = dataclasses.replace(
 )
 model = dataclasses.replace(MODEL, image=image, temporal=TemporalConfig(num_layers=1))
 STAGES = (
-  Experiment(
-    stage="video", model=model, data=DataConfig(batch_size=16), sampling=Sampling(num_steps=7)
-  ),
+  Experiment(model, "video", data=DataConfig(batch_size=16)),
 )
 """
 needs_libtpu = pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""What a stage begins with."""
+"""What a run begins with: public networks and their tokenizers, in the precision they lie in."""
 
 import dataclasses
 import json
@@ -11,17 +11,17 @@ import pytest
 from emu_jax import weights
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.errors import InputError
-from emu_jax.systems.emu import init_text
+from emu_jax.systems.text import init_text
 from tests.tiny import MODEL
+from train.clips import stage_tokenizers
 from train.config import Experiment
-from train.inputs import inherit
-from train.tokenizers import stage_tokenizers
+from train.inherit import check_public_trees, inherit
 
 
 @pytest.fixture
 def encoders(tmp_path):
   """Public folders of the tiny model's text encoders, with tokenizers, and their trees."""
-  trees = init_text(MODEL.image, jax.random.key(3))
+  trees = init_text(MODEL.image.text, jax.random.key(3))
   folders = [tmp_path / "clip", tmp_path / "t5"]
   for i, (folder, config) in enumerate(zip(folders, MODEL.image.text, strict=True)):
     weights.save(folder, config, trees[str(i)])
@@ -29,10 +29,15 @@ def encoders(tmp_path):
   return tuple(map(str, folders)), trees
 
 
-def test_a_stage_begins_with_public_text_encoders_and_their_tokenizers(encoders, tmp_path):
+def with_encoders(system, *folders):
+  named = tuple(f"text/{i}={folder}" for i, folder in enumerate(folders))
+  return Experiment(system, "image", init_trees=named)
+
+
+def test_a_part_begins_with_public_text_encoders_and_their_tokenizers(encoders, tmp_path):
   folders, trees = encoders
-  experiment = Experiment("image", MODEL, text_encoders=folders)
-  found = inherit(experiment)
+  experiment = with_encoders(MODEL, *folders)
+  found, _ = inherit(experiment, None)
   chex.assert_trees_all_equal(found, {"text": trees})
   # No device holds them whole, before each is given its part.
   assert {type(leaf) for leaf in jax.tree.leaves(found)} == {np.ndarray}
@@ -42,17 +47,29 @@ def test_a_stage_begins_with_public_text_encoders_and_their_tokenizers(encoders,
     assert tokenizer.encode(["red circle"]) == load_tokenizer(folder, 10).encode(["red circle"])
 
 
+def test_tokenizers_of_a_run_that_never_saved_make_room_for_the_next_config(encoders, tmp_path):
+  folders, _ = encoders
+  (tmp_path / "run" / "tokenizers" / "0").mkdir(parents=True)
+  train_tokenizer(["other"], tmp_path / "run/tokenizers/0/tokenizer.json", 265)
+  kept = stage_tokenizers(with_encoders(MODEL, *folders), tmp_path / "run", [])
+  assert kept[0].encode(["red circle"]) == load_tokenizer(folders[0], 10).encode(["red circle"])
+
+
 def test_text_encoders_are_held_in_the_dtype_that_they_compute_in(encoders):
   half = tuple(dataclasses.replace(c, dtype="bfloat16") for c in MODEL.image.text)
   model = dataclasses.replace(MODEL, image=dataclasses.replace(MODEL.image, text=half))
-  text = inherit(Experiment("image", model, text_encoders=encoders[0]))["text"]
+  text = inherit(with_encoders(model, *encoders[0]), None)[0]["text"]
   assert {leaf.dtype for leaf in jax.tree.leaves(text)} == {jax.numpy.dtype("bfloat16")}
 
 
-def test_a_text_encoder_of_another_config_is_refused(encoders):
+def test_a_network_of_another_config_is_refused(encoders):
   folders, _ = encoders
-  with pytest.raises(InputError, match=r"t5: its .* the config's model.image.text\."):
-    inherit(Experiment("image", MODEL, text_encoders=(folders[1], folders[1])))
+  with pytest.raises(InputError, match=r"t5: its text/0: .* the config's is"):
+    check_public_trees(with_encoders(MODEL, folders[1], folders[1]))
+  with pytest.raises(InputError, match="no network 'vision'; it has autoencoder"):
+    check_public_trees(Experiment(MODEL, "image", init_trees=(f"vision={folders[0]}",)))
+  with pytest.raises(InputError, match="not of the form tree=folder"):
+    Experiment(MODEL, "image", init_trees=(folders[0],))
 
 
 def test_the_whole_of_t5_gives_its_encoder(tmp_path):
