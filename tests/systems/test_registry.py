@@ -15,7 +15,7 @@ from tests.tiny import MODEL
 PLUGIN = """
 import dataclasses
 from emu_jax.config import kind
-from emu_jax.systems.system import System
+from emu_jax.systems.system import Pipeline, System
 
 @kind("test_toy")
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Toy(System):
     return values if version > 1 else {"system": values["system"] | {"size": values["toy"]}}
   @classmethod
   def read_pipeline(cls, folder, **options):
-    return cls(len(options["adapter"]))
+    return Pipeline(cls(len(options["adapter"])), lambda names, how: {}, ())
 
 class Number(int):
   pass
@@ -103,7 +103,7 @@ def test_pipelines_go_to_the_system_that_takes_their_options(package, tmp_path):
   folder = tmp_path / "pipeline"
   folder.mkdir()
   (folder / registry.INDEX).write_text(json.dumps({"_class_name": "ToyPipeline"}))
-  assert registry.read_pipeline(folder, adapter="abc", motion_adapter=None).size == 3
+  assert registry.read_pipeline(folder, adapter="abc", motion_adapter=None).system.size == 3
   with pytest.raises(InputError, match=r"'ToyPipeline' is not read.*no accelerator") as caught:
     registry.read_pipeline(folder)
   assert "\n" not in str(caught.value)

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from emu_jax.conditioning import TextFeatures
+from emu_jax.diffusion.process import Sampling
 from emu_jax.diffusion.sampler import ddim, time_grid
 from emu_jax.models.autoencoder import AutoencoderConfig
 from emu_jax.models.motion import MotionConfig
 from emu_jax.models.text import ClipTextConfig
 from emu_jax.models.unet import UNetConfig
-from emu_jax.systems.animatediff import AnimateDiffConfig, animated, denoiser, sample_clip
-from emu_jax.systems.emu import EmuConfig
-from emu_jax.systems.latent import Sampling
+from emu_jax.systems.animatediff import AnimateDiff, animated, denoiser, sample_clip
+from emu_jax.systems.emu import Emu
+from emu_jax.systems.first_stage import KlAutoencoder
 from emu_jax.trees import partition
 from tests.weights.oracle import (
   assert_same_output,
@@ -88,12 +89,12 @@ def test_clips_equal_diffusers_at_every_step(pipe, tmp_path):
 
   video = animated(reopened(image, tmp_path / "image"), reopened(adapter, tmp_path / "adapter"))
   trees = partition(video.params, (("temporal_*", "temporal"), ("*", "spatial")))
-  config = AnimateDiffConfig(
-    image=EmuConfig(
-      autoencoder=AutoencoderConfig(channels=(8,), z_channels=4, norm_groups=4),
+  config = AnimateDiff(
+    image=Emu(
+      first_stage=KlAutoencoder(AutoencoderConfig(channels=(8,), z_channels=4, norm_groups=4)),
       text=(ClipTextConfig(width=WIDTH, max_length=TOKENS, num_heads=2),),
       unet=video.module.config.image(),
-      size=8,
+      size=(8, 8),
     ),
     motion=video.module.config.temporal,
     num_frames=FRAMES,
@@ -102,9 +103,9 @@ def test_clips_equal_diffusers_at_every_step(pipe, tmp_path):
 
   @functools.partial(jax.jit)
   def states(trees, text, empty, noise, scale):
-    grid = time_grid(config.schedule.num_steps, STEPS, "leading", 1)
+    grid = time_grid(config.process.schedule.num_steps, STEPS, "leading", 1)
     predict = denoiser(config, trees, text, empty, scale)
-    return ddim(predict, config.schedule, noise, grid, trajectory=True)
+    return ddim(predict, config.process.schedule, noise, grid, trajectory=True)
 
   # The noise that sample_clip draws with this key, so that its clip can be compared too.
   noise = jax.random.normal(jax.random.split(jax.random.key(3))[0], (2, FRAMES, 8, 8, 4))
@@ -136,7 +137,7 @@ def test_clips_equal_diffusers_at_every_step(pipe, tmp_path):
 
 
 def test_a_clip_has_no_more_frames_than_positions():
-  autoencoder = AutoencoderConfig(channels=(8,), z_channels=4, norm_groups=4)
-  image = EmuConfig(autoencoder=autoencoder, text=(ClipTextConfig(),), unet=UNetConfig())
+  stage = KlAutoencoder(AutoencoderConfig(channels=(8,), z_channels=4, norm_groups=4))
+  image = Emu(first_stage=stage, text=(ClipTextConfig(),), unet=UNetConfig())
   with pytest.raises(ValueError, match=r"num_frames=33 is above motion.max_frames=32"):
-    AnimateDiffConfig(image=image, motion=MotionConfig(), num_frames=33)
+    AnimateDiff(image=image, motion=MotionConfig(), num_frames=33)

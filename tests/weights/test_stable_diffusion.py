@@ -11,10 +11,10 @@ import tokenizers
 from emu_jax.conditioning import image_branches, known_branches
 from emu_jax.diffusion.guidance import emu_video_guidance, guided, rescale, text_guidance
 from emu_jax.diffusion.sampler import ddim, time_grid
-from emu_jax.loading import load_pipeline
-from emu_jax.models.unet import UNet
+from emu_jax.model import load
+from emu_jax.models.net import network
 from emu_jax.systems.emu import text_features, without_text
-from emu_jax.systems.latent import bound
+from emu_jax.systems.first_stage import pixels, to_bytes, unnormalised
 from tests.weights.oracle import channels_last, drawn_anew, torch
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is the oracle")
@@ -151,24 +151,24 @@ def test_text_to_image_equals_diffusers_at_every_step(kind, tmp_path):
     **size,
   )
 
-  ours = load_pipeline(tmp_path / "pipeline")
-  image = ours.config.image
+  ours = load(tmp_path / "pipeline")
+  image = ours.system
 
   def states(trees, prompts, negative, x):
     text, none = (text_features(image, trees, *words) for words in (prompts, negative))
     none = without_text(image, none, blank=kind == "xl")
-    net = bound(UNet(image.unet), trees["spatial"])
+    net = network(image.unet, trees["spatial"])
     combine = rescale(text_guidance(5.0), 0.7)
     predict = guided(net, image_branches(text, none), combine)
-    grid = time_grid(image.schedule.num_steps, STEPS, "trailing")
-    return ddim(predict, image.schedule, x, grid, trajectory=True)
+    grid = time_grid(image.process.schedule.num_steps, STEPS, "trailing")
+    return ddim(predict, image.process.schedule, x, grid, trajectory=True)
 
-  negative = ours.prompts(["" if kind == "xl" else "blurry"] * 2)
+  negative = ours.tokens(["" if kind == "xl" else "blurry"] * 2)
   program = jax.jit(states)
-  found = program(ours.trees, ours.prompts(PROMPTS), negative, channels_last(start))
+  found = program(ours.trees, ours.tokens(PROMPTS), negative, channels_last(start))
   assert_same_steps(found, expected)
   # Bytes: a difference of one step is rounding.
-  decoded = ours.decode(found[-1]).astype(float)
+  decoded = np.asarray(to_bytes(jax.jit(image.first_stage.decode)(ours.trees, found[-1])), float)
   assert np.abs(decoded - np.asarray(pictures) * 255).max() < 1.01
 
 
@@ -185,23 +185,24 @@ def test_instruct_pix2pix_equals_diffusers_at_every_step(tmp_path):
     image_guidance_scale=1.5,
   )
 
-  ours = load_pipeline(tmp_path / "pipeline")
-  image = ours.config.image
+  ours = load(tmp_path / "pipeline")
+  image = ours.system.image
   with torch.no_grad():
     picture = pipe.vae.encode(torch.tensor(source) * 2 - 1).latent_dist.mode()
 
   def states(trees, prompts, empty, given, x):
     text, none = (text_features(image, trees, *words) for words in (prompts, empty))
-    net = bound(UNet(image.unet), trees["spatial"])
+    net = network(image.unet, trees["spatial"])
     predict = guided(net, known_branches(text, none, given), emu_video_guidance(1.5, 5.0))
-    grid = time_grid(image.schedule.num_steps, STEPS, "trailing")
-    return ddim(predict, image.schedule, x, grid, trajectory=True)
+    grid = time_grid(image.process.schedule.num_steps, STEPS, "trailing")
+    return ddim(predict, image.process.schedule, x, grid, trajectory=True)
 
-  prompts, empty = ours.prompts(PROMPTS), ours.prompts(["", ""])
+  prompts, empty = ours.tokens(PROMPTS), ours.tokens(["", ""])
   program = jax.jit(states)
   given = channels_last(picture)
   assert_same_steps(program(ours.trees, prompts, empty, given, channels_last(start)), expected)
-  own = ours.encode(np.round(source.transpose(0, 2, 3, 1) * 255).astype(np.uint8)[:, None])
-  unscaled = jnp.asarray(own) / pipe.vae.config.scaling_factor
+  shown = np.round(source.transpose(0, 2, 3, 1) * 255).astype(np.uint8)[:, None]
+  own = jax.jit(image.first_stage.encode)(ours.trees, pixels(jnp.asarray(shown)))
+  unscaled = unnormalised(ours.trees, own)
   # The picture was rounded to bytes: 0.5 / 127.5 of a pixel, through a network of gain near 1.
   assert np.abs(unscaled - given).max() < 0.05
