@@ -115,7 +115,7 @@ def clip_pixels(pixels: Float[Array, "B H W 3"], size: int = 224) -> Float[Array
   return clip_normalised(jnp.clip(resized[:, top : top + size, left : left + size], -1, 1))
 
 
-def svd_pixels(pixels: Float[Array, "B H W 3"], size: int = 224) -> Float[Array, "B S S 3"]:
+def squeezed_pixels(pixels: Float[Array, "B H W 3"], size: int = 224) -> Float[Array, "B S S 3"]:
   """Pixels in [-1, 1] as Stable Video Diffusion's encoder reads them: squeezed whole, not cut.
 
   Source: Stable Video Diffusion's published code (FrozenOpenCLIPImageEmbedder.preprocess): a
@@ -126,7 +126,7 @@ def svd_pixels(pixels: Float[Array, "B H W 3"], size: int = 224) -> Float[Array,
 
 
 def _blurred_bicubic(length: int, size: int) -> Float[np.ndarray, "S N"]:
-  """One axis of `svd_pixels`, as a matrix."""
+  """One axis of `squeezed_pixels`, as a matrix."""
   sigma = max((length / size - 1) / 2, 0.001)
   half = int(max(4 * sigma, 3)) // 2
   taps = np.arange(-half, half + 1)

@@ -34,7 +34,7 @@ from emu_jax.errors import InputError
 from emu_jax.models.net import network
 from emu_jax.models.unet import UNetConfig
 from emu_jax.models.video_ldm import VideoLdmConfig
-from emu_jax.models.vision import ClipVision, ClipVisionConfig, svd_pixels
+from emu_jax.models.vision import ClipVision, ClipVisionConfig, squeezed_pixels
 from emu_jax.systems import pipelines
 from emu_jax.systems.autoencoder import (
   AutoencoderObjective,
@@ -440,7 +440,7 @@ def embedding_of(
   config: StableVideo, trees: Params, picture: Float[Array, "B 1 H W 3"]
 ) -> Float[Array, "B 1 D"]:
   """The image encoder's one vector of each picture in [-1, 1]."""
-  small = svd_pixels(picture[:, 0], config.vision.image_size)
+  small = squeezed_pixels(picture[:, 0], config.vision.image_size)
   return ClipVision(config.vision).apply({"params": trees["vision"]}, small)[:, None]
 
 

@@ -27,7 +27,7 @@ PICTURE = np.zeros((1, 1, 16, 16, 3), np.uint8)
 
 def steps(system, task="sample", **fields):
   """The programs of a request of a model that has all trees, none of them made."""
-  model = Model(system, dict.fromkeys(system.trees(), {}), (), "here")
+  model = Model(system, {key: {} for key in system.trees()}, (), "here")
   return [step.says for step in model.steps(task, model.request(task, prompt="red", **fields))]
 
 
@@ -119,7 +119,7 @@ def test_a_model_that_edits_is_written_under_its_own_name(tmp_path):
 
 def test_noise_that_no_public_scheduler_describes_is_not_written(tmp_path):
   system = dataclasses.replace(MODEL.image, process=Flow())
-  model = Model(system, dict.fromkeys(system.trees(), {}), (), "here")
+  model = Model(system, {key: {} for key in system.trees()}, (), "here")
   with pytest.raises(InputError, match="the noise of a Flow process has no place"):
     system.write_pipeline(model, tmp_path, lambda line: None)
   assert Discrete(Schedule()) == MODEL.image.process

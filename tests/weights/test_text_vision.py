@@ -21,7 +21,7 @@ from emu_jax.models.text import (
   t5_xl,
   t5_xxl,
 )
-from emu_jax.models.vision import ClipVisionConfig, clip_normalised, clip_pixels, svd_pixels
+from emu_jax.models.vision import ClipVisionConfig, clip_normalised, clip_pixels, squeezed_pixels
 from emu_jax.weights.model import described
 from tests.weights.oracle import (
   assert_round_trip,
@@ -292,7 +292,7 @@ def test_clip_pixels_are_torchs_antialiased_bicubic_and_pillows(size):
 
 
 @pytest.mark.parametrize("size", [(90, 61), (33, 200), (20, 32)])
-def test_svd_pixels_are_diffusers(size):
+def test_squeezed_pixels_are_diffusers(size):
   svd = pytest.importorskip(
     "diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion",
     reason="diffusers is the oracle",
@@ -307,7 +307,7 @@ def test_svd_pixels_are_diffusers(size):
     do_rescale=False,
     return_tensors="np",
   ).pixel_values
-  got = svd_pixels(jnp.asarray(pixels), 32)
+  got = squeezed_pixels(jnp.asarray(pixels), 32)
   np.testing.assert_allclose(got, expected.transpose(0, 2, 3, 1), atol=1e-4)
 
 
