@@ -614,8 +614,8 @@ def test_motion_is_measured_in_percent_of_the_height_a_second(tmp_path):
   where.mkdir()
   texture = np.random.default_rng(0).integers(0, 256, (48, 160, 3), np.uint8)
   texture = np.asarray(PIL.Image.fromarray(texture).resize((320, 96)))  # no single-pixel noise
-  # 2 px a frame at 8 frames/s of a height of 64: 25 %/s
-  write_video(where / "0.mp4", [texture[:64, 2 * i : 2 * i + 96] for i in range(24)])
+  # 1 px a frame at 16 frames/s of a height of 64: 25 %/s
+  write_video(where / "0.mp4", [texture[:64, i : i + 96] for i in range(48)], fps=16)
   write_video(where / "1.mp4", [texture[:64, :96]] * 24)
   PIL.Image.fromarray(texture).save(where / "2.png")
   write_jsonl(where, [*rows_of(2), rows_of(3, "png")[2]])
