@@ -262,6 +262,8 @@ def pretended(monkeypatch):
     run_dir.mkdir(exist_ok=True)
     return types.SimpleNamespace(step=loop.num_steps)
 
+  shipped = load(SHIPPED)
+
   def drawn(model, texts, fields, given):
     model.request("sample", prompt=tuple(texts), **fields)  # its checks
     return noise(len(texts), fields["frames"])
@@ -286,7 +288,7 @@ def pretended(monkeypatch):
   for module, fakes in {
     recipe.command: {"train_part": train_part},
     pixel_model: {"train": train},
-    sampling: {"load": lambda folder: load(SHIPPED), "sample": drawn},
+    sampling: {"load": lambda folder: shipped, "sample": drawn},
     interpolation: {"between": between, "coded": lambda model, *given: given[-1]},
     factorized: {"direct": direct},
     convergence: {"image_with_random_layers": with_layers},
