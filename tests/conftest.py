@@ -34,7 +34,12 @@ install_import_hook(["emu_jax", "train"], "beartype.beartype")  # annotations ar
 # A worker runs whole files, since a file's tests share what they set up; these share it too.
 RECIPE = "the runs of the tiny recipe"
 TOGETHER = dict.fromkeys(
-  ("tests/test_cli.py", "tests/train/test_command.py", "tests/train/test_stages.py"), RECIPE
+  (
+    "tests/train/test_command.py",
+    "tests/train/test_rules.py",
+    "tests/train/test_stages.py",
+  ),
+  RECIPE,
 )
 
 
