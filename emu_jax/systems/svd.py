@@ -165,6 +165,13 @@ class StableVideo(System):
     """B T h w C of the latents of frames of its own size."""
     return latent_shape(self.first_stage, batch, num_frames, self.size)
 
+  @property
+  def networks(self) -> Mapping[str, Any]:
+    """Its networks, and what the U-Net says at a level of noise."""
+    says = {name: getattr(self.process, name) for name in ("prediction", "data_std")}
+    nets = {"autoencoder": self.first_stage.config, "vision": self.vision, "unet": self.unet}
+    return nets | {"process": says}
+
   def trees(self) -> Mapping[str, Tree]:
     """The first stage's, "vision" (the image encoder) and "unet"."""
     return {
@@ -233,8 +240,14 @@ class StableVideo(System):
         steps=functools.partial(animate_steps, self),
         arrays=functools.partial(_animate_arrays, self),
         fps=lambda request, names: self.fps if request.fps is None else request.fps,
+        file="animated",
       )
     }
+
+  @classmethod
+  def requests(cls) -> Mapping[str, type]:
+    """Of its one task."""
+    return {"animate": Animate}
 
   @classmethod
   def read_pipeline(cls, folder: pathlib.Path, **options: Any) -> Pipeline:
