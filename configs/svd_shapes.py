@@ -123,20 +123,20 @@ STAGES = (
     part="image",
     data=data(PICTURES, 8),
     optim=optim(1e-3),
-    loop=loop(3000, 1000),
+    loop=loop(2500, 500),
   ),
   Experiment(
     system=SYSTEM,
     part="video",
     data=data(CLIPS, 4),
     optim=optim(1e-3),
-    loop=loop(4000, 1000),
+    loop=loop(2000, 500),
   ),
   Experiment(
     system=SYSTEM,
     part="high_quality",
     data=data(CLIPS, 4),
     optim=optim(3e-4),
-    loop=loop(1000, 500),
+    loop=loop(400, 200),
   ),
 )

@@ -165,6 +165,13 @@ class StableVideo(System):
     """B T h w C of the latents of frames of its own size."""
     return latent_shape(self.first_stage, batch, num_frames, self.size)
 
+  @property
+  def networks(self) -> Mapping[str, Any]:
+    """Its networks, and what the U-Net says at a level of noise."""
+    says = {name: getattr(self.process, name) for name in ("prediction", "data_std")}
+    nets = {"autoencoder": self.first_stage.config, "vision": self.vision, "unet": self.unet}
+    return nets | {"process": says}
+
   def trees(self) -> Mapping[str, Tree]:
     """The first stage's, "vision" (the image encoder) and "unet"."""
     return {

@@ -355,6 +355,12 @@ def test_a_batch_without_motion_is_refused_in_one_line(trees):
   assert "\n" not in str(raised.value)
 
 
+def test_public_weights_must_agree_with_every_network():
+  assert set(SYSTEM.networks) == {"autoencoder", "vision", "unet", "process"}
+  configs.to_dict(SYSTEM.networks)
+  assert StableVideo.requests() == {name: task.request for name, task in SYSTEM.tasks().items()}
+
+
 def test_clips_ask_for_their_rates_and_motion_and_pictures_for_neither():
   parts = SYSTEM.parts()
   assert parts["image"].inputs.numbers == ()
