@@ -492,8 +492,8 @@ def test_a_clip_that_is_too_short_to_go_on_from_is_refused(model):
 @pytest.mark.parametrize(
   ("values", "says"),
   [
-    ({"seed": -1}, "seed=-1 is not from 0 to 4294967295"),
-    ({"seed": 2**32}, "seed=4294967296 is not from 0"),
+    ({"seed": -1}, "seed=-1 is no whole number from 0 to 4294967295"),
+    ({"seed": 2**32}, "seed=4294967296 is no whole number from 0"),
     ({"text_guidance": float("nan")}, "text_guidance=nan is not a number"),
     ({"image_guidance": float("inf")}, "image_guidance=inf is not a number"),
     ({"rescale": 1.5}, r"rescale=1\.5 is not from 0 to 1"),

@@ -27,6 +27,7 @@ from emu_jax.config import to_dict
 from emu_jax.errors import InputError
 from emu_jax.model import PROMPTS, Model, loaded, outlined
 from emu_jax.systems import fields as requests
+from emu_jax.weights.files import read_json
 
 METADATA, REQUEST = "metadata.jsonl", "request.json"
 BETWEEN_WRITES = 10.0  # seconds between two versions of the metadata
@@ -236,10 +237,7 @@ def claim(out: pathlib.Path, asked: Mapping[str, Any]) -> None:
   """
   path = out / REQUEST
   if path.is_file():
-    try:
-      before = json.loads(path.read_text())
-    except ValueError as error:
-      raise InputError(f"{path}: is not JSON ({error}); give another folder") from error
+    before = read_json(path)
     if other := [name for name in asked if before.get(name) != asked[name]]:
       names = ", ".join(other)
       raise InputError(
