@@ -17,7 +17,6 @@ from emu_jax.models.unet import UNetConfig
 from emu_jax.systems.animatediff import AnimateDiff, animated, denoiser, sample_clip
 from emu_jax.systems.emu import Emu
 from emu_jax.systems.first_stage import KlAutoencoder
-from emu_jax.trees import partition
 from tests.weights.oracle import (
   assert_same_output,
   channels_last,
@@ -87,16 +86,17 @@ def test_clips_equal_diffusers_at_every_step(pipe, tmp_path):
   texts = rng.standard_normal((2, 2, TOKENS, WIDTH)).astype(np.float32)
   text, empty = (TextFeatures((jnp.asarray(t),), (None,)) for t in texts)
 
-  video = animated(reopened(image, tmp_path / "image"), reopened(adapter, tmp_path / "adapter"))
-  trees = partition(video.params, (("temporal_*", "temporal"), ("*", "spatial")))
+  spatial, motion = reopened(image, tmp_path / "image"), reopened(adapter, tmp_path / "adapter")
+  video = animated(spatial.module.config, motion.module.config)
+  trees = {"spatial": spatial.params, "temporal": motion.params}
   config = AnimateDiff(
     image=Emu(
       first_stage=KlAutoencoder(AutoencoderConfig(channels=(8,), z_channels=4, norm_groups=4)),
       text=(ClipTextConfig(width=WIDTH, max_length=TOKENS, num_heads=2),),
-      unet=video.module.config.image(),
+      unet=video.image(),
       size=(8, 8),
     ),
-    motion=video.module.config.temporal,
+    motion=video.temporal,
     num_frames=FRAMES,
   )
   sampling = Sampling(num_steps=STEPS, spacing="leading", offset=1)
