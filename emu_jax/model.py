@@ -230,9 +230,8 @@ def trains_tree(part: Any, name: str) -> bool:
   """Whether a part trains leaves of a tree."""
   if name in part.measures:
     return True
-  rules = [(glob.split("/")[0], rate) for glob, rate in part.trains]
-  rate = next((rate for glob, rate in rules if glob in (name, "*")), 0)
-  return name in part.reads and rate > 0
+  rates = [rate for glob, rate in part.trains if glob.split("/")[0] in (name, "*")]
+  return name in part.reads and max(rates, default=0) > 0
 
 
 def texts(task: str, name: str, given: Any) -> str | tuple[str, ...]:

@@ -195,11 +195,11 @@ class Checkpoints:
   def _put_aside(self, steps: list[pathlib.Path], name: str, reason: str = "") -> None:
     """Renames folders of checkpoints, in process 0."""
     for step in steps:
-      aside = step.with_name(f"{step.name}.{name}")
-      self.set_aside.append(f"{step} is {name} and not used{reason}; it is now {aside.name}")
+      renamed = step.with_name(f"{step.name}.{name}")
+      self.set_aside.append(f"{step} is {name} and not used{reason}; it is now {renamed.name}")
       if jax.process_index() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        step.rename(aside)
+        shutil.rmtree(renamed, ignore_errors=True)
+        step.rename(renamed)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f"{name} checkpoints set aside")
 
@@ -210,8 +210,8 @@ class Checkpoints:
       yield
     except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
       whole = latest_step(self.folder.parent)
-      told = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's way to say it
-      reason = os.strerror(int(told[1])) if told else _first_line(error)
+      code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's way to say it
+      reason = os.strerror(int(code[1])) if code else _first_line(error)
       raise OSError(
         f"{self.folder}: a checkpoint could not be written: {reason}; make room and"
         f" give the same command: it continues from step {whole or 0}"

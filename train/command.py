@@ -45,7 +45,7 @@ from train.loop import train
 from train.packing import Prepare, finished, prepare, split_at_dashes, splits
 from train.planning import command as planning
 from train.processes import join, together
-from train.stages import build, encoded_fields, initial_trees, spared
+from train.stages import build, encoded_fields, encoded_trees, initial_trees
 
 WITHOUT_VALIDATION = "prepare more clips, or set --loop.validate_every 0 --loop.sample_every 0"
 
@@ -275,7 +275,7 @@ def _train(experiment: Experiment, folder: pathlib.Path, config: str) -> bool:
   tokenizers = stage_tokenizers(experiment, folder, sources)
   if jax.process_index() == 0:
     tell_of_cuts(tokenizers, sources)
-  if spare := spared(experiment, encoding):
+  if spare := encoded_trees(experiment, encoding):
     check_encoding(experiment, start.read(spare), folder, sources)
   if "captions" in encoded_fields(experiment, encoding):
     readers, empty = (), {"text": collate_captions([records.empty], encoding)}
@@ -300,9 +300,9 @@ def _train(experiment: Experiment, folder: pathlib.Path, config: str) -> bool:
     trees = start.trees | measured(experiment, start.trees, training, mesh)
     # Samples are drawn of the captions in the data: without text encoders, like the step.
     drawn = [name for name in spare if name != "text"] if experiment.loop.sample_every else ()
-    aside = place(start.read(drawn), mesh) if drawn else None
+    sampling_trees = place(start.read(drawn), mesh) if drawn else None
     state = train(
-      build(experiment, trees, empty, encoding=encoding, aside=aside),
+      build(experiment, trees, empty, encoding=encoding, sampling_trees=sampling_trees),
       training,
       run_dir=folder,
       optim=experiment.optim,

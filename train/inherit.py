@@ -61,8 +61,8 @@ def inherit(experiment: Experiment, source: Stored | None) -> tuple[Params, Inhe
     for name in (n for n in source.names if n in table and table[n].released):
       dtype = table[name].dtypes[0][1]
       whole = dtype == "float32" or name in split.trained_trees or not source.public
-      how = {"dtype": None if whole else dtype, "host": True}
-      trees |= source.load([name], how)
+      reading = {"dtype": None if whole else dtype, "host": True}
+      trees |= source.load([name], reading)
     trees = {name: trees[name] for name in table if name in trees}
   origins = {}
   if source is not None and source.run is not None:

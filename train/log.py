@@ -96,17 +96,17 @@ class Readings:
     metrics, fault = jax.device_get((metrics, fault))
     loss = float(metrics["loss"])
     if fault >= 0:
-      told = self._judge(step, loss, int(fault))
+      message = self._judge(step, loss, int(fault))
       metrics = {"skipped": metrics["skipped"]}  # its other values would spoil the means
     else:
       self._skipped_in_a_row = 0
-      told = self._losses.add(step, loss)
-      self._spikes += told is not None
+      message = self._losses.add(step, loss)
+      self._spikes += message is not None
       self._highest = max(self._highest, loss)
     for name, value in metrics.items():
       self._sums[name] = self._sums.get(name, 0.0) + float(value)
       self._counts[name] = self._counts.get(name, 0) + 1
-    return told
+    return message
 
   def means(self) -> dict[str, float]:
     """Since the last call, under `train/`: means, the highest loss and the number of spikes."""

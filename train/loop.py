@@ -189,7 +189,7 @@ def _loop(run: _Run, update: Callable, state: TrainState, data: Iterator) -> Tra
     pauses = step > run.first and (ending or _pauses(loop, step))
     if pauses:
       pending = _read(run, pending, clock, clips)
-      with clock.aside():
+      with clock.paused():
         _pause(run, state, step, data, ending, stopping)
     if ending:
       if stopping and step < loop.num_steps:
@@ -230,8 +230,8 @@ def _read(run: _Run, pending: tuple | None, clock: Clock, clips: int) -> None:
   if pending is None:
     return
   step, metrics, fault = pending
-  if told := run.readings.add(step, metrics, fault):
-    run.line.say(told)
+  if message := run.readings.add(step, metrics, fault):
+    run.line.say(message)
   if step > run.first + 1:  # the first step was timed by itself
     clock.step()
   if step % run.loop.log_every and step < run.loop.num_steps:
@@ -239,8 +239,8 @@ def _read(run: _Run, pending: tuple | None, clock: Clock, clips: int) -> None:
   means, times = run.readings.means(), clock.lap(clips)
   run.log.scalars(step, means | times)
   run.line.show(step, means.get("train/loss", float("nan")), times)
-  if told := run.data_watch.add(step, times):
-    run.line.say(told)
+  if message := run.data_watch.add(step, times):
+    run.line.say(message)
 
 
 def _pauses(loop: LoopConfig, step: int) -> bool:

@@ -29,7 +29,7 @@ LAUNCHERS: dict[str, Callable[[Mapping[str, str]], bool]] = {
 
 def launcher(environment: Mapping[str, str]) -> str | None:
   """Who started this process among others; None where nobody says that there are others."""
-  return next((name for name, told in LAUNCHERS.items() if told(environment)), None)
+  return next((name for name, starts in LAUNCHERS.items() if starts(environment)), None)
 
 
 def join(coordinator: str, processes: int, process: int) -> None:

@@ -24,7 +24,7 @@ class Clock:
     self._steps = 0
 
   @contextlib.contextmanager
-  def aside(self) -> Iterator[None]:
+  def paused(self) -> Iterator[None]:
     """Saving, validation, samples and compilation are no part of a step's time."""
     start = self._time()
     yield

@@ -98,7 +98,7 @@ def encoded_fields(experiment: Experiment, encoding: Encoding | None) -> tuple[s
   return ("frames", "captions") if captions else ("frames",)
 
 
-def spared(experiment: Experiment, encoding: Encoding | None) -> tuple[str, ...]:
+def encoded_trees(experiment: Experiment, encoding: Encoding | None) -> tuple[str, ...]:
   """Trees that the step does without, since its data was encoded by them ahead."""
   encoders = experiment.definition.encoders
   fields = encoded_fields(experiment, encoding)
@@ -114,7 +114,7 @@ def check_inherited(
     names: of the trees that there are.
   """
   split, part = Split(experiment.system, experiment.part), experiment.definition
-  free = {*split.trained_trees, *part.measures, *spared(experiment, encoding)}
+  free = {*split.trained_trees, *part.measures, *encoded_trees(experiment, encoding)}
   needed = [name for name in part.reads if name not in free]
   needed += [part.begins[name] for name in split.trained_trees
              if name in part.begins and name not in names]  # fmt: skip
@@ -131,7 +131,7 @@ def build(
   empty: Mapping[str, Any],
   *,
   encoding: Encoding | None = None,
-  aside: Params | None = None,
+  sampling_trees: Params | None = None,
 ) -> Stage:
   """The stage of an experiment.
 
@@ -145,19 +145,19 @@ def build(
   """
   check_inherited(experiment, tuple(inherited), encoding)
   split, part = Split(experiment.system, experiment.part), experiment.definition
-  spare = spared(experiment, encoding)
+  spare = encoded_trees(experiment, encoding)
   whole = {name: inherited[name] for name in part.reads if name in inherited and name not in spare}
   for name in split.trained_trees:  # what of it does not train must begin somewhere, too
     if name not in whole and split.frozen({name: split.shapes[name]}):
       whole[name] = jax.jit(split.whole, static_argnums=0)(name, jax.random.key(0))
   draw = part.samples and Jit(functools.partial(_drawn, part, empty, experiment.loop.num_samples))
-  if draw and aside:
-    draw = _with(draw, aside)
+  if draw and sampling_trees:
+    draw = _with(draw, sampling_trees)
   return Stage(
     init=split.init,
     frozen=frozen_as_read(experiment.system, split.frozen(whole)),
     loss=PartLoss(split),
-    sample=draw if draw and (aside or not spare) else None,
+    sample=draw if draw and (sampling_trees or not spare) else None,
     rates=part.trains,
   )
 
@@ -167,9 +167,9 @@ def _drawn(part, empty, num, trained, frozen, batch, key):
   return dict(part.samples(overlaid(frozen, trained), batch, empty, key))
 
 
-def _with(draw: Callable, aside: Params) -> Callable:
+def _with(draw: Callable, sampling_trees: Params) -> Callable:
   """Samples drawn with more trees than the step has, as arguments of the program."""
-  return lambda ema, frozen, batch, key: draw(ema, {**frozen, **aside}, batch, key)
+  return lambda ema, frozen, batch, key: draw(ema, {**frozen, **sampling_trees}, batch, key)
 
 
 def frozen_as_read(system: System, trees: Mapping[str, Params]) -> dict[str, Params]:

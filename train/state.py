@@ -43,9 +43,9 @@ def check_same(who: str, got: Any, want: Any) -> None:
   lines += [f"  + {n} {s} in it, not in the model" for n, s in g.items() if n not in w]
   lines += [f"  ! {n} is {g[n]}, the model's is {s}" for n, s in w.items() if g.get(n, s) != s]
   if lines:
-    shown = "\n".join(lines[:8] + [f"  ... {len(lines) - 8} more"] * (len(lines) > 8))
+    listed = "\n".join(lines[:8] + [f"  ... {len(lines) - 8} more"] * (len(lines) > 8))
     raise InputError(
-      f"{who}: its arrays are not this model's; use the config it was made with\n{shown}"
+      f"{who}: its arrays are not this model's; use the config it was made with\n{listed}"
     )
 
 
@@ -76,18 +76,20 @@ def abstract_state(stage: Stage, config: OptimConfig, key: jax.Array, mesh: Mesh
 
 def check_given(stage: Stage, key: jax.Array, given: Params) -> None:
   """Raises InputError unless every given tree is one that the stage trains, shape by shape."""
-  own = jax.eval_shape(stage.init, key)
+  trainable = jax.eval_shape(stage.init, key)
   for name, tree in given.items():
-    if name not in own:
+    if name not in trainable:
       raise InputError(
-        f"initial trees: {name!r} does not train in this stage, only {sorted(own)} do"
+        f"initial trees: {name!r} does not train in this stage, only {sorted(trainable)} do"
       )
-    check_same(f"initial tree {name!r}", tree, own[name])
+    check_same(f"initial tree {name!r}", tree, trainable[name])
 
 
 def _state(init, config, key, given):
-  own = init(key)
+  trainable = init(key)
   cast = lambda new, old: jnp.asarray(new, old.dtype)
-  params = {name: jax.tree.map(cast, given.get(name, tree), tree) for name, tree in own.items()}
+  params = {
+    name: jax.tree.map(cast, given.get(name, tree), tree) for name, tree in trainable.items()
+  }
   ema = jax.tree.map(lambda p: p.astype(jnp.float32), params)
   return TrainState(jnp.zeros((), jnp.int32), params, ema, optimiser(config).init(params))

@@ -59,16 +59,16 @@ def convert(
       write(source, partial, form, say, {"dtype": dtype, "widen": widen})
 
 
-def _model(source, target, form, say, how) -> None:
+def _model(source, target, form, say, reading) -> None:
   say(f"reading {source}")
-  module, params = load(source, **how)
+  module, params = load(source, **reading)
   say(f"writing {target.name}")
   size = files.read_json(source / "config.json").get("sample_size")  # of no weight, but of pictures
   also = {} if size is None else {"sample_size": size}
   WRITERS[form](target, module.config, params, also=also)
 
 
-def _pipeline(source, target, form, say, how) -> None:
+def _pipeline(source, target, form, say, reading) -> None:
   index = files.read_json(source / INDEX)
   for name, value in index.items():
     if name.startswith("_") or not isinstance(value, list) or value[0] is None:
@@ -79,7 +79,7 @@ def _pipeline(source, target, form, say, how) -> None:
       )
     kind = value[-1]
     if kind in ARCHITECTURES:
-      _model(source / name, target / name, form, say, how)
+      _model(source / name, target / name, form, say, reading)
     elif (source / name / "config.json").is_file():
       say(f"leaving out {name}: a {kind} is not among the models that are read here")
       index[name] = [None, None]

@@ -101,8 +101,8 @@ def write_weights(folder: pathlib.Path, trees: Params, dtype: str | None) -> Non
     raise InputError(f"release: {bad} holds numbers that are not finite; take another checkpoint")
 
   def tensor(name):
-    own = np.float32 if dtype is None or name.startswith("latents/") else dtype
-    return flat[name].astype(own)
+    precision = np.float32 if dtype is None or name.startswith("latents/") else dtype
+    return flat[name].astype(precision)
 
   # One file, whatever its size: it is what tells a release.
   files.write(folder, STEM, sorted(flat), tensor, lambda name: 0)

@@ -109,11 +109,11 @@ def origin_of(run_dir: str | pathlib.Path, name: str, tree: Any) -> Origin | Non
     tree: as it was loaded.
   """
   run_dir = pathlib.Path(run_dir).absolute()
-  held, inherited = items(run_dir).get(name), origins(run_dir).get(name)
-  if held and inherited:
+  stored_items, inherited = items(run_dir).get(name), origins(run_dir).get(name)
+  if stored_items and inherited:
     return None
-  if held:
-    return Origin(str(run_dir), held, digest(tree))
+  if stored_items:
+    return Origin(str(run_dir), stored_items, digest(tree))
   return dataclasses.replace(inherited, run=str((run_dir / inherited.run).resolve()))
 
 
@@ -126,11 +126,11 @@ def load_trees(run_dir: str | pathlib.Path, names: Collection[str] | None = None
   Raises: InputError where a tree is missing, or is not what the run began with.
   """
   run_dir = pathlib.Path(run_dir).absolute()
-  held, inherited = items(run_dir), origins(run_dir)
-  wanted = set(held) | set(inherited) if names is None else set(names)
+  stored_items, inherited = items(run_dir), origins(run_dir)
+  wanted = set(stored_items) | set(inherited) if names is None else set(names)
   trees = {name: _inherited(run_dir, name, inherited[name]) for name in wanted & set(inherited)}
-  for item in dict.fromkeys(held.values()):
-    chosen = [name for name in wanted if held.get(name) == item]
+  for item in dict.fromkeys(stored_items.values()):
+    chosen = [name for name in wanted if stored_items.get(name) == item]
     for name, tree in load_numpy(run_dir / item, chosen).items() if chosen else ():
       trees[name] = overlaid(trees[name], tree) if name in trees else tree
   return trees

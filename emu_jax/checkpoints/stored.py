@@ -79,7 +79,7 @@ def stored(folder: str | pathlib.Path, **options: Any) -> Stored:
 
 
 def _load(
-  read: Callable, folder: pathlib.Path, names: Collection[str], how: Mapping[str, Any]
+  read: Callable, folder: pathlib.Path, names: Collection[str], reading: Mapping[str, Any]
 ) -> Trees:
   return read(folder, names)
 

@@ -48,7 +48,7 @@ def run(found: Stored, words: Words) -> None:
     options.among(options.Loading),
   ]
   given = options.parsed("evaluate", table, words.rest, options.summary(run))
-  what, asked = given.measuring_, options.given_fields(request, given)
+  what, given_here = given.measuring_, options.given_fields(request, given)
   if what.num_prompts < 1 or what.batch_size < 1:
     raise InputError(
       f"evaluate: num_prompts={what.num_prompts} and batch_size={what.batch_size} must be at least "
@@ -58,15 +58,15 @@ def run(found: Stored, words: Words) -> None:
     media.check_output(what.out, report.ENDINGS)
   if what.sheet is not None:
     media.check_output(what.sheet, (".png",))
-  how, outline = given.loading_.how(), outlined(found)
-  outline.steps(TASK, outline.request(TASK, prompt="", **asked))
+  loading, outline = given.loading_.load_options(), outlined(found)
+  outline.steps(TASK, outline.request(TASK, prompt="", **given_here))
   seen = measure(
-    loaded(found, **how),
+    loaded(found, **loading),
     num_prompts=what.num_prompts,
     batch_size=what.batch_size,
     split=what.split,
     progress=lambda batches, total: counted(batches, "sampling", "batches", total),
-    **asked,
+    **given_here,
   )
   Console(width=120).print(report.table(seen.reports))
   if what.out is not None:

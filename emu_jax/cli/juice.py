@@ -38,8 +38,8 @@ def make_study(
   """
   if seed < 0:
     raise InputError(f"seed={seed} is negative; give 0 or more")
-  found, how = pairs.matched(a, b, prompts)
-  print(f"{len(found)} pairs, matched {how}")
+  found, matching = pairs.matched(a, b, prompts)
+  print(f"{len(found)} pairs, matched {matching}")
   key = write_page(
     out, found, (str(a), str(b)), seed, post_process,
     lambda made: counted(made, "copying", "pairs"),

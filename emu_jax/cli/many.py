@@ -63,7 +63,7 @@ def run(
   task: str,
   fields: Mapping[str, Any],
   output: Output,
-  how: Mapping[str, Any],
+  loading: Mapping[str, Any],
   precision: str,
 ) -> None:
   """Makes every example of a file of requests that is not there yet.
@@ -89,7 +89,7 @@ def run(
     missing = [example for example in examples if not (out / example.file).is_file()]
     if missing:
       say(f"loading {found.where}")
-      model = loaded(found, **how)
+      model = loaded(found, **loading)
       say(f"making {len(missing)} of {len(examples)} examples")
       _make(model, task, groups, out, output)
     write_metadata(out, examples)
@@ -196,8 +196,8 @@ def _shared(arrays: Mapping[str, Any]) -> tuple:
   for name, value in sorted(arrays.items()):
     if name in PROMPTS or name == "seeds":
       continue
-    own = np.ndim(value) == 5
-    found.append((name, value.shape[1:] if own else np.asarray(value).tobytes()))
+    per_example = np.ndim(value) == 5
+    found.append((name, value.shape[1:] if per_example else np.asarray(value).tobytes()))
   return tuple(found)
 
 
@@ -230,7 +230,7 @@ def _digest(text: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def claim(out: pathlib.Path, asked: Mapping[str, Any]) -> None:
+def claim(out: pathlib.Path, wanted: Mapping[str, Any]) -> None:
   """Makes a folder that belongs to a request.
 
   Raises: InputError for a folder of another request, or with other files in it.
@@ -238,7 +238,7 @@ def claim(out: pathlib.Path, asked: Mapping[str, Any]) -> None:
   path = out / REQUEST
   if path.is_file():
     before = read_json(path)
-    if other := [name for name in asked if before.get(name) != asked[name]]:
+    if other := [name for name in wanted if before.get(name) != wanted[name]]:
       names = ", ".join(other)
       raise InputError(
         f"{out}: holds the examples of another request ({names}); give another folder"
@@ -247,7 +247,7 @@ def claim(out: pathlib.Path, asked: Mapping[str, Any]) -> None:
   if out.is_dir() and any(out.iterdir()):
     raise InputError(f"{out}: holds other files; give a new folder")
   out.mkdir(exist_ok=True)
-  media.write_whole(path, (json.dumps(asked, indent=1) + "\n").encode())
+  media.write_whole(path, (json.dumps(wanted, indent=1) + "\n").encode())
 
 
 def _make(

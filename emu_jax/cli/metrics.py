@@ -68,9 +68,9 @@ def measure_folders(
   if out is not None:
     media.check_output(out, report.ENDINGS)
   devices = sampling_mesh(mesh)
-  how = {"num_frames": frames, "progress": _bar}
-  made = open_set(generated, fps=fps, size=size, **how)
-  real = open_set(reference, fps=fps, size=made.size, **how)
+  settings = {"num_frames": frames, "progress": _bar}
+  made = open_set(generated, fps=fps, size=size, **settings)
+  real = open_set(reference, fps=fps, size=made.size, **settings)
   _comparable(made, real)
   if prompts is not None:
     made = captioned(made, prompts)
@@ -81,8 +81,8 @@ def measure_folders(
     chosen += [shape_features.frames(), *([shape_features.clips()] if moving else [])]
   _fitting(chosen, made.spec.num_frames)
   scorer = None if clip is None else clip_score.load(clip)
-  how = {"batch_size": batch_size, "mesh": devices, "seed": seed, "progress": _bar}
-  found = compared(*(measure(clips, chosen, scorer, **how) for clips in (made, real)))
+  settings = {"batch_size": batch_size, "mesh": devices, "seed": seed, "progress": _bar}
+  found = compared(*(measure(clips, chosen, scorer, **settings) for clips in (made, real)))
   Console(width=None if sys.stdout.isatty() else 120).print(report.table(found))
   if out is not None:
     report.save(out, found)

@@ -35,7 +35,7 @@ class Loading:
   weights in pieces over fsdp, frames over frames if it divides their number; 0, for one axis: the
   rest"""
 
-  def how(self) -> dict[str, Any]:
+  def load_options(self) -> dict[str, Any]:
     """What `emu_jax.load` takes."""
     mesh = sampling_mesh(self.mesh)
     return {"dtype": precision_of(self.precision), "widen": self.widen, "mesh": mesh}

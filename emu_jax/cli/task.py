@@ -30,11 +30,11 @@ def run(found: Stored, words: Words) -> None:
     )
   if output.enlarge < 0:
     raise InputError(f"enlarge={output.enlarge} is negative; 0 = as far as is good to look at")
-  how = given.loading_.how()
+  loading = given.loading_.load_options()
   if output.prompts is not None or output.samples > 1:
     if output.out == pathlib.Path(file + task.suffix):
       output = dataclasses.replace(output, out=pathlib.Path(file))
-    many.run(found, name, fields, output, how, given.loading_.precision)
+    many.run(found, name, fields, output, loading, given.loading_.precision)
     return
   with working() as say:
     media.check_output(output.out)
@@ -42,7 +42,7 @@ def run(found: Stored, words: Words) -> None:
     request = model.request(name, **fields)
     check(model, name, request, output.enlarge)
     say(f"loading {words.checkpoint}")
-    model = loaded(found, **how)
+    model = loaded(found, **loading)
     clips = model.run_all(name, [request], progress=say)
     write(output.out, clips.frames[0], clips.fps, output.enlarge, say)
 

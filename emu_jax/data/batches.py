@@ -83,15 +83,15 @@ def open_source(path: str | pathlib.Path, split: str) -> Source:
     raise InputError(
       f"open_source: {folder} has no split {split!r}; it has {', '.join(builder.info.splits)}"
     )
-  held = index.read(folder, split)
+  listed = index.read(folder, split)
   encoded = read_encoding(folder)
   frame = records.decoder
   if encoded is not None:
     frame = functools.partial(latent_records.decoder, dtype=encoded.encoding.dtype)
-  table = records.Table(builder.as_data_source(split), held.arrays, frame)
+  table = records.Table(builder.as_data_source(split), listed.arrays, frame)
   return Source(
-    f"{folder.name}/{split}", held.size, table, held.num_frames, held.fps, held.sizes,
-    held.captions, held.numbers, held.arrays, encoded,
+    f"{folder.name}/{split}", listed.size, table, listed.num_frames, listed.fps, listed.sizes,
+    listed.captions, listed.numbers, listed.arrays, encoded,
   )  # fmt: skip
 
 
@@ -302,11 +302,13 @@ def batches(
   drops = {"drop_text": drop_text, "drop_both": drop_both, "drop_image": drop_image}
   _check_arguments(sources, weights, batch_size, drops, process_index, process_count)
   seed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # any integer becomes 32 bits
-  told = sources[0].encoded  # the same of all
-  told = told if told and told.encoding.text and not tokenizers else None
-  draw = functools.partial(example, inputs=inputs, **drops, empty=told and told.empty)
+  captions_encoded = sources[0].encoded  # the same of all
+  captions_encoded = (
+    captions_encoded if captions and captions.encoding.text and not tokenizers else None
+  )
+  draw = functools.partial(example, inputs=inputs, **drops, empty=captions and captions.empty)
   collate = functools.partial(
-    _collate, tokenizers=tuple(tokenizers), encoding=told and told.encoding
+    _collate, tokenizers=tuple(tokenizers), encoding=captions and captions.encoding
   )
   chosen = [usable(source, inputs) for source in sources]
   count = sum(map(len, chosen))
@@ -315,12 +317,12 @@ def batches(
   for number, size in enumerate(_shapes(sources, chosen, inputs)):
     parts, mixture = [], []
     for source, rows, weight in zip(sources, chosen, weights, strict=True):
-      own = rows[(_scaled(source, inputs.first)[rows] == size).all(axis=1)]
-      if len(own) and weight:
-        part = grain.MapDataset.source(_Chosen(source, own, inputs)).seed(seed)
+      of_one_size = rows[(_scaled(source, inputs.first)[rows] == size).all(axis=1)]
+      if len(of_one_size) and weight:
+        part = grain.MapDataset.source(_Chosen(source, of_one_size, inputs)).seed(seed)
         part = part.shuffle() if shuffle else part
         parts.append(part.repeat() if repeat else part)
-        mixture.append(weight * len(own) / len(rows))
+        mixture.append(weight * len(of_one_size) / len(rows))
     if not parts:
       continue
     if len(parts) == 1:

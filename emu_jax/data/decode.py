@@ -122,7 +122,7 @@ def frames_at(
   size: Size,
   line: Timeline,
   *,
-  how: Resampling = Resampling.BICUBIC,
+  resampling: Resampling = Resampling.BICUBIC,
   threads: int = 0,
 ) -> UInt8[np.ndarray, "T H W 3"]:
   """Frames nearest to ascending times (the earlier one on a tie), cropped and resized.
@@ -130,7 +130,7 @@ def frames_at(
   Args: as of `each_frame`.
   """
   out = np.empty((len(times), *size, 3), np.uint8)
-  frames = each_frame(path, times, size, line, how=how, threads=threads)
+  frames = each_frame(path, times, size, line, resampling=resampling, threads=threads)
   with contextlib.closing(frames):
     for i, frame in enumerate(frames):
       out[i] = frame
@@ -143,7 +143,7 @@ def each_frame(
   size: Size,
   line: Timeline,
   *,
-  how: Resampling = Resampling.BICUBIC,
+  resampling: Resampling = Resampling.BICUBIC,
   threads: int = 0,
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
   """The frame of each time, one after another, in one pass over the file.
@@ -164,7 +164,7 @@ def each_frame(
       now = frame.time - line.origin
       while done < len(times) and now >= times[done]:
         earlier = before is not None and times[done] - before[0] <= now - times[done] + 1e-6
-        yield _fitted(before[1] if earlier else frame, aspect, *size, how)
+        yield _fitted(before[1] if earlier else frame, aspect, *size, resampling)
         done += 1
       if done == len(times):
         return
@@ -175,7 +175,7 @@ def each_frame(
         f"decode: {path} decodes to {got}, {times[-1]:g} s was asked for; "
         "it is damaged: copy it again or remove it"
       )
-    last = _fitted(before[1], aspect, *size, how)
+    last = _fitted(before[1], aspect, *size, resampling)
     for _ in times[done:]:
       yield last
 
@@ -290,13 +290,13 @@ def _seek(container, stream, since: float) -> bool:
 
 
 def _fitted(
-  frame: av.VideoFrame, aspect: float, height: int, width: int, how: Resampling
+  frame: av.VideoFrame, aspect: float, height: int, width: int, resampling: Resampling
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
   """Central part of one frame, resized, then turned upright (the two commute)."""
   image = PIL.Image.fromarray(frame.to_ndarray(format="rgb24"))
   matrix = _matrix(frame)
   stored = (width, height) if _lies(matrix) else (height, width)
-  return _upright(resized(image, aspect, *stored, how), matrix)
+  return _upright(resized(image, aspect, *stored, resampling), matrix)
 
 
 def resized(
@@ -304,7 +304,7 @@ def resized(
   aspect: float,
   height: int,
   width: int,
-  how: Resampling = Resampling.BICUBIC,
+  resampling: Resampling = Resampling.BICUBIC,
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
   """Box reduction, then an antialiased bicubic, of the largest central part of a shape.
 
@@ -318,7 +318,7 @@ def resized(
   wide = min(tall * width / height / aspect, image.width)  # rounding must not leave the picture
   left, top = (image.width - wide) / 2, (image.height - tall) / 2
   box = (left, top, left + wide, top + tall)
-  return np.asarray(image.resize((width, height), how, box=box, reducing_gap=3.0))
+  return np.asarray(image.resize((width, height), resampling, box=box, reducing_gap=3.0))
 
 
 def _matrix(frame: av.VideoFrame) -> Matrix:

@@ -168,9 +168,9 @@ def plan(rows: Sequence[Row], options: Options, clips_per_shard: int) -> list[Sh
   size = min(clips_per_shard, math.ceil(len(rows) / SHARDS))
   planned = []
   for split in SPLITS:
-    own = [row for row in rows if split_of(row, options) == split]
-    for number, first in enumerate(range(0, len(own), size)):
-      planned.append(Shard(split, number, tuple(own[first : first + size])))
+    of_split = [row for row in rows if split_of(row, options) == split]
+    for number, first in enumerate(range(0, len(of_split), size)):
+      planned.append(Shard(split, number, tuple(of_split[first : first + size])))
   return planned
 
 

@@ -140,10 +140,10 @@ def fields_of_captions(
   for b in range(len(texts[0])):
     row = {}
     for i, (text, mask) in enumerate(zip(texts, masks, strict=True)):
-      own = len(text[b]) if mask is None else int(mask[b].sum())
-      if mask is not None and not mask[b, :own].all():
+      unpadded = len(text[b]) if mask is None else int(mask[b].sum())
+      if mask is not None and not mask[b, :unpadded].all():
         raise ValueError(f"fields_of_captions: mask {i} of row {b} does not begin with its tokens")
-      row[f"text_{i}"] = text[b, :own].astype(dtype)
+      row[f"text_{i}"] = text[b, :unpadded].astype(dtype)
     rows.append(row | {f"vector_{name}": value[b] for name, value in vectors.items()})
   return rows
 
@@ -161,12 +161,12 @@ def collate_captions(rows: Sequence[Mapping[str, np.ndarray]], encoding: Encodin
   """
   texts, masks = [], []
   for i, (length, masked) in enumerate(zip(encoding.lengths, encoding.masked, strict=True)):
-    own = [row[f"text_{i}"] for row in rows]
-    text = np.zeros((len(rows), length, own[0].shape[1]), own[0].dtype)
-    for b, features in enumerate(own):
+    unpadded = [row[f"text_{i}"] for row in rows]
+    text = np.zeros((len(rows), length, unpadded[0].shape[1]), unpadded[0].dtype)
+    for b, features in enumerate(unpadded):
       text[b, : len(features)] = features
     texts.append(text)
-    lengths = np.array([[len(features)] for features in own])
+    lengths = np.array([[len(features)] for features in unpadded])
     masks.append(np.arange(length)[None] < lengths if masked else None)
   names = [name for name in rows[0] if name.startswith("vector_")]
   vectors = {name.removeprefix("vector_"): np.stack([r[name] for r in rows]) for name in names}

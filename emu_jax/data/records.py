@@ -290,10 +290,10 @@ def resumable(out: pathlib.Path, job: dict, who: str = "prepare") -> Iterator[pa
   """
   partial = unfinished(out)
   with _claimed(partial, out, who):
-    asked, began = json.dumps(job, sort_keys=True), partial / "job.json"
-    if not began.is_file() or began.read_text() != asked:
+    job_text, began = json.dumps(job, sort_keys=True), partial / "job.json"
+    if not began.is_file() or began.read_text() != job_text:
       _empty(partial, out, who)
-      began.write_text(asked)
+      began.write_text(job_text)
     try:
       yield partial
       began.unlink()  # first, so that what a kill leaves from here on is not taken for unfinished

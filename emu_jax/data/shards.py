@@ -47,9 +47,9 @@ class Note:
   @classmethod
   def read(cls, path: pathlib.Path) -> "Note":
     """What `write` left."""
-    held = json.loads(path.read_text(encoding="utf-8"))
-    entries = tuple(Entry(**row | {"size": tuple(row["size"])}) for row in held.pop("entries"))
-    return cls(entries, **held | {"skipped": tuple(map(tuple, held["skipped"]))})
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    entries = tuple(Entry(**row | {"size": tuple(row["size"])}) for row in stored.pop("entries"))
+    return cls(entries, **stored | {"skipped": tuple(map(tuple, stored["skipped"]))})
 
 
 @dataclasses.dataclass
@@ -130,20 +130,20 @@ def assemble(
   noted = [(shard, Note.read(shard.note(work))) for shard in shards]
   splits, entries = [], {}
   for split in dict.fromkeys(shard.split for shard in shards):
-    own = [(shard, note) for shard, note in noted if shard.split == split and note.entries]
-    if not own:
+    filled = [(shard, note) for shard, note in noted if shard.split == split and note.entries]
+    if not filled:
       continue
     template = tfds.core.ShardedFileTemplate(
       data_dir=whole, dataset_name=info.name, split=split, filetype_suffix="array_record"
     )
-    for i, (shard, _) in enumerate(own):
-      final = template.sharded_filepath(shard_index=i, num_shards=len(own))
+    for i, (shard, _) in enumerate(filled):
+      final = template.sharded_filepath(shard_index=i, num_shards=len(filled))
       if (work / shard.name).exists():
         (work / shard.name).rename(final)
-    counts = [len(note.entries) for _, note in own]
-    num_bytes = sum(note.num_bytes for _, note in own)
+    counts = [len(note.entries) for _, note in filled]
+    num_bytes = sum(note.num_bytes for _, note in filled)
     splits.append(tfds.core.SplitInfo(split, counts, num_bytes, template))
-    entries[split] = [entry for _, note in own for entry in note.entries]
+    entries[split] = [entry for _, note in filled for entry in note.entries]
   info.set_splits(tfds.core.SplitDict(splits))
   info.write_to_directory(whole)
   return index.write(whole, entries, arrays=arrays, numbers=numbers, size=size)

@@ -214,9 +214,9 @@ def special_tokens(folder: pathlib.Path) -> tuple[dict[str, dict], str | None]:
 
 def add_tokens(model: tokenizers.Tokenizer, special: dict[str, dict]) -> None:
   """Sets tokens apart that `model` holds, and adds those whose id follows its vocabulary's."""
-  held = {token.content for token in model.get_added_tokens_decoder().values()}
+  known_tokens = {token.content for token in model.get_added_tokens_decoder().values()}
   for token, options in special.items():
-    if token in held or (model.token_to_id(token) is None and "id" not in options):
+    if token in known_tokens or (model.token_to_id(token) is None and "id" not in options):
       continue
     flags = {name: bool(options.get(name)) for name in FLAGS}
     model.add_tokens([tokenizers.AddedToken(token, **flags)])

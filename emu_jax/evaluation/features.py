@@ -32,7 +32,7 @@ class Features:
   """
 
   name: str  # of the distance, as a table has it
-  of: Literal["frames", "clips"]
+  unit: Literal["frames", "clips"]
   dims: int
   params: Params
   apply: Callable[[Params, Pixels], Float[Array, "B D"]]  # pixels in [-1, 1]
@@ -76,7 +76,7 @@ class Stream:
 
   def take(self, clip: Clip, index: int) -> None:
     """The next clip; all have one shape."""
-    items = clip if self._features.of == "frames" else [clip]
+    items = clip if self._features.unit == "frames" else [clip]
     self._pending.extend((item, index) for item in items)
     while len(self._pending) >= self._size:
       self._start()

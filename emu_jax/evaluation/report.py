@@ -76,8 +76,8 @@ def evaluate_clips(clips: Clips, truths: Truths, fps: float | int, seed: int = 0
 
 
 def _accuracies(readings: oracle.Readings, truths: Truths, moving: bool) -> dict[str, Estimate]:
-  def share(*attributes, **how):
-    return metrics.proportion(metrics.follows(readings, truths, attributes, **how))
+  def share(*attributes, **settings):
+    return metrics.proportion(metrics.follows(readings, truths, attributes, **settings))
 
   shares = {
     "appearance": share(*metrics.APPEARANCE),
@@ -108,16 +108,16 @@ def _means(
 def table(reports: Mapping[str, Report]) -> rich.table.Table:
   """The reports as columns of a table for the terminal, by their names."""
   notes = "\n".join(_notes(reports)) or None
-  shown = rich.table.Table(
+  printed = rich.table.Table(
     title="value [95 % interval] (clips)", title_justify="left", caption=notes,
     caption_justify="left",
   )  # fmt: skip
-  shown.add_column("")
+  printed.add_column("")
   for name, report in reports.items():
-    shown.add_column(f"{name}\n{_setting(report)}", justify="right", no_wrap=True)
+    printed.add_column(f"{name}\n{_setting(report)}", justify="right", no_wrap=True)
   for row in _rows(reports):
-    shown.add_row(*row)
-  return shown
+    printed.add_row(*row)
+  return printed
 
 
 def markdown(reports: Mapping[str, Report]) -> str:

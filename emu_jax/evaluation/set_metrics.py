@@ -45,7 +45,7 @@ def measure(
     scored = clip_score.Scores(T, texts)
     sinks.append((clip.frames, scored.add))
   streams = [
-    Stream(f, batch_size if f.of == "frames" else max(1, batch_size // T), sink, mesh)
+    Stream(f, batch_size if f.unit == "frames" else max(1, batch_size // T), sink, mesh)
     for f, sink in sinks
   ]
   motion = []

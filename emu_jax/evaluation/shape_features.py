@@ -93,8 +93,8 @@ def clips() -> Features:
 
 def _params(kind: str) -> Params:
   leaves = safetensors.numpy.load_file(WEIGHTS)
-  own = {name.removeprefix(f"{kind}/"): leaf for name, leaf in leaves.items() if kind in name}
-  return unflatten_dict(own, sep="/")
+  of_kind = {name.removeprefix(f"{kind}/"): leaf for name, leaf in leaves.items() if kind in name}
+  return unflatten_dict(of_kind, sep="/")
 
 
 def _of_frames(params: Params, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:

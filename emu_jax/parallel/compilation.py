@@ -31,10 +31,10 @@ class Jit:
   when it is called.
   """
 
-  def __init__(self, function: Callable, **how: Any):
+  def __init__(self, function: Callable, **options: Any):
     functools.update_wrapper(self, function)
-    self._plain = jax.jit(function, **how)
-    self._tpu = jax.jit(function, compiler_options=TPU_OPTIONS, **how)
+    self._plain = jax.jit(function, **options)
+    self._tpu = jax.jit(function, compiler_options=TPU_OPTIONS, **options)
 
   @property
   def here(self) -> Callable:

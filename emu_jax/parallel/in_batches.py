@@ -24,9 +24,9 @@ def in_batches(apply: Callable[[Any], Any], stream: Iterable[Any], size: int) ->
       rest = item if rest is None else _join([rest, item])
     while rest is not None and (_length(rest) >= size or (item is None and _length(rest))):
       piece, rest = _rows(rest, 0, size), _rows(rest, size, None)
-      own = _length(piece)
+      num_rows = _length(piece)
       made = apply(_filled(piece, size))
-      done.append(made if own == size else _rows(made, 0, own))
+      done.append(made if num_rows == size else _rows(made, 0, num_rows))
     while lengths and sum(map(_length, done)) >= lengths[0]:
       whole, length = _join(done), lengths.popleft()
       done = [_rows(whole, length, None)]

@@ -161,10 +161,10 @@ def _whole(cls: type, folder: pathlib.Path) -> Pipeline:
   image = dict(pipelines.image_loaders(folder, parts))
   del image["spatial"]
 
-  def loaded(names: Collection[str], how: Mapping[str, Any]) -> dict[str, Params]:
-    trees = pipelines.load_by_name(image, [n for n in names if n in image], how)
+  def loaded(names: Collection[str], reading: Mapping[str, Any]) -> dict[str, Params]:
+    trees = pipelines.load_by_name(image, [n for n in names if n in image], reading)
     if {"spatial", "temporal"} & set(names):  # one file holds both
-      both = partition(load(folder / "unet", **how).params, TREES)
+      both = partition(load(folder / "unet", **reading).params, TREES)
       trees |= {name: tree for name, tree in both.items() if name in names}
     return trees
 
@@ -178,8 +178,8 @@ def _with_adapter(cls: type, folder: pathlib.Path, adapter: pathlib.Path) -> Pip
   unet = animated(parts.unet, theirs)
   system = _system(cls, folder, parts, unet, adapter, Schedule(kind="linear"))
   loaders = dict(pipelines.image_loaders(folder, parts))
-  loaders["temporal"] = lambda how: {
-    name: tree for name, tree in load(adapter, **how).params.items() if name != "conv_in"
+  loaders["temporal"] = lambda reading: {
+    name: tree for name, tree in load(adapter, **reading).params.items() if name != "conv_in"
   }
   return Pipeline(
     system,

@@ -173,8 +173,8 @@ def adaptive_weight(
 ) -> PerExample:
   """|gradient of the error| / |gradient of the adversary|, at the decoded picture."""
   decoded = jax.lax.stop_gradient(decoded)
-  own, theirs = (
+  ours, theirs = (
     jnp.sqrt(jnp.square(jax.grad(lambda x, f=f: f(x).sum())(decoded)).sum(axis=(1, 2, 3, 4)))
     for f in (error, adversary)
   )
-  return jnp.clip(own / (theirs + 1e-6), 0.0, 1e4)
+  return jnp.clip(ours / (theirs + 1e-6), 0.0, 1e4)

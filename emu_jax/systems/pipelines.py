@@ -107,16 +107,18 @@ def image_loaders(folder: pathlib.Path, parts: Parts) -> Loaders:
   """How each tree of a text-to-image pipeline is read."""
   names = text_folders(len(parts.texts))
   return {
-    "autoencoder": lambda how: load(folder / "vae", **how).params,
-    "latents": lambda how: constant_statistics(parts.autoencoder),
-    "text": lambda how: {str(i): load(folder / name, **how).params for i, name in enumerate(names)},
-    "spatial": lambda how: load(folder / "unet", **how).params,
+    "autoencoder": lambda reading: load(folder / "vae", **reading).params,
+    "latents": lambda reading: constant_statistics(parts.autoencoder),
+    "text": lambda reading: {
+      str(i): load(folder / name, **reading).params for i, name in enumerate(names)
+    },
+    "spatial": lambda reading: load(folder / "unet", **reading).params,
   }
 
 
-def load_by_name(loaders: Loaders, names: Collection[str], how: Mapping[str, Any]) -> Trees:
+def load_by_name(loaders: Loaders, names: Collection[str], reading: Mapping[str, Any]) -> Trees:
   """Some of the trees."""
-  return {name: loaders[name](how) for name in names}
+  return {name: loaders[name](reading) for name in names}
 
 
 def tokenizer_folders(folder: pathlib.Path, parts: Parts) -> tuple[pathlib.Path, ...]:

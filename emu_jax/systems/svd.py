@@ -266,9 +266,10 @@ class StableVideo(System):
         num_frames=unet.temporal.num_frames,
       )
     loaders = {
-      tree: lambda how, name=name: load(folder / name, **how).params for tree, name in names.items()
+      tree: lambda reading, name=name: load(folder / name, **reading).params
+      for tree, name in names.items()
     }
-    loaders["latents"] = lambda how: pipelines.constant_statistics(autoencoder)
+    loaders["latents"] = lambda reading: pipelines.constant_statistics(autoencoder)
     return Pipeline(system, functools.partial(pipelines.load_by_name, loaders), tuple(loaders))
 
 
@@ -329,8 +330,8 @@ def requested_size(config: StableVideo, request: Animate) -> tuple[int, int]:
 
   Raises: InputError for a size that the networks cannot halve as often as they do.
   """
-  asked = (request.height, request.width)
-  height, width = (o if a is None else a for a, o in zip(asked, config.size, strict=True))
+  requested = (request.height, request.width)
+  height, width = (o if a is None else a for a, o in zip(requested, config.size, strict=True))
   factor = config.size_multiple
   if min(height, width) < 1 or height % factor or width % factor:
     raise InputError(
@@ -363,11 +364,11 @@ def _animate_arrays(config: StableVideo, request: Animate) -> Arrays:
     "first_guidance": config.first_guidance,
     "last_guidance": config.last_guidance,
   }
-  asked = {name: getattr(request, name) for name in usual}
+  requested = {name: getattr(request, name) for name in usual}
   picture = pictures(request.picture, requested_size(config, request), "animate")
   if picture.shape[1] != 1:
     raise InputError(f"animate: {picture.shape[1]} frames were given; a picture is 1 frame")
-  values = {name: usual[name] if value is None else value for name, value in asked.items()}
+  values = {name: usual[name] if value is None else value for name, value in requested.items()}
   return numbers(**values) | {"picture": picture}
 
 

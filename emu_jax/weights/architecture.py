@@ -49,8 +49,8 @@ class Architecture:
     module, inputs = self.module(config), self.inputs(config)
     shapes = jax.eval_shape(lambda key: module.init(key, *inputs), jax.random.key(0))["params"]
     leaves = flatten_dict(shapes, sep="/")
-    held = {path: leaf for path, leaf in leaves.items() if self.selects(config, path)}
-    return unflatten_dict(held, sep="/")
+    selected = {path: leaf for path, leaf in leaves.items() if self.selects(config, path)}
+    return unflatten_dict(selected, sep="/")
 
   @functools.cache  # noqa: B019 (there are as many architectures as classes)
   def groups(self, config: Any) -> Groups:

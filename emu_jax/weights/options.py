@@ -60,5 +60,5 @@ class Options:
       if name not in self._taken and not name.startswith("_") and value not in (None, False)
     )
     if unknown:
-      shown = ", ".join(f"{name}={self._values[name]!r}" for name in unknown)
-      raise InputError(f"{self._who}: {shown} is not supported; choose another checkpoint")
+      listed = ", ".join(f"{name}={self._values[name]!r}" for name in unknown)
+      raise InputError(f"{self._who}: {listed} is not supported; choose another checkpoint")

@@ -377,9 +377,9 @@ def test_samples_while_training_take_the_autoencoder_and_no_text_encoder(made, s
   (batch, *_), empty, encoding = readers(made, experiment, 1)
   names = ("spatial", "temporal") if stage == "video" else ("spatial",)
   trees = {name: made.trees[name] for name in ("latents", *names)}
-  aside = {"autoencoder": made.trees["autoencoder"]}
+  sampling_trees = {"autoencoder": made.trees["autoencoder"]}
   assert build(experiment, trees, empty, encoding=encoding).sample is None
-  built = build(experiment, trees, empty, encoding=encoding, aside=aside)
+  built = build(experiment, trees, empty, encoding=encoding, sampling_trees=sampling_trees)
   trained = {"temporal": trees["temporal"]} if stage == "video" else {"spatial": trees["spatial"]}
   drawn = jax.eval_shape(built.sample, trained, built.frozen, batch, jax.random.key(0))
   assert drawn[stage].shape == ((1, 8, 16, 32, 3) if stage == "video" else (1, 1, 16, 16, 3))

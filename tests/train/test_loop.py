@@ -292,7 +292,7 @@ def test_clock_leaves_out_what_is_aside_and_counts_waiting_only_when_idle():
       now.now += 1
     now.now += 4
     clock.step()
-  with clock.aside():
+  with clock.paused():
     now.now += 100
   times = {"time/step_s": 5.0, "time/clips_per_s": 1.6, "time/data_wait": 0.1}
   assert clock.lap(8) == pytest.approx(times)

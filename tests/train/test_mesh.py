@@ -17,6 +17,7 @@ from emu_jax.diffusion.schedule import Schedule
 from emu_jax.errors import InputError
 from emu_jax.models.temporal import TemporalConfig
 from emu_jax.models.unet import UNet, UNetConfig
+from emu_jax.parallel import placement
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from emu_jax.parallel.placement import global_batch, place, replicated
 from emu_jax.systems.latent import Sampling

@@ -111,7 +111,7 @@ def main(arguments: Plan, words: list[str]) -> None:
     found = [given | each for each in found]
     plans += found
     for each in found:
-      print("\n".join(shown(each)), flush=True)
+      print("\n".join(printed_lines(each)), flush=True)
   if arguments.json:
     partial = arguments.json.with_name(f"{arguments.json.name}.{os.getpid()}")
     partial.write_text(json.dumps(plans, indent=1))
@@ -181,7 +181,7 @@ def cost(found: dict[str, Any]) -> float:
   return (found.get("seconds") or 0.0) / found["batch"]
 
 
-def shown(found: dict[str, Any]) -> list[str]:
+def printed_lines(found: dict[str, Any]) -> list[str]:
   """The lines that are printed of a plan."""
   axes = " ".join(f"{name}={size}" for name, size in found["mesh"].items())
   data = " on encoded records" * found["encoded"]

@@ -54,7 +54,7 @@ def write_page(
   with _with_key(out), files.staged(out, "juice") as folder:
     clips = {path: measured(path) for pair in pairs for path in (pair.a, pair.b)}
     (folder / "videos").mkdir()
-    shown, items = [], []
+    listed, items = [], []
     for side, pair in zip(sides, progress([pairs[i] for i in order]), strict=True):
       if post_process:
         made = [(data, ".mp4") for data in comparable(clips[pair.a], clips[pair.b])]
@@ -63,11 +63,11 @@ def write_page(
       left, right = (_store(folder, *clip) for clip in made[:: 1 if side == "left" else -1])
       content = {"prompt": pair.prompt, "left": left, "right": right}
       item_id = _digest([len(items), content])[:12]
-      shown.append({"id": item_id} | content)
+      listed.append({"id": item_id} | content)
       items.append(Item(item_id, pair.prompt, side, str(pair.a), str(pair.b)))
     questions = [dataclasses.asdict(question) for question in QUESTIONS]
-    key = Key(_digest([questions, shown])[:16], *names, seed, tuple(items))
-    study = {"id": key.study, "questions": questions, "items": shown}
+    key = Key(_digest([questions, listed])[:16], *names, seed, tuple(items))
+    study = {"id": key.study, "questions": questions, "items": listed}
     for file in STATIC.iterdir():
       (folder / file.name).write_bytes(file.read_bytes())
     (folder / "study.js").write_text(f"const STUDY = {json.dumps(study, indent=1)};\n")

@@ -194,7 +194,7 @@ def fitted(clip: Clip, setting: Setting) -> UInt8[np.ndarray, "T H W 3"]:
     return _animation(clip, times, setting)
   line, how = decode.timeline(clip.path), PIL.Image.Resampling.BILINEAR
   nearest = np.minimum(times, line.span)
-  return decode.frames_at(clip.path, nearest, (setting.height, setting.width), line, how=how)
+  return decode.frames_at(clip.path, nearest, (setting.height, setting.width), line, resampling=how)
 
 
 def _animation(
@@ -209,9 +209,9 @@ def _animation(
     for number in sorted(set(numbers.tolist())):
       image.seek(number)
       rgba = image.convert("RGBA")
-      shown = PIL.Image.alpha_composite(PIL.Image.new("RGBA", rgba.size, "white"), rgba)
+      opaque = PIL.Image.alpha_composite(PIL.Image.new("RGBA", rgba.size, "white"), rgba)
       frames[number] = decode.resized(
-        shown.convert("RGB"), 1.0, setting.height, setting.width, PIL.Image.Resampling.BILINEAR
+        opaque.convert("RGB"), 1.0, setting.height, setting.width, PIL.Image.Resampling.BILINEAR
       )
   return np.stack([frames[number] for number in numbers.tolist()])
 
@@ -224,8 +224,8 @@ def _durations(path: pathlib.Path) -> tuple[Float[np.ndarray, "N"], int, int]:
       for number in range(getattr(image, "n_frames", 1)):
         image.seek(number)
         image.load()
-        shown = image.info.get("duration", 0)
-        durations.append(shown if shown >= LEAST_DURATION else UNSET_DURATION)
+        opaque = image.info.get("duration", 0)
+        durations.append(opaque if opaque >= LEAST_DURATION else UNSET_DURATION)
       return np.array(durations) / 1000, image.height, image.width
   except (OSError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
     raise InputError(
