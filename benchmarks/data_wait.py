@@ -25,7 +25,7 @@ from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from train.clips import batch_options, empty_prompt
 from train.config import Experiment, config_json
 from train.loop import LoopConfig, train
-from train.stages import build
+from train.parts import build
 
 LAP = 9  # steps; in the first lap the batches are those that were read during compilation
 

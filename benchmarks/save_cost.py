@@ -27,7 +27,7 @@ from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from train.clips import batch_options, empty_prompt
 from train.config import Experiment, config_json
 from train.loop import train
-from train.stages import build
+from train.parts import build
 
 STEPS, FIRST = 24, 3  # of a run; the step before which the clock starts
 SAVE = 8  # a save comes after this many steps, early enough to end within the run

@@ -26,7 +26,7 @@ from configs.shapes_32 import optim
 from configs.sprites_64 import MODEL
 from emu_jax import media
 from emu_jax.checkpoints.stored import stored
-from emu_jax.cli import command_line
+from emu_jax.cli import failures
 from emu_jax.data.batches import open_source
 from emu_jax.errors import InputError
 from emu_jax.evaluation import frechet, metrics
@@ -81,7 +81,7 @@ def main(words: list[str] | None = None) -> None:
   """Entry point."""
   a = tyro.cli(Arguments, prog="python -m experiments.autoencoder_channels", args=words)
   enable_cache()
-  with command_line.errors("autoencoder_channels"):
+  with failures.errors("autoencoder_channels"):
     if a.seeds < 1:
       raise InputError(f"--seeds {a.seeds}: is below 1; give 1 or more")
     records = given(a.data) if a.data else shapes_records("images", 64, SHAPES[a.size])

@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 import tyro
 
-from emu_jax.cli import command_line
+from emu_jax.cli import failures
 from emu_jax.data import records
 from emu_jax.data.batches import open_source
 from emu_jax.errors import InputError
@@ -39,7 +39,7 @@ class Arguments:
 def main(words: list[str] | None = None) -> None:
   """Chooses, packs, and prints the least motion that was chosen."""
   a = tyro.cli(Arguments, prog="python -m experiments.lively", args=words)
-  with command_line.errors("lively"):
+  with failures.errors("lively"):
     source = open_source(a.clips, "train")
     if not 1 <= a.num <= len(source.records):
       raise InputError(

@@ -17,7 +17,7 @@ import tyro
 
 from benchmarks.basics import say
 from emu_jax import media
-from emu_jax.cli import command_line
+from emu_jax.cli import failures
 from emu_jax.errors import InputError
 from emu_jax.parallel.compilation import enable_cache
 from experiments import report
@@ -48,7 +48,7 @@ def main(words: list[str] | None = None) -> None:
   given = sys.argv[1:] if words is None else words
   arguments = tyro.cli(Arguments, prog="python -m experiments.run", args=given)
   enable_cache()
-  with command_line.errors("experiments"):
+  with failures.errors("experiments"):
     for name in chosen(arguments):
       try:
         results = measured(STUDIES[name], arguments.size, arguments.seeds, arguments.runs)

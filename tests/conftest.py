@@ -37,7 +37,7 @@ TOGETHER = dict.fromkeys(
   (
     "tests/train/test_command.py",
     "tests/train/test_rules.py",
-    "tests/train/test_stages.py",
+    "tests/train/test_parts.py",
   ),
   RECIPE,
 )

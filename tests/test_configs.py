@@ -11,7 +11,7 @@ from emu_jax.data import shapes
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.systems.text import init_text
 from train.config import Experiment, load_stages
-from train.stages import Split
+from train.parts import Split
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("[!_]*.py"))

@@ -12,7 +12,7 @@ import tyro
 
 from emu_jax.checkpoints.run import latest_step, read_config
 from emu_jax.checkpoints.stored import is_stored, newest_run
-from emu_jax.cli import command_line
+from emu_jax.cli import failures
 from emu_jax.config import override
 from emu_jax.data.batches import batches, usable
 from emu_jax.data.latent_records import collate_captions
@@ -43,9 +43,9 @@ from train.inherit import (
 )
 from train.loop import train
 from train.packing import Prepare, finished, prepare, split_at_dashes, splits
+from train.parts import build, encoded_fields, encoded_trees, initial_trees
 from train.planning import command as planning
 from train.processes import join, together
-from train.stages import build, encoded_fields, encoded_trees, initial_trees
 
 WITHOUT_VALIDATION = "prepare more clips, or set --loop.validate_every 0 --loop.sample_every 0"
 
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     | Annotated[Encode, tyro.conf.subcommand("encode", prefix_name=False)]
     | Annotated[planning.Plan, tyro.conf.subcommand("plan", prefix_name=False)]
   )
-  with command_line.errors("emu-train"):
+  with failures.errors("emu-train"):
     parsed, words = tyro.cli(commands, prog="emu-train", args=given, return_unknown_args=True)
     if isinstance(parsed, Run | Encode):
       with together("emu-train"):

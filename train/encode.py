@@ -34,7 +34,7 @@ from train.clips import keep_tokenizer, opened
 from train.config import Experiment
 from train.frozen_encoders import FrozenEncoders, encoding_of
 from train.inherit import inherit, source_of
-from train.stages import frozen_as_read
+from train.parts import frozen_as_read
 
 NAME = "encoded"  # of the dataset, in the names of its files
 READ_AHEAD = 4  # records

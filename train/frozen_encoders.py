@@ -27,7 +27,7 @@ from emu_jax.systems.first_stage import pixels
 from emu_jax.systems.system import Part
 from emu_jax.typing import Params
 from train.config import Experiment
-from train.stages import encoded_fields
+from train.parts import encoded_fields
 
 
 @dataclasses.dataclass(frozen=True)

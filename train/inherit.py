@@ -23,7 +23,7 @@ from emu_jax.typing import Params
 from emu_jax.weights.model import described, load
 from train.checkpoint import Inherited
 from train.config import Experiment
-from train.stages import Split, check_inherited
+from train.parts import Split, check_inherited
 
 # Fields of a network's configuration that change none of its weights.
 SAME_WEIGHTS = ("dtype", "remat", "remat_keeps", "size", "num_frames")

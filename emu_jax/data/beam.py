@@ -71,11 +71,11 @@ def _runner(flags: Sequence[str]) -> Run:
   said = io.StringIO()
   try:
     with contextlib.redirect_stderr(said):
-      asked = PipelineOptions(list(flags))
-      if asked.view_as(StandardOptions).runner is None:
-        asked = PipelineOptions([DEFAULT_RUNNER, *flags])
-      asked.get_all_options()  # parses them all, which the constructor does not
-      beam.runners.create_runner(asked.view_as(StandardOptions).runner)
+      parsed = PipelineOptions(list(flags))
+      if parsed.view_as(StandardOptions).runner is None:
+        parsed = PipelineOptions([DEFAULT_RUNNER, *flags])
+      parsed.get_all_options()  # parses them all, which the constructor does not
+      beam.runners.create_runner(parsed.view_as(StandardOptions).runner)
   except (SystemExit, ValueError, ImportError) as error:  # argparse's, an unknown or absent runner
     reason = (said.getvalue().strip() or str(error)).splitlines()[-1]
     raise InputError(
@@ -85,7 +85,7 @@ def _runner(flags: Sequence[str]) -> Run:
   def run(planned: Sequence[Shard], pack) -> None:
     if not planned:
       return
-    with beam.Pipeline(options=asked) as pipeline:
+    with beam.Pipeline(options=parsed) as pipeline:
       # Without the reshuffle a runner may keep all shards in the one worker that lists them.
       _ = pipeline | beam.Create(planned) | beam.Reshuffle() | beam.Map(pack)
 

@@ -141,11 +141,11 @@ def _compiled(ours: str, theirs: str, layout: Layout = None):
 def _row(path: str, shape: tuple[int, ...], compiled, levels: int) -> Row:
   rest, name, layout = path, [], None
   while rest:
-    for pattern, theirs, own in compiled:
+    for pattern, theirs, name_here in compiled:
       match = pattern.match(rest)
       if match:
         name.append(_filled(theirs, match, levels))
-        layout = own or layout
+        layout = name_here or layout
         rest = rest[match.end() :]
         break
     else:

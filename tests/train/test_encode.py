@@ -31,7 +31,7 @@ from train.checkpoint import Checkpoints, Inherited, save_frozen
 from train.clips import batch_options, empty_prompt, opened
 from train.config import Experiment, config_json, load_stages
 from train.inherit import inherit, measured, source_of
-from train.stages import build, check_inherited, encoded_fields
+from train.parts import build, check_inherited, encoded_fields
 from train.state import TrainState
 
 CONFIG = """

@@ -18,8 +18,8 @@ from tests import tiny_recipe
 from train import command
 from train.config import load_stages, todays_form
 from train.optimiser import OptimConfig
+from train.parts import Split
 from train.stage import Stage
-from train.stages import Split
 from train.state import initial_state
 from train.step import train_step
 

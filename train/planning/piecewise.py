@@ -114,14 +114,14 @@ def block_step(call: Call, policy: Any) -> Callable:
   smooth = [i for i, array in enumerate(call.outputs) if array.trained]
 
   def step(inputs, cotangents):
-    def of(*changed):
+    def smooth_of(*changed):
       mixed = dict(enumerate(inputs)) | dict(zip(trained, changed, strict=True))
       outputs = function(*mixed.values())
       return [outputs[i] for i in smooth]
 
     if not trained:
       return function(*inputs)
-    outputs, back = jax.vjp(of, *(inputs[i] for i in trained))
+    outputs, back = jax.vjp(smooth_of, *(inputs[i] for i in trained))
     return outputs, back(cotangents)
 
   return step
@@ -183,7 +183,7 @@ def total(
     return Measured(arguments=arguments, shortage=words)
   size = lambda array: share(array, activation_sharding(mesh, array.shape))
   byte = topology.chip.clock / topology.chip.bandwidth  # cycles a byte to or from the memory
-  aside = accumulate * between(calls, size) + update
+  moved_between = accumulate * between(calls, size) + update
   exchanges = collections.Counter()
   for piece in pieces:
     for kind, (count, volume) in piece.measured.exchanges.items():
@@ -191,13 +191,13 @@ def total(
   cycles = [piece.measured.cycles for piece in pieces]
   known = None not in cycles
   spent = sum(p.calls * p.measured.cycles for p in pieces) if known else 0
-  held = sums + held_at_most(calls, of_key, size, mesh)
+  beside = sums + held_at_most(calls, of_key, size, mesh)
   return Measured(
     arguments=arguments,
-    temporaries=held,
-    peak=arguments + held,
-    moved=float(sum(p.calls * p.measured.moved for p in pieces) + aside),
-    cycles=int(spent + aside * byte) if known else None,
+    temporaries=beside,
+    peak=arguments + beside,
+    moved=float(sum(p.calls * p.measured.moved for p in pieces) + moved_between),
+    cycles=int(spent + moved_between * byte) if known else None,
     products=sum(p.calls * p.measured.products for p in pieces) if known else None,
     exchanges={kind: (int(pair.real), int(pair.imag)) for kind, pair in exchanges.items()},
     unknown_loops=sum(p.calls * p.measured.unknown_loops for p in pieces),
@@ -221,9 +221,9 @@ def held_at_most(
   moments = []
   for i, call in enumerate(calls):
     now = measured[call.key]
-    own = max(0, now.peak - now.arguments)
+    block_peak = max(0, now.peak - now.arguments)
     alive = {a.key: size(a) for a in (*call.alive, *call.activations) if not a.weight}
-    fullest = max(fullest, sum((kept | alive).values()) + own)
+    fullest = max(fullest, sum((kept | alive).values()) + block_peak)
     if not call.differentiated:
       continue
     kept |= {a.key: call.times * size(a) for a in call.activations if not a.weight}
@@ -236,10 +236,10 @@ def held_at_most(
       for path, a in zip(call.paths, call.inputs, strict=False)
       if a.trained
     )
-    moments.append((dict(kept), own, sum(map(size, call.outputs)), gradients))
+    moments.append((dict(kept), block_peak, sum(map(size, call.outputs)), gradients))
   so_far = 0
-  for kept, own, cotangents, gradients in reversed(moments):
-    fullest = max(fullest, sum(kept.values()) + own + cotangents + so_far)
+  for kept, block_peak, cotangents, gradients in reversed(moments):
+    fullest = max(fullest, sum(kept.values()) + block_peak + cotangents + so_far)
     so_far += gradients
   return fullest
 

@@ -20,9 +20,9 @@ from emu_jax.parallel.placement import batch_sharding, replicated, with_sharding
 from emu_jax.typing import Params
 from train.config import Experiment
 from train.frozen_encoders import stored_moments
+from train.parts import Split, build, frozen_as_read
 from train.planning import blocks, flops
 from train.stage import Stage
-from train.stages import Split, build, frozen_as_read
 from train.state import abstract_state
 from train.step import jitted_step
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import tyro
 
-from emu_jax.cli import checkpoint, command_line, evaluate, task
+from emu_jax.cli import checkpoint, evaluate, failures, task
 from emu_jax.cli.checkpoint import Words, taken_apart
 from emu_jax.cli.convert import convert_model
 from emu_jax.cli.juice import juice
@@ -23,7 +23,7 @@ WIDTH = 100
 def main(arguments: Sequence[str] | None = None) -> None:
   """Runs a command line; bad input ends in one line and exit code 2."""
   enable_cache()
-  with command_line.errors("emu-jax"):
+  with failures.errors("emu-jax"):
     words = taken_apart(sys.argv[1:] if arguments is None else list(arguments))
     if words.command in PLAIN:
       tyro.cli(PLAIN[words.command], prog=f"emu-jax {words.command}", args=list(words.whole))

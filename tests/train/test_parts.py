@@ -22,8 +22,8 @@ from emu_jax.systems.first_stage import pixels
 from tests import tiny_recipe
 from train.config import load_stages
 from train.inherit import measured
+from train.parts import build, check_inherited, initial_trees
 from train.planning.programs import empty_shapes
-from train.stages import build, check_inherited, initial_trees
 from train.state import abstract_state, initial_state, leaf_names
 
 STAGES = ("autoencoder", "image", "video", "interpolation", "extension")
