@@ -142,8 +142,8 @@ def _trips(line: str, computations: dict[str, list[str]]) -> int | None:
 
   Scans and loops of a fixed length count from 0 by 1; the TPU compiler's text tells no more.
   """
-  if trips := _TRIPS.search(line):
-    return int(trips[1])
+  if matched := _TRIPS.search(line):
+    return int(matched[1])
   condition = _CONDITION.search(line)
   lines = computations.get(condition[1], []) if condition else []
   limits = [int(limit) for each in lines for limit in _LIMIT.findall(each)]
