@@ -23,7 +23,7 @@ from tests import tiny_recipe
 from train.config import load_stages
 from train.inherit import measured
 from train.parts import build, check_inherited, initial_trees
-from train.planning.programs import empty_shapes
+from train.planning.programs import Training, empty_shapes
 from train.state import abstract_state, initial_state, leaf_names
 
 STAGES = ("autoencoder", "image", "video", "interpolation", "extension")
@@ -306,6 +306,22 @@ def test_frozen_trees_lie_in_the_dtype_of_their_network(saved, experiments):
   image = with_image(experiments["image"], unet=unet)
   for tree in initial_trees(image, saved("image")).values():
     assert dtypes(tree) == {"float32"}
+
+
+@pytest.mark.parametrize("name", ["image", "video", "interpolation"])
+def test_a_plan_has_the_frozen_bytes_of_the_run(saved, experiments, name):
+  """Every leaf of the same shape and dtype, bfloat16 among them: what fits in one fits in both."""
+  image = experiments[name].system.image
+  unet = dataclasses.replace(image.unet, dtype="bfloat16")
+  experiment = with_image(experiments[name], unet=unet, train_text=False)
+  run = build(experiment, saved("extension"), empty_shapes(experiment)).frozen
+  plan = Training(experiment, make_mesh(jax.devices()[:1])).stage.frozen
+  kinds = lambda tree: {
+    name: (leaf.shape, str(leaf.dtype))
+    for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
+  }
+  assert kinds(plan) == kinds(run)
+  assert "bfloat16" in {dtype for _, dtype in kinds(run).values()} or name == "image"
 
 
 @pytest.mark.parametrize("name", ["image", "video", "interpolation"])
