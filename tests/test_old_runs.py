@@ -85,7 +85,7 @@ def test_an_old_releases_config_is_the_system_that_its_recipe_had():
     (old["augmentation"], system.augmentation.schedule),
   ):
     new = to_dict(config)
-    # Fields that are new have their defaults; strips are the autoencoder's own affair by now.
+    # Fields that are new have their defaults; strips are no field any more.
     known = {name: value for name, value in values.items() if name not in (*UNREAD, "temporal")}
     assert known == {name: new[name] for name in known}
   assert system.image.size == (old["image"]["size"],) * 2
