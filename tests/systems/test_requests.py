@@ -68,8 +68,8 @@ def test_a_request_is_judged_by_the_processes_that_it_uses():
   [
     ({"seed": -1}, "seed=-1 is no whole number from 0"),
     ({"seed": 2**32}, "seed=4294967296 is no whole number"),
-    ({"seed": 2.5}, "seed=2.5 is not of type int"),
-    ({"seed": "3"}, "seed='3' is not of type int"),
+    ({"seed": 2.5}, "seed: 2.5 is not of type int"),
+    ({"seed": "3"}, "seed: '3' is not of type int"),
     ({"rescale": 1.5}, "rescale=1.5 is not from 0 to 1"),
     ({"text_guidance": float("nan")}, "text_guidance=nan is not a number"),
     ({"steps": 0}, "num_steps=0"),
