@@ -9,13 +9,24 @@ from emu_jax.evaluation import oracle
 from emu_jax.model import SHIPPED, load, outlined
 from emu_jax.systems import registry
 
-OLD = pathlib.Path(__file__).with_name("data_old") / "release_version_1.json"
+OLD = pathlib.Path(__file__).with_name("old") / "shipped_config.json"
+# Of a video model and of its image model: what sampling depends on, beside the networks.
+VIDEO = ("guidance", "interpolation_steps", "num_frames", "num_keys", "fps")
+IMAGE = ("size", "zero_empty", "guidance")
 
 
 def test_it_is_of_its_recipe_and_small():
+  """Its networks and what sampling depends on; a release does not say how it was trained."""
   from configs.shapes_64 import MODEL
 
-  assert stored(SHIPPED).system == MODEL
+  system = stored(SHIPPED).system
+  assert system.networks == MODEL.networks
+  assert system.unet == MODEL.unet
+  assert system.process.schedule == MODEL.process.schedule
+  for name in VIDEO:
+    assert getattr(system, name) == getattr(MODEL, name), name
+  for name in IMAGE:
+    assert getattr(system.image, name) == getattr(MODEL.image, name), name
   assert sum(file.stat().st_size for file in SHIPPED.rglob("*") if file.is_file()) <= 25e6
 
 

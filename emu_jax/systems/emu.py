@@ -116,7 +116,8 @@ class Emu(System):
     found = {"autoencoder": stage.config} if isinstance(stage, KlAutoencoder) else {}
     found |= {f"text/{i}": encoder for i, encoder in enumerate(self.text)}
     schedule = getattr(self.process, "schedule", self.process)
-    return found | {"spatial": self.unet, "schedule": schedule}
+    guided = {"zero_empty": self.zero_empty}
+    return found | {"spatial": self.unet, "schedule": schedule, "guidance": guided}
 
   @property
   def texts(self) -> tuple[TextConfig, ...]:
