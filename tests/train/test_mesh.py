@@ -12,7 +12,9 @@ import optax
 import pytest
 import tiny_run
 
+from emu_jax.diffusion.discrete import Discrete
 from emu_jax.diffusion.guidance import guided, text_guidance
+from emu_jax.diffusion.process import Sampling
 from emu_jax.diffusion.schedule import Schedule
 from emu_jax.errors import InputError
 from emu_jax.models.temporal import TemporalConfig
@@ -20,7 +22,6 @@ from emu_jax.models.unet import UNet, UNetConfig
 from emu_jax.parallel import placement
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from emu_jax.parallel.placement import global_batch, place, replicated
-from emu_jax.systems.latent import Sampling
 from emu_jax.typing import Conditions
 from tests.tiny import perturbed
 from train.optimiser import OptimConfig
@@ -151,9 +152,8 @@ def test_samples_are_those_of_one_device():
   def sample(params, noise, text, none):
     net = lambda x, t, c: UNet(UNET).apply({"params": params["net"]}, x, t, c)
     branches = (Conditions(texts=(text,)), Conditions(texts=(none,)))
-    return sampling.run(
-      guided(net, branches, text_guidance(3.0)), Schedule(), noise, jax.random.key(0)
-    )
+    predict = guided(net, branches, text_guidance(3.0))
+    return Discrete(Schedule()).sample(predict, noise, jax.random.key(0), sampling)
 
   results = []
   for mesh in (make_mesh(jax.devices()[:1]), make_mesh(None, MeshConfig(2, 2, 2))):
