@@ -85,7 +85,7 @@ def stage_tokenizers(
 
 def named_tokenizers(experiment: Experiment) -> tuple[str, ...]:
   """Folders that name the tokenizers, one a text encoder; () where none are named."""
-  folders, encoders = public_trees(experiment), range(len(experiment.definition.texts))
+  folders, encoders = public_trees(experiment), range(len(experiment.system.texts))
   public = tuple(folders.get(f"text/{i}", "") for i in encoders)
   return experiment.data.tokenizers or (public if all(public) else ())
 

@@ -227,7 +227,7 @@ def check_data(experiment: Experiment) -> None:
     raise InputError(
       "--data.sources: no clips given; pack some with `emu-train prepare` and name the folder"
     )
-  encoders, given = experiment.definition.texts, experiment.data.tokenizers
+  encoders, given = experiment.system.texts, experiment.data.tokenizers
   if given and len(given) != len(encoders):
     raise InputError(
       f"--data.tokenizers: {len(given)} given for {len(encoders)} text encoders; give one each"

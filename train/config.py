@@ -138,10 +138,9 @@ def load_stages(path: str) -> tuple[Experiment, ...]:
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-  except InputError:
-    raise
   except Exception as error:  # whatever somebody's file raises
-    raise InputError(f"config {path}: {type(error).__name__}: {error}") from error
+    kind = "" if isinstance(error, InputError | ValueError) else f"{type(error).__name__}: "
+    raise InputError(f"config {path}: {kind}{error}") from error
   stages = getattr(module, "STAGES", None)
   if not isinstance(stages, tuple) or not all(isinstance(s, Experiment) for s in stages):
     raise InputError(f"config {path}: defines no STAGES, a tuple of train.config.Experiment")

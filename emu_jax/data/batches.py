@@ -302,10 +302,9 @@ def batches(
   drops = {"drop_text": drop_text, "drop_both": drop_both, "drop_image": drop_image}
   _check_arguments(sources, weights, batch_size, drops, process_index, process_count)
   seed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # any integer becomes 32 bits
-  captions_encoded = sources[0].encoded  # the same of all
-  captions_encoded = (
-    captions_encoded if captions and captions.encoding.text and not tokenizers else None
-  )
+  records_encoded = sources[0].encoded  # the same of all
+  with_text = records_encoded and records_encoded.encoding.text and not tokenizers
+  captions = records_encoded if with_text else None
   draw = functools.partial(example, inputs=inputs, **drops, empty=captions and captions.empty)
   collate = functools.partial(
     _collate, tokenizers=tuple(tokenizers), encoding=captions and captions.encoding

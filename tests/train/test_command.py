@@ -345,7 +345,7 @@ def test_a_folder_that_cannot_be_packed(kind, says, tmp_path, capsys):
 @pytest.mark.parametrize(
   ("words", "says"),
   [
-    ("--size 4", "size=4 is below 8; raise it"),
+    ("--size 4", "size=4 of 4x4 is below 8; raise it"),
     ("--workers 0", "workers=0 is below 1"),
     ("--seed -1", "seed=-1 is below 0"),
     ("--fps nan", "fps=nan is not a number"),
@@ -383,7 +383,11 @@ def test_packing_where_something_is_in_the_way(tmp_path, capsys):
     ("file", (), "exists and was not made by prepare; name a new or an empty folder"),
     ("full", (), "exists and was not made by prepare"),
     ("file/below", (), "cannot be written (Not a directory)"),
-    ("packed", ("--size", "24"), "was prepared from other arguments (size=16 there, 24 asked"),
+    (
+      "packed",
+      ("--size", "24"),
+      "was prepared from other arguments (size=[16, 16] there, [24, 24] asked",
+    ),
   ):
     words = ["prepare", folder, "--out", tmp_path / out, *words]
     assert says in tiny_recipe.refusal(command.main, words, capsys)
