@@ -32,7 +32,7 @@ class Split:
   system: System
   name: str  # of the part
 
-  @property
+  @functools.cached_property
   def part(self) -> Part:
     """The part."""
     return self.system.parts()[self.name]
