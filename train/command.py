@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
@@ -260,10 +261,23 @@ def check_data(experiment: Experiment) -> None:
 
 def train_part(experiment: Experiment, folder: pathlib.Path) -> bool:
   """Trains one part in its folder; True once it has done all its steps."""
-  config = config_json(experiment)
-  with alone_in(folder):  # a run of another config is refused before anything is written to it
-    claim(folder, config, todays_form=todays_form)
-    return _train(experiment, folder, config)
+  config, new = config_json(experiment), not folder.exists()
+  try:
+    with alone_in(folder):  # a run of another config is refused before anything is written to it
+      claim(folder, config, todays_form=todays_form)
+      return _train(experiment, folder, config)
+  except InputError:
+    if new and jax.process_index() == 0:
+      _remove_unbegun(folder)
+    raise
+
+
+def _remove_unbegun(folder: pathlib.Path) -> None:
+  """Removes the folder of a run that was refused before its first step, and an empty one above."""
+  if folder.is_dir() and not (folder / "metrics.jsonl").exists():
+    shutil.rmtree(folder)
+    if not any(folder.parent.iterdir()):
+      folder.parent.rmdir()
 
 
 def _train(experiment: Experiment, folder: pathlib.Path, config: str) -> bool:
