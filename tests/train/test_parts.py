@@ -240,7 +240,7 @@ def test_latents_have_mean_0_and_variance_1_in_each_channel(saved, experiments):
 
 def test_latents_are_measured_once_and_then_handed_on(saved, experiments):
   inherited = saved("image")
-  assert measured(experiments["video"], inherited, Batches([]), None) == {}
+  assert measured(experiments["video"], inherited, Batches([]), make_mesh(jax.devices()[:1])) == {}
   stage = build(experiments["video"], inherited, empty_shapes(experiments["video"]))
   assert_identical(stage.frozen["latents"], inherited["latents"])
 

@@ -24,8 +24,8 @@ from tests.weights.oracle import (
 from tests.weights.test_autoencoders import as_it_is, moments_and_pixels
 from tests.weights.test_controlnet import control_inputs, flat, row
 from tests.weights.test_plain_transformers import LATTE
-from tests.weights.test_svd import frames_last
-from tests.weights.test_svd import inputs as svd_inputs
+from tests.weights.test_spatio_temporal import frames_last
+from tests.weights.test_spatio_temporal import inputs as svd_inputs
 from tests.weights.unet_inputs import unet_inputs
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is the oracle")

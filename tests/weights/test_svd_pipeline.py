@@ -10,7 +10,7 @@ from emu_jax.diffusion.edm import Edm
 from emu_jax.diffusion.process import Sampling
 from emu_jax.systems import registry, svd
 from tests.weights.oracle import assert_same_output, drawn_anew, torch
-from tests.weights.test_svd import TWO, frames_last
+from tests.weights.test_spatio_temporal import TWO, frames_last
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is the oracle")
 transformers = pytest.importorskip("transformers", reason="its image encoder is part of it")
