@@ -157,4 +157,4 @@ def test_a_stage_that_does_not_split_is_one_clear_line(tiny_experiment):
 def tiny_experiment():
   from train.config import DataConfig, Experiment
 
-  return Experiment(stage="video", model=tiny.MODEL, data=DataConfig(batch_size=4))
+  return Experiment(tiny.MODEL, "video", data=DataConfig(batch_size=4))
