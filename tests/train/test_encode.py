@@ -149,7 +149,8 @@ def losses(made):
   @functools.cache
   def program(encoded):
     run = stage(made.out / "float32" if encoded else made.clips)[0].loss
-    return jax.jit(lambda trained, frozen, batch, key: run(trained, frozen, batch, key, 0)[0])
+    step = jax.numpy.int32(0)
+    return jax.jit(lambda trained, frozen, batch, key: run(trained, frozen, batch, key, step)[0])
 
   def losses(source, change=lambda batch: batch):
     built, batch = stage(source)
