@@ -22,9 +22,11 @@ from emu_jax.data.shapes import MovingShapes
 from emu_jax.diffusion.process import Sampling
 from emu_jax.model import SHIPPED, load
 from emu_jax.models.discriminator import PatchDiscriminatorConfig
+from emu_jax.systems.emu import Emu
 from emu_jax.systems.emu_video import EmuVideo
 from emu_jax.systems.first_stage import KlAutoencoder
 from emu_jax.systems.registry import VERSION
+from emu_jax.systems.svd import StableVideo
 from emu_jax.systems.system import System
 from experiments.artefact import Artefact, digest
 from experiments.study import Size
@@ -149,32 +151,44 @@ def seeded(experiment: Experiment, seed: int) -> Experiment:
 
 def tiny(model: EmuVideo) -> EmuVideo:
   """The same parts at a quarter of the side, 16 pixels or 8, and a few channels."""
-  image = model.image
+  text = tuple(
+    dataclasses.replace(t, width=8, num_layers=1, num_heads=2, mlp_width=16)
+    for t in model.image.text
+  )
+  fields = tiny_fields(model.image, context_dims=tuple(t.width for t in text))
+  return dataclasses.replace(model, image=dataclasses.replace(model.image, text=text, **fields))
+
+
+def tiny_svd(system: StableVideo) -> StableVideo:
+  """Likewise."""
+  small = {"width": 8, "num_layers": 1, "num_heads": 2, "mlp_width": 16, "projection_dim": 8}
+  vision = dataclasses.replace(system.vision, **small)
+  fields = tiny_fields(system, context_dims=(8,), micro_dim=8)
+  return dataclasses.replace(system, vision=vision, **fields)
+
+
+def tiny_fields(system: Emu | StableVideo, **of_unet: Any) -> dict[str, Any]:
+  """Small first stage and U-Net for a quarter of the side."""
   autoencoder = dataclasses.replace(
-    image.first_stage.config, channels=(8,), norm_groups=4, num_res_blocks=1
+    system.first_stage.config, channels=(8,), norm_groups=4, num_res_blocks=1
   )
   critic = PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4)
-  text = tuple(
-    dataclasses.replace(t, width=8, num_layers=1, num_heads=2, mlp_width=16) for t in image.text
-  )
   unet = dataclasses.replace(
-    image.unet,
+    system.unet,
     channels=(8,),
     num_res_blocks=(1,),
     transformer_depth=(1,),
     mid_depth=0,
     head_dim=8,
     norm_groups=4,
-    context_dims=tuple(t.width for t in text),
+    **of_unet,
   )
-  small = dataclasses.replace(
-    image,
-    first_stage=KlAutoencoder(autoencoder),
-    text=text,
-    unet=unet,
-    objective=dataclasses.replace(image.objective, discriminator=critic),
-  )
-  return resized(dataclasses.replace(model, image=small), side(model) // 4)
+  return {
+    "first_stage": KlAutoencoder(autoencoder),
+    "unet": unet,
+    "objective": dataclasses.replace(system.objective, discriminator=critic),
+    "size": tuple(pixels // 4 for pixels in system.size),
+  }
 
 
 @functools.cache

@@ -23,8 +23,7 @@ SHAPES = {}
 def trained_shapes(experiment):
   """The trees that an experiment trains; traced once for all that differ in none of them."""
   system, part = experiment.system, experiment.definition
-  networks = (net for name, net in system.networks.items() if name != "schedule")
-  key = (part.trains, part.reads, system.unet, *networks)
+  key = (part.trains, part.reads, repr(system.networks))
   if key not in SHAPES:
     split = Split(system, experiment.part)
     SHAPES[key] = split.trained(split.shapes)

@@ -6,7 +6,8 @@ inherited.json         trees that an earlier run holds: which, where, and the di
 checkpoints/<step>/    state, ema (averages of what trained), data (position)
 tokenizers/<i>/        one a text encoder
 
-Of a tree that trained in some of its leaves, the average holds these and an earlier run the rest.
+Of a tree that trained in some of its leaves, the average holds these, and frozen/ or an earlier run
+the rest.
 Runs of before version 2 hold every tree themselves, some in encoders/.
 """
 
@@ -85,8 +86,8 @@ def write_origins(run_dir: pathlib.Path, found: Mapping[str, Origin]) -> None:
   os.replace(part, path)
 
 
-def items(run_dir: str | pathlib.Path) -> dict[str, str]:
-  """Which item of a run holds each tree that lies in its own folder, by the tree's name.
+def items(run_dir: str | pathlib.Path) -> dict[str, tuple[str, ...]]:
+  """Which items of a run hold leaves of each tree that lies in its own folder, by the tree's name.
 
   Raises: InputError where it holds no checkpoint.
   """
@@ -98,8 +99,11 @@ def items(run_dir: str | pathlib.Path) -> dict[str, str]:
       " checkpoints/<step>/ in it"
     )
   ema = f"checkpoints/{step}/ema"
-  stored = (item for item in (FROZEN, ENCODERS, ema) if (run_dir / item).is_dir())
-  return {name: item for item in stored for name in stored_metadata(run_dir / item)}
+  found: dict[str, tuple[str, ...]] = {}
+  for item in (FROZEN, ENCODERS, ema):
+    for name in stored_metadata(run_dir / item) if (run_dir / item).is_dir() else ():
+      found[name] = (*found.get(name, ()), item)
+  return found
 
 
 def origin_of(run_dir: str | pathlib.Path, name: str, tree: Any) -> Origin | None:
@@ -109,11 +113,11 @@ def origin_of(run_dir: str | pathlib.Path, name: str, tree: Any) -> Origin | Non
     tree: as it was loaded.
   """
   run_dir = pathlib.Path(run_dir).absolute()
-  stored_items, inherited = items(run_dir).get(name), origins(run_dir).get(name)
-  if stored_items and inherited:
+  stored_items, inherited = items(run_dir).get(name, ()), origins(run_dir).get(name)
+  if len(stored_items) + bool(inherited) > 1:
     return None
   if stored_items:
-    return Origin(str(run_dir), stored_items, digest(tree))
+    return Origin(str(run_dir), *stored_items, digest(tree))
   return dataclasses.replace(inherited, run=str((run_dir / inherited.run).resolve()))
 
 
@@ -129,8 +133,8 @@ def load_trees(run_dir: str | pathlib.Path, names: Collection[str] | None = None
   stored_items, inherited = items(run_dir), origins(run_dir)
   wanted = set(stored_items) | set(inherited) if names is None else set(names)
   trees = {name: _inherited(run_dir, name, inherited[name]) for name in wanted & set(inherited)}
-  for item in dict.fromkeys(stored_items.values()):
-    chosen = [name for name in wanted if stored_items.get(name) == item]
+  for item in dict.fromkeys(item for several in stored_items.values() for item in several):
+    chosen = [name for name in wanted if item in stored_items.get(name, ())]
     for name, tree in load_numpy(run_dir / item, chosen).items() if chosen else ():
       trees[name] = overlaid(trees[name], tree) if name in trees else tree
   return trees

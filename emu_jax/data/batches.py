@@ -314,29 +314,17 @@ def batches(
   weights = [float(weight) for weight in weights or map(len, chosen)]
   groups, shares = [], []
   for number, size in enumerate(_shapes(sources, chosen, inputs)):
-    parts, mixture = [], []
-    for source, rows, weight in zip(sources, chosen, weights, strict=True):
-      of_one_size = rows[(_scaled(source, inputs.first)[rows] == size).all(axis=1)]
-      if len(of_one_size) and weight:
-        part = grain.MapDataset.source(_Chosen(source, of_one_size, inputs)).seed(seed)
-        part = part.shuffle() if shuffle else part
-        parts.append(part.repeat() if repeat else part)
-        mixture.append(weight * len(of_one_size) / len(rows))
+    parts = _records_of(size, sources, chosen, inputs, weights)
     if not parts:
       continue
-    if len(parts) == 1:
-      data = parts[0]
-    elif repeat:
-      data = grain.MapDataset.mix(parts, mixture)
-    else:
-      data = _in_turn(parts)
+    data = _mixed(parts, seed, shuffle, repeat)
     data = data.random_map(draw, seed=seed + 1 + number)
     data = data.batch(batch_size, drop_remainder=True, batch_fn=collate)
     # Batch i of all is part i % process_count of a global one; those that fill none are left out.
     full = len(data) // process_count * process_count
     if full:
       groups.append(data[process_index:full:process_count])
-      shares.append(sum(mixture))
+      shares.append(sum(share for _, share in parts))
   if not groups:
     raise InputError(
       f"batches: batch_size={batch_size} for each of {process_count} process(es) is above the "
@@ -347,6 +335,39 @@ def batches(
   else:
     data = grain.MapDataset.mix(groups, shares) if repeat else _in_turn(groups)
   return iter(_reader(data, workers, threads))
+
+
+def _records_of(
+  size: Size,
+  sources: Sequence[Source],
+  chosen: Sequence[np.ndarray],
+  inputs: Inputs,
+  weights: Sequence[float],
+) -> list[tuple["_Chosen", float]]:
+  """The records of one size, a part a source that has any, and their share of all draws."""
+  parts = []
+  for source, rows, weight in zip(sources, chosen, weights, strict=True):
+    of_one_size = rows[(_scaled(source, inputs.first)[rows] == size).all(axis=1)]
+    if len(of_one_size) and weight:
+      share = weight * len(of_one_size) / len(rows)
+      parts.append((_Chosen(source, of_one_size, inputs), share))
+  return parts
+
+
+def _mixed(
+  parts: Sequence[tuple["_Chosen", float]], seed: int, shuffle: bool, repeat: bool
+) -> grain.MapDataset:
+  """Records of several sources by their shares, or, in one pass, evenly spread."""
+  sets = []
+  for of_one_size, _ in parts:
+    data = grain.MapDataset.source(of_one_size).seed(seed)
+    data = data.shuffle() if shuffle else data
+    sets.append(data.repeat() if repeat else data)
+  if len(sets) == 1:
+    return sets[0]
+  if repeat:
+    return grain.MapDataset.mix(sets, [share for _, share in parts])
+  return _in_turn(sets)
 
 
 def _scaled(source: Source, wanted: Frames) -> Int[np.ndarray, "N 2"]:

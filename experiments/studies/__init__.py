@@ -13,6 +13,7 @@ from experiments.studies import (
   identity,
   interpolation,
   multistage,
+  stable_video,
 )
 
 STUDIES = {
@@ -30,5 +31,6 @@ STUDIES = {
     multistage,
     interpolation,
     frozen,
+    stable_video,
   )
 }

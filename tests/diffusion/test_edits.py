@@ -70,7 +70,7 @@ def test_an_edit_decides_what_is_sampled(process):
 def test_keeping_known_frames_is_an_edit(process, solver):
   known, given = KnownFrames(5, (1, 3)), noise(1, (2, 2, 3, 4, 2))
   edit = lambda x_0, level: x_0.at[:, np.array(known.positions)].set(given)
-  kept = keeping(network, process.schedule, known, given)
+  kept = keeping(network, process, known, given)
   run = lambda predict: process.sample(predict, noise(), None, Sampling(solver, 4))
   np.testing.assert_array_equal(run(edited(network, process, edit)), run(kept))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from emu_jax.model import SHIPPED, load
+from emu_jax.systems.svd import Animate
 from experiments import pixel_model, recipe, report, run, sampling
 from experiments.artefact import Artefact, made
 from experiments.studies import (
@@ -22,6 +23,7 @@ from experiments.studies import (
   identity,
   interpolation,
   multistage,
+  stable_video,
 )
 from experiments.study import Results, verdict
 from tests import tiny_recipe
@@ -178,6 +180,22 @@ def of_frozen(claimed):
   return results({arm: mean(of) for arm, of in zip(arms, (kept, lost), strict=True)})
 
 
+def of_stable_video(claimed):
+  moves = dict(zip(stable_video.BUCKETS, (1.0, 2.0, 3.0), strict=True))
+  off = {stable_video.GROWS: 0.01, **dict.fromkeys(stable_video.CONSTANT, 0.05)}
+  if not claimed:
+    moves = {motion: 4.0 - pixels for motion, pixels in moves.items()}
+    off = {way: 0.06 - distance for way, distance in off.items()}
+  common = dict.fromkeys(stable_video.METRICS, 0.5)
+  arm = lambda pixels, distance: common | {"pixels a frame": pixels, "off the picture": distance}
+  arms = {
+    stable_video.bucket(m): arm(pixels, off[stable_video.GROWS]) for m, pixels in moves.items()
+  }
+  arms[stable_video.TWICE] = arm(moves[stable_video.QUICK] - (0.9 if claimed else -0.9), 0.01)
+  arms |= {stable_video.guidance(way): arm(3.0, off[way]) for way in stable_video.CONSTANT}
+  return results(arms | dict.fromkeys((stable_video.SVD, stable_video.EMU_VIDEO), arm(2.0, 0.02)))
+
+
 FIGURES = {
   "identity": of_identity,
   "convergence": of_convergence,
@@ -191,6 +209,7 @@ FIGURES = {
   "multistage": of_multistage,
   "interpolation": of_interpolation,
   "frozen": of_frozen,
+  "stable_video": of_stable_video,
 }
 
 
@@ -250,7 +269,8 @@ def test_a_study_of_the_finished_model_has_all_of_it(tmp_path):
 def pretended(monkeypatch):
   """Training that leaves a folder, and models that draw noise of the right shape."""
   rng = np.random.default_rng(0)
-  noise = lambda *shape: rng.integers(0, 255, (*shape, 16, 16, 3), np.uint8)
+  noise = lambda n, t, side=16: rng.integers(0, 255, (n, t, side, side, 3), np.uint8)
+  side_of = lambda pictures: () if pictures is None else pictures.shape[2:3]
 
   def train_part(experiment, folder):
     folder.mkdir(exist_ok=True)
@@ -266,7 +286,7 @@ def pretended(monkeypatch):
 
   def drawn(model, texts, fields, given):
     model.request("sample", prompt=tuple(texts), **fields)  # its checks
-    return noise(len(texts), fields["frames"])
+    return noise(len(texts), fields["frames"], *side_of(given))
 
   def between(model, texts, fields, keys):
     assert len(keys) == len(texts)
@@ -282,6 +302,10 @@ def pretended(monkeypatch):
     assert (caption is None) == (not model.captioned)
     return rng.normal(size=(num, *model.shape))
 
+  def animated(fields, given):
+    Animate(picture=given, **fields)  # its checks
+    return noise(len(given), fields["frames"], *side_of(given))
+
   direct = lambda model, texts, fields, given: noise(len(texts), 8)
   exact = lambda image, seed, num: {"output difference": np.zeros(num)}
   same = lambda *given: {"changed weights": np.zeros(1), "picture difference": np.zeros(2)}
@@ -293,6 +317,7 @@ def pretended(monkeypatch):
     factorized: {"direct": direct},
     convergence: {"image_with_random_layers": with_layers},
     brightness: {"sample": sample, "averaged": lambda folder: None},
+    stable_video: {"animate": lambda model, texts, fields, given: animated(fields, given)},
     identity: {"at_start": exact, "after_training": same},
   }.items():
     for name, fake in fakes.items():

@@ -1,6 +1,7 @@
 """Laws of a run's directory."""
 
 import dataclasses
+import fcntl
 import json
 import shutil
 
@@ -15,7 +16,7 @@ from tiny_run import OPTIM, config, data, init, noisy_loss, run, sample, stage
 from emu_jax.checkpoints.run import latest_step, load_ema
 from emu_jax.errors import InputError
 from emu_jax.parallel.mesh import make_mesh
-from train.checkpoint import Checkpoints, alone_in
+from train.checkpoint import Checkpoints
 from train.loop import LoopConfig
 from train.stage import Stage
 
@@ -269,9 +270,13 @@ def test_unwritable_folder_is_refused(tmp_path):
 
 
 def test_a_second_run_is_refused_while_the_first_is_alive(copy):
-  held = "process [0-9]+ of .* trains in it; wait for its end"
-  with alone_in(copy), pytest.raises(InputError, match=held):
-    run(copy, 10)
+  with (copy / "lock").open("w") as lock:  # as another process would hold it
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock.write("process 12 of another.host")
+    lock.flush()
+    held = "process 12 of another.host trains in it; wait for its end"
+    with pytest.raises(InputError, match=held):
+      run(copy, 10)
   assert int(run(copy, 10).step) == 10
 
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emu_jax.data.batches import ClipSpec, Source, batches
+from emu_jax.data.batches import Source, batches
+from emu_jax.data.inputs import ClipSpec, clip_inputs
 from emu_jax.parallel import placement
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from train.loop import LoopConfig, train
@@ -82,11 +83,11 @@ class Clips:
   def __init__(self):
     rows = np.random.default_rng(0).integers(0, 255, (24, 1, 2, 2, 3), np.uint8)
     records = [{"frames": row, "fps": np.float32(0), "caption": ""} for row in rows]
-    source = Source("memory", 2, records, np.ones(24, np.int32), np.zeros(24, np.float32))
+    source = Source("memory", (2, 2), records, np.ones(24, np.int32), np.zeros(24, np.float32))
     part = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     size = 8 // jax.process_count()
     self.batches = batches(
-      source, spec=ClipSpec(1, 1.0), batch_size=size, seed=0, threads=1, **part
+      source, clip_inputs(ClipSpec(1, 1.0), (2, 2)), batch_size=size, seed=0, threads=1, **part
     )
     self.get_state, self.set_state = self.batches.get_state, self.batches.set_state
 

@@ -13,7 +13,7 @@ from emu_jax.errors import InputError
 from emu_jax.models.motion import MotionConfig, frame_positions
 from emu_jax.models.unet import UNet, UNetConfig
 from emu_jax.systems.animatediff import animated
-from emu_jax.trees import partition
+from emu_jax.trees import merge, partition
 from emu_jax.typing import Conditions
 from tests.weights.oracle import (
   assert_round_trip,
@@ -110,18 +110,21 @@ def test_adapter_round_trip_and_the_video_unet_that_it_makes(name, tmp_path):
   config = json.loads((tmp_path / "again" / "config.json").read_text())
   assert config["conv_in_channels"] == adapter.config.conv_in_channels
 
-  video = animated(reopened(image, tmp_path / "image"), ours)
+  of_images = reopened(image, tmp_path / "image")
+  video = UNet(animated(of_images.module.config, ours.module.config))
+  modules = {tree: leaves for tree, leaves in ours.params.items() if tree != "conv_in"}
+  params = merge(of_images.params, modules)
   model = diffusers.UNetMotionModel.from_unet2d(image, adapter).eval()
   theirs, inputs = unet_inputs(model.config, SIZE, frames=5, text_of_frames=True)
-  apply = lambda params: video.module.apply({"params": params}, *inputs)
+  apply = lambda params: video.apply({"params": params}, *inputs)
   with torch.no_grad():
     expected = channels_last(model(**theirs).sample)
-  assert_same_output(jax.jit(apply)(video.params), expected)
+  assert_same_output(jax.jit(apply)(params), expected)
 
   # What was trained leaves as an adapter again: the part alone tells which class is meant.
-  motion = partition(video.params, (("temporal_*", "motion"), ("*", "image")))["motion"]
+  motion = partition(params, (("temporal_*", "motion"), ("*", "image")))["motion"]
   if name != "PIA":
-    weights.save(tmp_path / "trained", video.module.config, motion)
+    weights.save(tmp_path / "trained", video.config, motion)
     assert diffusers.MotionAdapter.from_pretrained(tmp_path / "trained").dtype == torch.float32
 
 
@@ -129,7 +132,7 @@ def test_an_adapter_of_another_family_is_refused(tmp_path):
   image = reopened(diffusers.UNet2DConditionModel(**IMAGE), tmp_path / "image")
   other = diffusers.MotionAdapter(**ADAPTER | {"block_out_channels": (16, 16)})
   with pytest.raises(InputError, match=r"channels=\(16, 32\), the motion adapter \(16, 16\)"):
-    animated(image, reopened(other, tmp_path / "other"))
+    animated(image.module.config, reopened(other, tmp_path / "other").module.config)
 
 
 @pytest.mark.parametrize(
