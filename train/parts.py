@@ -140,8 +140,8 @@ def build(
       spares may be missing. Trees that the part does not read are left out.
     empty: what a batch says of text, for one empty prompt.
     encoding: of the data, where it is encoded ahead.
-    aside: the trees that this spares, on the mesh, to draw samples with; without them there are
-      none.
+    sampling_trees: the trees that this spares, on the mesh, to draw samples with; without them
+      none are drawn.
   """
   check_inherited(experiment, tuple(inherited), encoding)
   split, part = Split(experiment.system, experiment.part), experiment.definition

@@ -70,7 +70,8 @@ def run(
 
   Args:
     fields: that every line begins with.
-    how: options of `emu_jax.model.loaded`.
+    loading: options of `emu_jax.model.loaded`.
+    precision: as it was asked for; files of another one do not lie in one folder.
   """
   out = output.out
   suffix = output.suffix or found.system.tasks()[task].suffix

@@ -154,7 +154,7 @@ def each_frame(
   Args:
     size: height and width; the largest central part of that shape is resized to it.
     line: what `timeline(path)` returned.
-    how: to resize, after a box reduction.
+    resampling: to resize, after a box reduction.
     threads: of the decoder; 0 lets FFmpeg choose.
   """
   done, before = 0, None  # times answered; the frame before, with its time
@@ -310,7 +310,7 @@ def resized(
 
   Args:
     aspect: width of a stored pixel over its height; the shape is that of what is displayed.
-    how: another filter than the bicubic.
+    resampling: another filter than the bicubic.
   Source: "box + bicubic resize, centre crop", Emu Video, arXiv:2311.10709, table 3.
   """
   # Of the part, in stored pixels, which need not be square.

@@ -119,18 +119,18 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
 
     return Cell((svd,), {"each": [one.options for one in each]}, measure)
 
-  told = asked.changed(solver="dpm++", steps=10)
+  captioned = asked.changed(solver="dpm++", steps=10)
 
   def with_text(folders):
     real = real_clips(asked, runs.side, FPS, FRAMES)
-    return values(drawn(folders[0], told, pictures=real[:, :1]), asked, FPS, runs.side)
+    return values(drawn(folders[0], captioned, pictures=real[:, :1]), asked, FPS, runs.side)
 
   return {
     **{bucket(m): animated([m]) for m in BUCKETS},
     TWICE: animated([QUICK], fps=2 * FPS),
     **{guidance(way): animated([QUICK], way=way) for way in CONSTANT},
     SVD: animated([SLOW, QUICK]),
-    EMU_VIDEO: Cell((emu_video,), told.options, with_text),
+    EMU_VIDEO: Cell((emu_video,), captioned.options, with_text),
   }
 
 

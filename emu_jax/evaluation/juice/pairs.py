@@ -79,16 +79,19 @@ def matched(a: pathlib.Path, b: pathlib.Path, prompts: pathlib.Path) -> tuple[li
         f"juice: {tell(sorted(alone))} has no clip of its name in the other folder, {len(shared)} "
         "others have; remove or rename it"
       )
-    partners, how = [of_b[stem] for stem in of_a], "by name"
+    partners, matching = [of_b[stem] for stem in of_a], "by name"
   elif len(of_a) == len(of_b):
-    partners, how = list(of_b.values()), "by the order of their names, of which none is in both"
+    partners, matching = (
+      list(of_b.values()),
+      "by the order of their names, of which none is in both",
+    )
   else:
     raise InputError(
       f"juice: {len(of_a)} clips in {a} and {len(of_b)} in {b}, no name in both; name the clips of "
       "a prompt alike, or give equal numbers"
     )
   texts = _prompts(prompts, list(of_a))
-  return [Pair(*row) for row in zip(texts, of_a.values(), partners, strict=True)], how
+  return [Pair(*row) for row in zip(texts, of_a.values(), partners, strict=True)], matching
 
 
 def _clips(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -192,9 +195,10 @@ def fitted(clip: Clip, setting: Setting) -> UInt8[np.ndarray, "T H W 3"]:
     times = (first + np.floor(steps + ROUNDING)) / clip.fps
   if clip.path.suffix.lower() in ANIMATIONS:
     return _animation(clip, times, setting)
-  line, how = decode.timeline(clip.path), PIL.Image.Resampling.BILINEAR
+  line, smooth = decode.timeline(clip.path), PIL.Image.Resampling.BILINEAR
   nearest = np.minimum(times, line.span)
-  return decode.frames_at(clip.path, nearest, (setting.height, setting.width), line, resampling=how)
+  size = (setting.height, setting.width)
+  return decode.frames_at(clip.path, nearest, size, line, resampling=smooth)
 
 
 def _animation(
