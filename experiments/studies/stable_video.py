@@ -99,51 +99,64 @@ def animate(model: Model, texts: Sequence[str], fields: Fields, given: Clips) ->
   return model.run("animate", picture=given, **fields).frames
 
 
+def asked(size: Size, seed: int) -> Asked:
+  """Scenes of motions that training has seen."""
+  fields = {"frames": FRAMES, "solver": "euler", "steps": 15}
+  return Asked("validation", NUM_PROMPTS[size], NUM_PROMPTS[size], seed, fields)
+
+
+def moving(scenes: Asked, motion: int, fps: float, way: str) -> Asked:
+  """The same with one bucket for all."""
+  first, last = GUIDANCE[way]
+  scales = {"first_guidance": first, "last_guidance": last}
+  return scenes.changed(motion=float(motion), fps=fps, **scales)
+
+
+def captioned(scenes: Asked) -> Asked:
+  """The same for Emu Video."""
+  return scenes.changed(solver="dpm++", steps=10)
+
+
 def cells(size: Size, seed: int) -> dict[str, Cell]:
-  runs, num = Runs(size), NUM_PROMPTS[size]
-  steps = {"frames": FRAMES, "solver": "euler", "steps": 15}
-  asked = Asked("validation", num, min(num, 32), seed, steps)
+  runs, scenes = Runs(size), asked(size, seed)
   svd, emu_video = runs.video("svd", seed), runs.video("emu_video", seed)
 
   def animated(motion: Sequence[int], fps: float = FPS, way: str = GROWS) -> Cell:
-    first, last = GUIDANCE[way]
-    scales = {"first_guidance": first, "last_guidance": last}
-    each = [asked.changed(motion=float(m), fps=fps, **scales) for m in motion]
+    each = [moving(scenes, m, fps, way) for m in motion]
 
     def measure(folders):
-      real = real_clips(asked, runs.side, fps, FRAMES)
+      real = real_clips(scenes, runs.side, fps, FRAMES)
       clips = [drawn(folders[0], one, pictures=real[:, :1], draw=animate) for one in each]
-      quick = np.array([truth["speed"] == "quickly" for truth in asked.truths])
+      quick = np.array([truth["speed"] == "quickly" for truth in scenes.truths])
       found = np.where(quick[:, None, None, None, None], clips[-1], clips[0])
-      return values(found, asked, fps, runs.side)
+      return values(found, scenes, fps, runs.side)
 
     return Cell((svd,), {"each": [one.options for one in each]}, measure)
 
-  captioned = asked.changed(solver="dpm++", steps=10)
-
   def with_text(folders):
-    real = real_clips(asked, runs.side, FPS, FRAMES)
-    return values(drawn(folders[0], captioned, pictures=real[:, :1]), asked, FPS, runs.side)
+    real = real_clips(scenes, runs.side, FPS, FRAMES)
+    clips = drawn(folders[0], captioned(scenes), pictures=real[:, :1])
+    return values(clips, scenes, FPS, runs.side)
 
   return {
     **{bucket(m): animated([m]) for m in BUCKETS},
     TWICE: animated([QUICK], fps=2 * FPS),
     **{guidance(way): animated([QUICK], way=way) for way in CONSTANT},
     SVD: animated([SLOW, QUICK]),
-    EMU_VIDEO: Cell((emu_video,), captioned.options, with_text),
+    EMU_VIDEO: Cell((emu_video,), captioned(scenes).options, with_text),
   }
 
 
-def values(clips: Clips, asked: Asked, fps: float, side: int) -> Values:
+def values(clips: Clips, scenes: Asked, fps: float, side: int) -> Values:
   """What the oracle reads, how far the first frame is off the given one, and the distance.
 
   "pixels a frame" is NaN for clips in which the oracle does not find the object twice.
   """
-  real = real_clips(asked, side, fps, FRAMES)
+  real = real_clips(scenes, side, fps, FRAMES)
   first = np.abs(clips[:, 0].astype(float) - real[:, 0]).mean(axis=(1, 2, 3)) / 255
   speed = oracle.read_clips(clips, fps).speed_sides * side / fps
-  others = other_clips(asked, side, fps, FRAMES)
-  found = clip_values(clips, asked.truths, fps) | distance(clips, others)
+  others = other_clips(scenes, side, fps, FRAMES)
+  found = clip_values(clips, scenes.truths, fps) | distance(clips, others)
   return found | {"off the picture": first, "pixels a frame": speed}
 
 
