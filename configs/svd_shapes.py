@@ -6,10 +6,10 @@ Needs no download:
   emu-train run --config configs/svd_shapes.py
   emu-jax animate picture.png --checkpoint runs/svd_shapes --fps 4 --motion 100
 
-All of the published system at the size of configs/shapes_32.py, which has the same autoencoder and
-spatial layers: EDM, conditions for rate, motion and the picture's noise, an image encoder (here
-trained along), guidance that grows over the frames, pretraining on clips and tuning on others. The
-picture tells the look, "motion" the speed; the direction is left open. Not trained yet.
+All of the published system with the autoencoder and the spatial layers of configs/shapes_64.py at
+half its resolution: EDM, conditions for rate, motion and the picture's noise, an image encoder
+(here trained along), guidance that grows over the frames, pretraining on clips and tuning on
+others. The picture tells the look, "motion" the speed; the direction is left open.
 """
 
 from emu_jax.diffusion.edm import Edm
@@ -31,7 +31,7 @@ SYSTEM = StableVideo(
     concat_channels=4,
     channels=(32, 64, 128),
     num_res_blocks=(1, 1, 1),
-    transformer_depth=(0, 1, 1),
+    transformer_depth=(1, 1, 1),
     num_heads=0,
     head_dim=32,
     context_dims=(96,),
@@ -43,13 +43,13 @@ SYSTEM = StableVideo(
   ),
   first_stage=KlAutoencoder(
     AutoencoderConfig(
-      channels=(32,),
-      num_res_blocks=2,
+      channels=(32, 64),
+      num_res_blocks=1,
       z_channels=4,
       norm_groups=8,
       mid_attention=False,
       norm_out=False,
-      patch=2,  # 16x16 latents of 4 channels
+      patch=2,  # 8x8 latents of 4 channels
     )
   ),
   vision=ClipVisionConfig(
@@ -62,17 +62,20 @@ SYSTEM = StableVideo(
     projection_dim=96,
   ),
   train_vision=True,
-  # Sampling begins where training has been: 80 is 2.3 deviations above the mean of `video_noise`.
-  process=Edm(sigma_max=80.0),
+  # Sampling begins where training has been: 200 is 2.2 deviations above the mean of `video_noise`.
+  process=Edm(sigma_max=200.0),
   # Wider than the published (-1.2, 1.0), which are for an image model that knows all noise already.
   image_noise=(0.0, 1.5),
+  # More than the published (0.7, 1.6): what moves where is decided near pure noise, and for frames
+  # of so few pixels, each much like the next, that begins at sigma = 10 (shapes_64.py, HIGH).
+  video_noise=(2.0, 1.5),
   size=(32, 32),
   num_frames=8,
   fps=4.0,
   rates=(4.0, 8.0),
   motion_scale=5.0,  # shapes move by 8 or 23 % of the picture a second: buckets 39 and 117
   motion=117.0,
-  # No adversary; a divergence that leaves latents room for a denoiser's errors, as in shapes_32.
+  # No adversary; a divergence that leaves latents room for a denoiser's errors, as in shapes_64.
   objective=AutoencoderObjective(adversarial_weight=0.0, kl_weight=1e-2),
 )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from configs import shapes_32, svd_shapes
+from configs import shapes_64, svd_shapes
 from emu_jax.evaluation import oracle
 from emu_jax.evaluation.metrics import Clips, Estimate
 from emu_jax.model import Model
@@ -14,19 +14,18 @@ from emu_jax.systems.svd import StableVideo
 from experiments.artefact import Artefact
 from experiments.estimates import Values, over_seeds
 from experiments.reading import clip_values, distance
-from experiments.recipe import seeded, shapes_records, short, stage, tiny, tiny_svd
+from experiments.recipe import resized, seeded, shapes_records, short, stage, tiny, tiny_svd
 from experiments.sampling import Asked, Fields, drawn, other_clips, real_clips
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 from train.config import Experiment
 
+SIDE = 32
 NUM_RECORDS = {"tiny": 20, "default": 5000}
 NUM_PROMPTS = {"tiny": 2, "default": 32}
 FPS, FRAMES = 4.0, 8
-# Of equal cost: measured one after the other on the machine of the page, a step of SVD's image and
-# clip parts took 0.18 and 0.57 s, one of Emu Video's 0.17 and 0.415 s.
-STEPS = {
-  "svd": {"image": 800, "video": 700},
-  "emu_video": {"image": 850, "video": 960},
+NUM_STEPS = {  # of equal cost, see `method`
+  "svd": {"image": 1500, "video": 2000},
+  "emu_video": {"image": 1500, "video": 2000},
 }
 # Buckets of motion: of slow clips, one that no clip has, of quick clips.
 BUCKETS = SLOW, BETWEEN, QUICK = 39, 78, 117
@@ -53,6 +52,16 @@ def guidance(way: str) -> str:
   return f"guidance {way}"
 
 
+def stages() -> dict[str, dict[str, Experiment]]:
+  """The parts of both systems, on the same pictures, with the same autoencoder."""
+  of_emu = {experiment.run_name: experiment for experiment in shapes_64.STAGES}
+  image = dataclasses.replace(of_emu["image"], system=resized(of_emu["image"].system, SIDE))
+  return {
+    "svd": {experiment.part: experiment for experiment in svd_shapes.STAGES},
+    "emu_video": {"image": image, "video": of_emu["video_32"]},
+  }
+
+
 @dataclasses.dataclass(frozen=True)
 class Runs:
   """What is trained: all but the clips' part is one for all seeds and, where it can be, systems."""
@@ -65,33 +74,25 @@ class Runs:
   @property
   def side(self) -> int:
     """Pixels a side of the pictures, which are square."""
-    (height, _) = self.part(svd_shapes.STAGES, "image").system.size
+    (height, _) = self.part("svd", "image", 1).system.size
     return height
 
-  def part(self, stages: Sequence[Experiment], part: str, num_steps: int = 1) -> Experiment:
-    """A part of a config, of so many steps."""
-    (found,) = (e for e in stages if e.part == part)
+  def part(self, name: str, part: str, num_steps: int) -> Experiment:
+    """A part of a system, of so many steps."""
+    found = stages()[name][part]
     if self.size == "default":
       return short(found, num_steps)
     small = tiny_svd if isinstance(found.system, StableVideo) else tiny
     data = dataclasses.replace(found.data, batch_size=2)
     return short(dataclasses.replace(found, system=small(found.system), data=data), 2)
 
-  @property
-  def both(self) -> tuple[Artefact, Artefact]:
-    """Pictures and clips."""
-    return self.records("images"), self.records("videos")
-
-  def autoencoder(self) -> Artefact:
-    return stage(self.part(svd_shapes.STAGES, "autoencoder", 4000), self.both)
-
   def video(self, name: str, seed: int) -> Artefact:
     """The model of clips of a system."""
-    stages = {"svd": svd_shapes.STAGES, "emu_video": shapes_32.STAGES}[name]
-    image = self.part(stages, "image", STEPS[name]["image"])
-    image = stage(image, self.both, self.autoencoder())
-    video = seeded(self.part(stages, "video", STEPS[name]["video"]), seed)
-    return stage(video, (self.records("videos"),), image)
+    pictures, clips = self.records("images"), self.records("videos")
+    autoencoder = stage(self.part("svd", "autoencoder", 4000), (pictures, clips))
+    steps = NUM_STEPS[name]
+    image = stage(self.part(name, "image", steps["image"]), (pictures, clips), autoencoder)
+    return stage(seeded(self.part(name, "video", steps["video"]), seed), (clips,), image)
 
 
 def animate(model: Model, texts: Sequence[str], fields: Fields, given: Clips) -> Clips:
@@ -220,17 +221,17 @@ STUDY = Study(
     "arXiv:2311.15127, sec. 4.3 and app. D.3)."
   ),
   method=(
-    "`configs/svd_shapes.py` and `configs/shapes_32.py` on 5000 pictures and 5000 clips of 32 "
-    "pixels, 8 frames at 4 a second (Stable Video Diffusion: at 4 and 8): an autoencoder for both, "
-    "an image model each, one for all seeds, and seed by seed a model of clips each, in steps of "
-    "which both systems' image and clip parts cost the same time. Every clip begins with the first "
-    "frame of a drawn one of a motion that training has seen. Stable Video Diffusion hears the "
-    "rate and a bucket (39: slow clips, 117: quick ones, 78: none in training) and not the "
-    "direction, which the picture leaves open; Emu Video reads the caption, which says all. "
-    "'pixels a frame' is how far the oracle sees the object move, where it finds it in two frames; "
-    "'off the picture' the mean absolute distance of the first frame from the given one, in units "
-    "of white; FVD-o as in [multistage](multistage.md), of 32 clips to 128 others. Guidance is "
-    "compared on clips of bucket 117."
+    "`configs/svd_shapes.py`, and `configs/shapes_64.py` at its half resolution, on 5000 pictures "
+    "and 5000 clips of 32 pixels, 8 frames at 4 a second (Stable Video Diffusion: at 4 and 8): an "
+    "autoencoder for both, an image model each, one for all seeds, and seed by seed a model of "
+    "clips each, in steps of which both systems' image and clip parts cost the same time. Every "
+    "clip begins with the first frame of a drawn one of a motion that training has seen. Stable "
+    "Video Diffusion hears the rate and a bucket (39: slow clips, 117: quick ones, 78: none in "
+    "training) and not the direction, which the picture leaves open; Emu Video reads the caption, "
+    "which says all. 'pixels a frame' is how far the oracle sees the object move, where it finds "
+    "it in two frames; 'off the picture' the mean absolute distance of the first frame from the "
+    "given one, in units of white; FVD-o as in [multistage](multistage.md), of 32 clips to 128 "
+    "others. Guidance is compared on clips of bucket 117."
   ),
   cells=cells,
   statistics={**averages(*METRICS), "pixels a frame": readable_mean},

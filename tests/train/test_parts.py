@@ -344,7 +344,7 @@ def test_a_stage_trains_on_the_noise_that_it_asks_for(saved, experiments, name, 
     system = dataclasses.replace(system, process=process, offset_noise=0.25)
   part = system.parts()[name]
   frames = jnp.zeros((1, part.inputs.first.clip.num_frames, 16, 16, 3), jnp.uint8)
-  empty = empty_shapes(experiments[name])
+  empty = jax.tree.map(jnp.asarray, empty_shapes(experiments[name]))
   batch = {"frames": frames, "image_dropped": jnp.zeros(1, bool), **empty}
   trees = saved("extension")
   part.loss(trees, batch, jax.random.key(0), jnp.int32(0))
