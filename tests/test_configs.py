@@ -18,6 +18,8 @@ FILES = sorted(FOLDER.glob("[!_]*.py"))
 
 
 SHAPES = {}
+# Trees of what recipes begin with: an image model, or a public image-to-video model.
+PUBLIC = {"autoencoder", "latents", "text", "spatial", "vision", "unet"}
 
 
 def trained_shapes(experiment):
@@ -35,8 +37,8 @@ def test_a_config_builds_all_its_stages(path):
   there = set()
   for experiment in load_stages(str(path)):
     part, trained = experiment.definition, set(trained_shapes(experiment))
-    if experiment.init_from:  # an image model that others trained
-      there |= {"autoencoder", "latents", "text", "spatial"}
+    if experiment.init_from:  # a model that others trained
+      there |= PUBLIC & set(experiment.system.trees())
     there |= {text.partition("/")[0] for text in experiment.init_trees}
     needed = set(part.reads) - trained - set(part.measures)
     needed |= {part.begins[name] for name in trained - there if name in part.begins}

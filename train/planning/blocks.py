@@ -197,7 +197,12 @@ class _Reader:
       stop = start + params["num_carry"]
       carry = inner.invars[start:stop]
       again = [self.array(v.aval, trained=trained and _is_float(v.aval)) for v in carry]
-      given = [*given[:start], *again, *given[stop:]]
+      whole, rows = given[stop:], inner.invars[stop:]  # a round reads one row of each
+      rows = [
+        self.array(v.aval, trained=a.trained, weight=a.weight)
+        for v, a in zip(rows, whole, strict=True)
+      ]
+      given, around = [*given[:start], *again, *rows], (*around, *whole)
     if name in CHECKPOINTS:
       policy = params["policy"] or ()
     results = self.read(inner, given, times, policy, around)
