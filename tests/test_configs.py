@@ -22,14 +22,19 @@ SHAPES = {}
 PUBLIC = {"autoencoder", "latents", "text", "spatial", "vision", "unet"}
 
 
-def trained_shapes(experiment):
-  """The trees that an experiment trains; traced once for all that differ in none of them."""
-  system, part = experiment.system, experiment.definition
-  key = (part.trains, part.reads, repr(system.networks))
+def tree_shapes(system, name):
+  """Of a system's tree; traced once for all systems whose networks are equal."""
+  networks = {n: net for n, net in system.networks.items() if n != "process"}
+  key = (type(system), repr(networks), name)
   if key not in SHAPES:
-    split = Split(system, experiment.part)
-    SHAPES[key] = split.trained(split.shapes)
+    SHAPES[key] = jax.eval_shape(system.trees()[name].init, jax.random.key(0))
   return SHAPES[key]
+
+
+def trained_shapes(experiment):
+  """The trees that an experiment trains."""
+  system, split = experiment.system, Split(experiment.system, experiment.part)
+  return split.trained({name: tree_shapes(system, name) for name in split.part.reads})
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

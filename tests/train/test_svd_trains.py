@@ -75,7 +75,7 @@ def leaves(run):
   return {path: np.asarray(leaf) for path, leaf in flatten_dict(load_trees(run), sep="/").items()}
 
 
-@pytest.mark.parametrize(("before", "part"), itertools.pairwise(PARTS))
+@pytest.mark.parametrize(("before", "part"), tuple(itertools.pairwise(PARTS)))
 def test_a_part_changes_what_it_trains_and_hands_on_the_rest(runs, before, part):
   """Also the leaves of a tree that began in a part which does not train them."""
   old, new = leaves(runs / before), leaves(runs / part)

@@ -55,7 +55,7 @@ def test_a_step_on_encoded_records_has_no_encoders():
   assert not [call.kind for call in calls if call.kind in ("ClipLayer", "T5Layer")]
   own = step("interpolation", encoded=True).arguments
   assert {"autoencoder", "text"}.isdisjoint(own[1])
-  assert set(own[2]) == {"moments", "text", "image_dropped"}
+  assert set(own[2]) == {"moments", "text", "fps", "image_dropped"}
 
 
 def test_only_what_trains_has_gradients():
