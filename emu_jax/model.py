@@ -24,7 +24,7 @@ from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.mesh import on
 from emu_jax.parallel.placement import place
 from emu_jax.systems.fields import fitted, positional, required
-from emu_jax.systems.system import Arrays, Step, System, Task, Trees
+from emu_jax.systems.system import Arrays, Step, System, Task, Trees, tree_shapes
 from emu_jax.trees import leaf_shapes
 from emu_jax.weights.model import Precision
 
@@ -115,10 +115,9 @@ class Model:
 
   def shape(self, task: str, request: Any) -> tuple[int, int, int, int, int]:
     """B T H W C of what a request gives, without computing it; weights are not needed."""
-    arrays, init = self.arrays(task, [request]), self.system.trees()
-    shapes = functools.cache(lambda name: jax.eval_shape(init[name].init, jax.random.key(0)))
+    arrays = self.arrays(task, [request])
     for step in self.steps(task, request):
-      trees = {name: shapes(name) for name in step.reads}
+      trees = {name: tree_shapes(self.system, name) for name in step.reads}
       arrays |= jax.eval_shape(functools.partial(step.program, static=step.static), trees, arrays)
     return arrays["frames"].shape
 
@@ -325,16 +324,10 @@ def check_trees(system: System, trees: Trees, who: str) -> None:
   """
   table = system.trees()
   for name in (name for name in table if name in trees):
-    got, want = leaf_shapes(trees[name]), expected_shapes(system, name)
+    got, want = leaf_shapes(trees[name]), leaf_shapes(tree_shapes(system, name))
     for leaf in sorted(got.keys() | want.keys()):
       if got.get(leaf) != want.get(leaf):
         raise InputError(
           f"{who}: holds the weights of another config: {name}/{leaf} is {got.get(leaf, 'absent')} "
           f"there and {want.get(leaf, 'absent')} by the config; use the config that made them"
         )
-
-
-@functools.cache
-def expected_shapes(system: System, name: str) -> dict[str, tuple[int, ...]]:
-  """Shape of every leaf of a tree, by its path."""
-  return leaf_shapes(jax.eval_shape(system.trees()[name].init, jax.random.key(0)))

@@ -35,6 +35,7 @@ MODEL = EmuVideo(
       channels=(8, 16),
       num_res_blocks=(1, 1),
       transformer_depth=(0, 2),
+      mid_depth=0,
       num_heads=0,
       head_dim=8,
       context_dims=(8, 12),

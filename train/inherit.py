@@ -18,7 +18,7 @@ from emu_jax.errors import InputError
 from emu_jax.model import check_trees
 from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.placement import global_batch, place
-from emu_jax.systems.system import System
+from emu_jax.systems.system import System, tree_shapes
 from emu_jax.typing import Params
 from emu_jax.weights.model import described, load
 from train.checkpoint import Inherited
@@ -81,7 +81,7 @@ def inherited_shapes(experiment: Experiment, run_dir: pathlib.Path) -> Params:
   """Shapes of the trees that a run which continues began with; its own folder tells which."""
   table = experiment.system.trees()
   names = [name for name in tree_names(run_dir) if name in table]
-  return {name: jax.eval_shape(table[name].init, jax.random.key(0)) for name in names}
+  return {name: tree_shapes(experiment.system, name) for name in names}
 
 
 def public_trees(experiment: Experiment) -> dict[str, str]:

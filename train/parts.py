@@ -18,7 +18,7 @@ from emu_jax.checkpoints.run import overlaid
 from emu_jax.data.latent_records import Encoding
 from emu_jax.errors import InputError
 from emu_jax.parallel.compilation import Jit
-from emu_jax.systems.system import Part, System, Tree
+from emu_jax.systems.system import Part, System, Tree, tree_shapes
 from emu_jax.trees import dtype_of
 from emu_jax.typing import Params
 from train.config import Experiment
@@ -40,8 +40,7 @@ class Split:
   @functools.cached_property
   def shapes(self) -> dict[str, Params]:
     """Of every tree that the part reads."""
-    table = self.system.trees()
-    return {n: jax.eval_shape(table[n].init, jax.random.key(0)) for n in self.part.reads}
+    return {name: tree_shapes(self.system, name) for name in self.part.reads}
 
   def trains(self, path: str) -> bool:
     """Whether a leaf trains, by "tree/path"."""

@@ -7,6 +7,7 @@ asked for. The trainer, the loaders, the planner and both commands know nothing 
 
 import abc
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -144,6 +145,12 @@ class Task:
   fps: Callable[[Any, Collection[str]], float]
   suffix: str = ".mp4"
   file: str = ""
+
+
+@functools.cache
+def tree_shapes(system: System, name: str) -> Params:
+  """Shapes and dtypes of one of a system's trees; its `init` is traced once for equal systems."""
+  return jax.eval_shape(system.trees()[name].init, jax.random.key(0))
 
 
 def example_keys(arrays: Arrays) -> jax.Array:

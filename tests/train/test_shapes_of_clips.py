@@ -102,7 +102,7 @@ def test_a_model_trains_and_samples_at_a_shape_that_is_not_square(tmp_path):
   clips = tmp_path / "clips"
   clips.mkdir()
   for i in range(4):
-    write_numbered(clips / f"{i}.mp4", 12, height=32, width=96)
+    write_numbered(clips / f"{i}.mp4", 20, height=32, width=96)
   rows = [json.dumps({"file_name": f"{i}.mp4", "text": f"clip {i}"}) for i in range(4)]
   (clips / "metadata.jsonl").write_text("\n".join(rows))
   words = ["--out", str(tmp_path / "packed"), "--validation-fraction", "0", "--workers", "1"]

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from emu_jax.data.latent_records import Encoding
 from emu_jax.errors import InputError
 from emu_jax.parallel.placement import batch_sharding, replicated, with_shardings
+from emu_jax.systems.system import tree_shapes
 from emu_jax.typing import Params
 from train.config import Experiment
 from train.frozen_encoders import stored_moments
@@ -178,11 +179,11 @@ def _key(mesh: Mesh | None = None) -> jax.ShapeDtypeStruct:
 
 def inherited_shapes(experiment: Experiment) -> Params:
   """Shapes of the trees that a part finds, as the parts before leave them."""
-  table, part = experiment.system.trees(), experiment.definition
+  part = experiment.definition
   trained = Split(experiment.system, experiment.part).trained_trees
   names = {name for name in part.reads if name not in trained}
   names |= {part.begins[name] for name in trained if name in part.begins}
-  return {name: jax.eval_shape(table[name].init, jax.random.key(0)) for name in sorted(names)}
+  return {name: tree_shapes(experiment.system, name) for name in sorted(names)}
 
 
 def empty_shapes(experiment: Experiment) -> dict[str, Any]:
