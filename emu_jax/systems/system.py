@@ -147,12 +147,6 @@ class Task:
   file: str = ""
 
 
-@functools.cache
-def tree_shapes(system: System, name: str) -> Params:
-  """Shapes and dtypes of one of a system's trees; its `init` is traced once for equal systems."""
-  return jax.eval_shape(system.trees()[name].init, jax.random.key(0))
-
-
 def example_keys(arrays: Arrays) -> jax.Array:
   """A key an example, [B], of "seeds": what is drawn of it does not depend on its batch."""
   return jax.vmap(jax.random.key)(arrays["seeds"])
@@ -231,3 +225,9 @@ class Pipeline:
   load: Callable[[Collection[str], Mapping[str, Any]], Trees]
   names: tuple[str, ...]
   tokenizers: tuple[pathlib.Path, ...] = ()
+
+
+@functools.cache
+def tree_shapes(system: System, name: str) -> Params:
+  """Shapes and dtypes of one of a system's trees; its `init` is traced once for equal systems."""
+  return jax.eval_shape(system.trees()[name].init, jax.random.key(0))
