@@ -43,6 +43,28 @@ TOGETHER = dict.fromkeys(
 )
 
 
+# Files that take minutes come first: one that began last would leave the other worker idle.
+LONG = (
+  *TOGETHER,
+  "tests/train/test_encode.py",
+  "tests/cli/test_public.py",
+  "tests/cli/test_task.py",
+  "tests/train/test_svd_trains.py",
+  "tests/train/test_mesh.py",
+  "tests/models/test_unet.py",
+  "tests/experiments/test_studies.py",
+  "tests/weights/test_modelscope.py",
+  "tests/train/planning/test_plan_command.py",
+  "tests/weights/test_full_width.py",
+  "tests/train/test_processes.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+  ranks = {file: rank for rank, file in enumerate(LONG)}
+  items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(LONG)))
+
+
 class ByFile(LoadFileScheduling):
   """Files to workers, those that share something to the same one."""
 
@@ -53,6 +75,7 @@ class ByFile(LoadFileScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
+  config.option.loadscopereorder = False
   return ByFile(config, log)
 
 
