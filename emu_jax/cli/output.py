@@ -40,4 +40,4 @@ def write(out: pathlib.Path, frames: np.ndarray, fps: float, enlarge: int, say: 
   media.save_video(out, large, fps)
   length = f"{T} frames at {fps:g} a second ({T / fps:.3g} s)" if T > 1 else "1 frame"
   larger = f", shown {scale} times as large" if scale > 1 else ""
-  print(f"{out}: {length} of {W}x{H} pixels{larger}")
+  print(f"{out}: {length} of {H}x{W} pixels{larger}")
