@@ -133,7 +133,8 @@ def load_trees(run_dir: str | pathlib.Path, names: Collection[str] | None = None
   stored_items, inherited = items(run_dir), origins(run_dir)
   wanted = set(stored_items) | set(inherited) if names is None else set(names)
   trees = {name: _inherited(run_dir, name, inherited[name]) for name in wanted & set(inherited)}
-  for item in dict.fromkeys(item for several in stored_items.values() for item in several):
+  used = {item for several in stored_items.values() for item in several}
+  for item in sorted(used, key=lambda item: item.startswith("checkpoints")):  # averages last
     chosen = [name for name in wanted if item in stored_items.get(name, ())]
     for name, tree in load_numpy(run_dir / item, chosen).items() if chosen else ():
       trees[name] = overlaid(trees[name], tree) if name in trees else tree
