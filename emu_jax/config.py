@@ -119,6 +119,7 @@ def to_dict(config: Any) -> Any:
   return values
 
 
+@functools.cache
 def _classes(declared: Any) -> set[Any]:
   """What a field may hold, by its annotation: itself, or the parts of a union or a tuple."""
   parts = typing.get_args(declared)

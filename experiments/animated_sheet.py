@@ -37,17 +37,17 @@ def main() -> None:
   arguments = tyro.cli(Arguments, prog="python -m experiments.animated_sheet")
   enable_cache()
   runs = study.Runs("default")
-  asked = dataclasses.replace(study.asked("default", arguments.seed), num=arguments.num)
-  real = real_clips(asked, runs.side, study.FPS, study.FRAMES)
+  prompts = dataclasses.replace(study.prompts_of("default", arguments.seed), num=arguments.num)
+  real = real_clips(prompts, runs.side, study.FPS, study.FRAMES)
   rows = {"drawn": real}
   svd, emu_video = (
     made(runs.video(name, arguments.seed), arguments.runs) for name in ("svd", "emu_video")
   )
   for motion in (study.SLOW, study.QUICK):
-    wanted = study.moving(asked, motion, study.FPS, study.GROWS)
+    wanted = study.moving(prompts, motion, study.FPS, study.GROWS)
     clips = drawn(svd, wanted, pictures=real[:, :1], draw=study.animate)
     rows[f"SVD, bucket {motion}"] = clips
-  rows["Emu Video"] = drawn(emu_video, study.captioned(asked), pictures=real[:, :1])
+  rows["Emu Video"] = drawn(emu_video, study.captioned(prompts), pictures=real[:, :1])
   tiles = [(clips[i], f"{i}: {name}") for i in range(arguments.num) for name, clips in rows.items()]
   clips, labels = zip(*tiles, strict=True)
   media.save_picture(arguments.out, media.contact_sheet(list(clips), list(labels), columns=8))

@@ -85,14 +85,14 @@ def main(words: list[str] | None = None) -> None:
     if a.seeds < 1:
       raise InputError(f"--seeds {a.seeds}: is below 1; give 1 or more")
     records = given(a.data) if a.data else shapes_records("images", 64, SHAPES[a.size])
-    asked = study(a.name, records)
+    compared = study(a.name, records)
     try:
-      results = measured(asked, a.size, a.seeds, a.runs)
+      results = measured(compared, a.size, a.seeds, a.runs)
     except StoppedError as stopped:
       say(f"{stopped}: stopped; the same command continues")
       raise SystemExit(1) from None
     setting = {"command": command(a), "size": a.size, "seeds": a.seeds}
-    criteria = report.write(asked, results, a.out, setting)
+    criteria = report.write(compared, results, a.out, setting)
     print(f"{a.name}: the claim {report.said(criteria)}; see {a.out / a.name}.md")
 
 

@@ -30,11 +30,11 @@ PAIRS = (
 
 
 def write(
-  study: Study, results: Results, out: pathlib.Path, asked: dict[str, Any]
+  study: Study, results: Results, out: pathlib.Path, command: dict[str, Any]
 ) -> Sequence[Criterion]:
   """Leaves <name>.md, .json and .png in `out`; returns the criteria."""
   criteria = study.judge(results)
-  setting = asked | {"date": f"{datetime.date.today()}", "measured": list(results.origins)}
+  setting = command | {"date": f"{datetime.date.today()}", "measured": list(results.origins)}
   out.mkdir(parents=True, exist_ok=True)
   files = {
     ".png": figure(study, results),

@@ -55,8 +55,8 @@ def main(words: list[str] | None = None) -> None:
       except StoppedError as stopped:
         say(f"{stopped}: stopped; the same command continues")
         raise SystemExit(1) from None
-      asked = {"command": command(given), "size": arguments.size, "seeds": arguments.seeds}
-      criteria = report.write(STUDIES[name], results, arguments.out, asked)
+      arguments_used = {"command": command(given), "size": arguments.size, "seeds": arguments.seeds}
+      criteria = report.write(STUDIES[name], results, arguments.out, arguments_used)
       print(f"{name}: the claim {report.said(criteria)}; see {arguments.out / name}.md")
       table = "\n".join(
         ["# The papers' claims", "", *report.overview(STUDIES.values(), arguments.out)]

@@ -18,7 +18,7 @@ Draw = Callable[[Model, Sequence[str], Fields, np.ndarray | None], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class Prompts:
   """Prompts of a split of the moving shapes, and how clips of them are drawn.
 
   Attributes:
@@ -55,20 +55,22 @@ class Asked:
     """JSON values of all of it."""
     return dataclasses.asdict(self)
 
-  def changed(self, **fields: Any) -> "Asked":
+  def changed(self, **fields: Any) -> "Prompts":
     """The same prompts, with other fields of the request."""
     return dataclasses.replace(self, fields={**self.fields, **fields})
 
 
-def asked(recipe: Recipe, split: str, seed: int, *, frames: int = 8, **fields: Any) -> Asked:
+def recipe_prompts(
+  recipe: Recipe, split: str, seed: int, *, frames: int = 8, **fields: Any
+) -> Prompts:
   """The recipe's number of prompts, drawn its way; guidance is the model's own."""
   sampling = recipe.sampling
-  how = {"frames": frames, "solver": sampling.solver, "steps": sampling.num_steps, **fields}
-  return Asked(split, recipe.num_prompts, recipe.batch_size, seed, how, moving=frames > 1)
+  given = {"frames": frames, "solver": sampling.solver, "steps": sampling.num_steps, **fields}
+  return Prompts(split, recipe.num_prompts, recipe.batch_size, seed, given, moving=frames > 1)
 
 
 def drawn(
-  folder: pathlib.Path, asked: Asked, pictures: Clips | None = None, draw: Draw | None = None
+  folder: pathlib.Path, prompts: Prompts, pictures: Clips | None = None, draw: Draw | None = None
 ) -> Clips:
   """A clip a prompt by the model of a run.
 
@@ -79,17 +81,17 @@ def drawn(
   model = load(folder)
   return batched(lambda texts, fields, given: (draw or sample)(
     model, texts, fields, given
-  ), asked, pictures)  # fmt: skip
+  ), prompts, pictures)  # fmt: skip
 
 
 def batched(
-  draw: Callable[[Sequence[str], Fields, Any], np.ndarray], asked: Asked, given: Any = None
+  draw: Callable[[Sequence[str], Fields, Any], np.ndarray], prompts: Prompts, given: Any = None
 ) -> np.ndarray:
   """What `draw` gives for all prompts; the last batch is filled up, so that all have one shape."""
-  captions, size, parts = asked.captions, asked.batch_size, []
+  captions, size, parts = prompts.captions, prompts.batch_size, []
   for start in range(0, len(captions), size):
     chosen = [min(i, len(captions) - 1) for i in range(start, start + size)]
-    fields = {**asked.fields, "seed": asked.seed * 1000 + start}
+    fields = {**prompts.fields, "seed": prompts.seed * 1000 + start}
     those = None if given is None else given[np.array(chosen)]
     parts.append(draw([captions[i] for i in chosen], fields, those))
   return np.concatenate(parts)[: len(captions)]
@@ -101,13 +103,13 @@ def sample(model: Model, texts: Sequence[str], fields: Fields, given: Clips | No
   return model.run("sample", prompt=tuple(texts), **pictures, **fields).frames
 
 
-def real_clips(asked: Asked, size: int, fps: float, num_frames: int) -> Clips:
+def real_clips(prompts: Prompts, size: int, fps: float, num_frames: int) -> Clips:
   """The drawn clips of the same prompts, from their first frame on."""
   chosen = np.arange(num_frames) * round(shapes.FPS / fps)
-  return np.stack([shapes.draw(scene, size)[chosen] for scene in asked.scenes])
+  return np.stack([shapes.draw(scene, size)[chosen] for scene in prompts.scenes])
 
 
-def other_clips(asked: Asked, size: int, fps: float, num_frames: int) -> Clips:
+def other_clips(prompts: Prompts, size: int, fps: float, num_frames: int) -> Clips:
   """The drawn clips of four times as many other prompts, which distances are to."""
-  more = dataclasses.replace(asked, num=5 * asked.num)
-  return real_clips(more, size, fps, num_frames)[asked.num :]
+  more = dataclasses.replace(prompts, num=5 * prompts.num)
+  return real_clips(more, size, fps, num_frames)[prompts.num :]

@@ -35,7 +35,7 @@ def measured(study: Study, size: Size, seeds: int, root: pathlib.Path) -> Result
 def _cell(
   study: Study, arm: str, seed: int, cell: Cell, root: pathlib.Path, here: str
 ) -> tuple[Values, str]:
-  asked = {
+  identity = {
     "study": study.name,
     "version": study.version,
     "arm": arm,
@@ -43,13 +43,13 @@ def _cell(
     "of": [artefact.name for artefact in cell.of],
     "options": dict(cell.options),
   }
-  file = root / "values" / study.name / f"{digest(asked)}.json"
+  file = root / "values" / study.name / f"{digest(identity)}.json"
   if not file.is_file():
     say(f"{study.name}: {arm}, seed {seed}")
     folders = tuple(made(artefact, root) for artefact in cell.of)
     began = time.monotonic()
     values = {name: np.asarray(v, float).tolist() for name, v in cell.measure(folders).items()}
-    kept = {"asked": asked, "origin": here, "seconds": time.monotonic() - began}
+    kept = {"of": identity, "origin": here, "seconds": time.monotonic() - began}
     file.parent.mkdir(parents=True, exist_ok=True)
     media.write_whole(file, (json.dumps(kept | {"values": values}) + "\n").encode())
   found = json.loads(file.read_text())

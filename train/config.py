@@ -1,6 +1,7 @@
 """What an experiment is: a system, the part of it that trains, data, optimiser and loop."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
@@ -79,7 +80,7 @@ class Experiment:
     """What its run's folder is called."""
     return self.name or self.part
 
-  @property
+  @functools.cached_property
   def definition(self) -> Part:
     """The part that trains."""
     return self.system.parts()[self.part]

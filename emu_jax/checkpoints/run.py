@@ -12,6 +12,7 @@ Runs of before version 2 hold every tree themselves, some in encoders/.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -204,6 +205,13 @@ def complete(folder: pathlib.Path) -> bool:
 
 def stored_metadata(folder: pathlib.Path) -> Any:
   """Shapes and dtypes of a stored tree."""
+  written = folder / "_METADATA"
+  return _metadata(folder, written.stat().st_mtime_ns if written.is_file() else None)
+
+
+@functools.lru_cache(maxsize=256)
+def _metadata(folder: pathlib.Path, written_ns: int | None) -> Any:
+  """Read once of what was written then: Orbax opens every array for it, and a run asks often."""
   with ocp.StandardCheckpointer() as checkpointer:
     metadata = checkpointer.metadata(folder).item_metadata
   if metadata is None:

@@ -21,7 +21,7 @@ from emu_jax.systems.first_stage import to_bytes
 from emu_jax.systems.system import Arrays, Trees, example_keys
 from experiments.reading import clip_values
 from experiments.recipe import recipe
-from experiments.sampling import Fields, asked, drawn
+from experiments.sampling import Fields, drawn, recipe_prompts
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 
 SPLITS = {"looks of pictures only": "image_only", "looks of clips": "validation"}
@@ -45,7 +45,7 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
   found = {}
   for looks, split in SPLITS.items():
     for system, run in runs.items():
-      wanted = asked(r, split, seed)
+      wanted = recipe_prompts(r, split, seed)
       if system == "direct":
         wanted = wanted.changed(steps=5 * r.sampling.num_steps // 2)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.reading import clip_values, distance, picture_values
 from experiments.recipe import recipe, side
-from experiments.sampling import asked, drawn, other_clips
+from experiments.sampling import drawn, other_clips, recipe_prompts
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 
 FROZEN, TUNED = "frozen", "tuned"
@@ -17,7 +17,10 @@ METRICS = ("appearance", "picture appearance", "colour", "shape", "direction", "
 def cells(size: Size, seed: int) -> dict[str, Cell]:
   r = dataclasses.replace(recipe(size), num_prompts=PROMPTS[size])
   given = r.stages["video_64"]
-  clips, pictures = asked(r, "image_only", seed), asked(r, "image_only", seed, frames=1)
+  clips, pictures = (
+    recipe_prompts(r, "image_only", seed),
+    recipe_prompts(r, "image_only", seed, frames=1),
+  )
   options = {"clips": clips.options, "pictures": pictures.options}
 
   def measure(folders) -> dict[str, np.ndarray]:

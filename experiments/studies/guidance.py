@@ -8,7 +8,7 @@ from scipy import stats
 from experiments.estimates import over_seeds
 from experiments.reading import clip_values
 from experiments.recipe import recipe, side
-from experiments.sampling import asked, drawn, real_clips
+from experiments.sampling import drawn, real_clips, recipe_prompts
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 
 PROMPTS = 16  # a cell; all cells have the same ones
@@ -24,7 +24,7 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
   found = {}
   for text in TEXT:
     for image in IMAGE:
-      wanted = asked(r, "validation", seed, image_guidance=image, text_guidance=text)
+      wanted = recipe_prompts(r, "validation", seed, image_guidance=image, text_guidance=text)
 
       def measure(folders, wanted=wanted):
         real = real_clips(wanted, side(r.model), r.model.fps, 8)

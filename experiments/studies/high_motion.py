@@ -5,7 +5,7 @@ import dataclasses
 from experiments.chosen_clips import mixture, selection, without_speed
 from experiments.reading import clip_values
 from experiments.recipe import recipe, short, side
-from experiments.sampling import Asked, asked, drawn
+from experiments.sampling import Prompts, drawn, recipe_prompts
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 
 QUICK = 0.15  # of the clips
@@ -16,7 +16,7 @@ METRICS = ("motion", "direction", "appearance", "consistency")
 
 
 @dataclasses.dataclass(frozen=True)
-class WithoutSpeed(Asked):
+class WithoutSpeed(Prompts):
   """Prompts that leave the speed open, as the captions of these clips do."""
 
   @property
@@ -38,7 +38,7 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
   for arm, by in ((MOTION, "motion"), (RANDOM, "random")):
     some = selection(clips, pixels, num, by, seed)
     runs[arm] = r.video(seed, change=tuned, after=before, clips=some)
-  wanted = WithoutSpeed(**vars(asked(r, "validation", seed)))
+  wanted = WithoutSpeed(**vars(recipe_prompts(r, "validation", seed)))
 
   def measure(folders):
     return clip_values(drawn(folders[0], wanted), wanted.truths, r.model.fps)

@@ -12,7 +12,7 @@ from emu_jax.model import Model, load, program
 from emu_jax.systems.emu_video import init_temporal
 from emu_jax.trees import merge
 from experiments.recipe import Recipe, recipe, short
-from experiments.sampling import Asked, asked
+from experiments.sampling import Prompts, recipe_prompts
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 
 SHARE = {"tiny": 1, "default": 20}  # of the recipe's steps: what is bit for bit is so at any length
@@ -27,7 +27,7 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
   given = r.stages["video_64"]
   spatial = dataclasses.replace(given.system, train_spatial=True)
   tuned = r.video(seed, change=dataclasses.replace(given, system=spatial))
-  num, wanted = INPUTS[size], asked(r, "train", seed, frames=1)
+  num, wanted = INPUTS[size], recipe_prompts(r, "train", seed, frames=1)
   options = {"num": num, "pictures": wanted.options}
   after = lambda folders: after_training(*folders, wanted)
   return {
@@ -75,7 +75,7 @@ def at_start(image: pathlib.Path, seed: int, num: int) -> dict[str, np.ndarray]:
 
 
 def after_training(
-  image: pathlib.Path, video: pathlib.Path, wanted: Asked
+  image: pathlib.Path, video: pathlib.Path, wanted: Prompts
 ) -> dict[str, np.ndarray]:
   """How many weights of the image model differ afterwards, and its pictures' latents.
 
@@ -94,7 +94,7 @@ def after_training(
   }
 
 
-def pictures(model: Model, wanted: Asked) -> np.ndarray:
+def pictures(model: Model, wanted: Prompts) -> np.ndarray:
   """Latents of pictures, by the image model alone: the temporal layers are off."""
   texts = tuple(wanted.captions[: wanted.batch_size])
   request = model.request("sample", prompt=texts, seed=wanted.seed, **wanted.fields)

@@ -20,7 +20,7 @@ from experiments import between_frames
 from experiments.between_frames import BETWEEN, KNOWN, OUTSIDE
 from experiments.recipe import recipe
 from experiments.recipe import side as side_of
-from experiments.sampling import Asked, Fields, asked, drawn, real_clips
+from experiments.sampling import Fields, Prompts, drawn, real_clips, recipe_prompts
 from experiments.study import Cell, Criterion, Measure, Results, Size, Study, averages
 
 MODEL, KEPT, CODED = "model", "model, keys kept", "autoencoder alone"
@@ -44,7 +44,7 @@ def arm(way: str, keys: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class LongScenes(Asked):
+class LongScenes(Prompts):
   """Slow scenes, long enough for 16 keys."""
 
   @property
@@ -55,7 +55,7 @@ class LongScenes(Asked):
 def cells(size: Size, seed: int) -> dict[str, Cell]:
   """The whole model beside plain rules; two short trainings at half the side beside each other."""
   r = recipe(size).fewer(PROMPTS)
-  wanted, side = asked(r, "test", seed), side_of(r.model)
+  wanted, side = recipe_prompts(r, "test", seed), side_of(r.model)
   keeping = lambda keep: wanted.changed(keep_keys=keep)
   given = r.stages["interpolation_32"]
   plain = dataclasses.replace(given.system, augmentation=NO_NOISE)
@@ -91,19 +91,19 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
   return found
 
 
-def by_model(wanted: Asked, side: int, levels: float) -> Measure:
+def by_model(wanted: Prompts, side: int, levels: float) -> Measure:
   """Errors of a run's interpolation."""
   return lambda folders: errors(
     wanted, side, levels, lambda keys: drawn(folders[0], wanted, keys, between)
   )
 
 
-def by_rule(wanted: Asked, side: int, levels: float, make: Make) -> Measure:
+def by_rule(wanted: Prompts, side: int, levels: float, make: Make) -> Measure:
   """Errors of frames that no network makes."""
   return lambda folders: errors(wanted, side, levels, make)
 
 
-def by_autoencoder(wanted: Asked, side: int) -> Measure:
+def by_autoencoder(wanted: Prompts, side: int) -> Measure:
   """Errors of the drawn clips themselves, encoded and decoded."""
   real = lambda: real_clips(wanted, side, RATE, KNOWN.num_frames)
   return lambda folders: errors(
@@ -111,7 +111,7 @@ def by_autoencoder(wanted: Asked, side: int) -> Measure:
   )
 
 
-def of_generated(wanted: Asked, make: Make | None) -> Measure:
+def of_generated(wanted: Prompts, make: Make | None) -> Measure:
   """Clips between keys that a run drew; what `make` adds, or the run itself where there is none."""
   longer = wanted.changed(frames=KNOWN.num_frames)
 
@@ -123,7 +123,7 @@ def of_generated(wanted: Asked, make: Make | None) -> Measure:
   return measure
 
 
-def of_seams(wanted: Asked, side: int) -> Measure:
+def of_seams(wanted: Prompts, side: int) -> Measure:
   """Spikes of speed in a run's clips of 65 frames."""
   return lambda folders: spikes(folders[0], wanted, side)
 
@@ -146,7 +146,7 @@ def _coded(trees: Trees, clips: jax.Array, *, stage: FirstStage) -> jax.Array:
   return to_bytes(stage.decode(trees, stage.encode(trees, pixels(clips))))
 
 
-def errors(wanted: Asked, side: int, levels: float, make: Make) -> dict[str, list[float]]:
+def errors(wanted: Prompts, side: int, levels: float, make: Make) -> dict[str, list[float]]:
   """What is wrong with the frames that `make` adds to keys, clip by clip."""
   real = real_clips(wanted, side, RATE, KNOWN.num_frames)
   keys = real[:, list(KNOWN.positions)]
@@ -180,7 +180,7 @@ def unevenness(clips: Clips, keys: Clips, scenes: Sequence[shapes.Scene]) -> dic
   return found
 
 
-def spikes(folder: pathlib.Path, wanted: Asked, side: int) -> dict[str, list[float]]:
+def spikes(folder: pathlib.Path, wanted: Prompts, side: int) -> dict[str, list[float]]:
   """The largest step of the shape over its usual one, in clips of 65 frames from 16 keys.
 
   Beside it that of the drawn clips.

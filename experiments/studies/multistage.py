@@ -11,7 +11,7 @@ from emu_jax.systems.emu_video import EmuVideo, clip_loss
 from experiments.artefact import Artefact
 from experiments.reading import clip_values, distance
 from experiments.recipe import Recipe, recipe, resized, short, side
-from experiments.sampling import asked, drawn, other_clips
+from experiments.sampling import drawn, other_clips, recipe_prompts
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 from train.planning import flops
 
@@ -41,7 +41,7 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
     return r.video(seed, change=short(given, high_steps), after=first, clips=clips.clips())
 
   runs = {MULTI: staged(r), SINGLE: r.video(seed, after=r.image()), TENTH: staged(fewer)}
-  wanted = asked(r, "validation", seed)
+  wanted = recipe_prompts(r, "validation", seed)
 
   def measure(folders):
     clips = drawn(folders[0], wanted)

@@ -15,7 +15,7 @@ from experiments.artefact import Artefact
 from experiments.estimates import Values, over_seeds
 from experiments.reading import clip_values, distance
 from experiments.recipe import resized, seeded, shapes_records, short, stage, tiny, tiny_svd
-from experiments.sampling import Asked, Fields, drawn, other_clips, real_clips
+from experiments.sampling import Fields, Prompts, drawn, other_clips, real_clips
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 from train.config import Experiment
 
@@ -102,64 +102,64 @@ def animate(model: Model, texts: Sequence[str], fields: Fields, given: Clips) ->
   return model.run("animate", picture=given, **fields).frames
 
 
-def asked(size: Size, seed: int) -> Asked:
+def prompts_of(size: Size, seed: int) -> Prompts:
   """Scenes of motions that training has seen."""
   fields = {"frames": FRAMES, "solver": "euler", "steps": 15}
-  return Asked("validation", NUM_PROMPTS[size], NUM_PROMPTS[size], seed, fields)
+  return Prompts("validation", NUM_PROMPTS[size], NUM_PROMPTS[size], seed, fields)
 
 
-def moving(scenes: Asked, motion: int, fps: float, way: str) -> Asked:
+def moving(prompts: Prompts, motion: int, fps: float, way: str) -> Prompts:
   """The same with one bucket for all."""
   first, last = GUIDANCE[way]
   scales = {"first_guidance": first, "last_guidance": last}
-  return scenes.changed(motion=float(motion), fps=fps, **scales)
+  return prompts.changed(motion=float(motion), fps=fps, **scales)
 
 
-def captioned(scenes: Asked) -> Asked:
+def captioned(prompts: Prompts) -> Prompts:
   """The same for Emu Video."""
-  return scenes.changed(solver="dpm++", steps=10)
+  return prompts.changed(solver="dpm++", steps=10)
 
 
 def cells(size: Size, seed: int) -> dict[str, Cell]:
-  runs, scenes = Runs(size), asked(size, seed)
+  runs, prompts = Runs(size), prompts_of(size, seed)
   svd, emu_video = runs.video("svd", seed), runs.video("emu_video", seed)
 
   def animated(motion: Sequence[int], fps: float = FPS, way: str = GROWS) -> Cell:
-    each = [moving(scenes, m, fps, way) for m in motion]
+    each = [moving(prompts, m, fps, way) for m in motion]
 
     def measure(folders):
-      real = real_clips(scenes, runs.side, fps, FRAMES)
+      real = real_clips(prompts, runs.side, fps, FRAMES)
       clips = [drawn(folders[0], one, pictures=real[:, :1], draw=animate) for one in each]
-      quick = np.array([truth["speed"] == "quickly" for truth in scenes.truths])
+      quick = np.array([truth["speed"] == "quickly" for truth in prompts.truths])
       found = np.where(quick[:, None, None, None, None], clips[-1], clips[0])
-      return values(found, scenes, fps, runs.side)
+      return values(found, prompts, fps, runs.side)
 
     return Cell((svd,), {"each": [one.options for one in each]}, measure)
 
   def with_text(folders):
-    real = real_clips(scenes, runs.side, FPS, FRAMES)
-    clips = drawn(folders[0], captioned(scenes), pictures=real[:, :1])
-    return values(clips, scenes, FPS, runs.side)
+    real = real_clips(prompts, runs.side, FPS, FRAMES)
+    clips = drawn(folders[0], captioned(prompts), pictures=real[:, :1])
+    return values(clips, prompts, FPS, runs.side)
 
   return {
     **{bucket(m): animated([m]) for m in BUCKETS},
     TWICE: animated([QUICK], fps=2 * FPS),
     **{guidance(way): animated([QUICK], way=way) for way in CONSTANT},
     SVD: animated([SLOW, QUICK]),
-    EMU_VIDEO: Cell((emu_video,), captioned(scenes).options, with_text),
+    EMU_VIDEO: Cell((emu_video,), captioned(prompts).options, with_text),
   }
 
 
-def values(clips: Clips, scenes: Asked, fps: float, side: int) -> Values:
+def values(clips: Clips, prompts: Prompts, fps: float, side: int) -> Values:
   """What the oracle reads, how far the first frame is off the given one, and the distance.
 
   "pixels a frame" is NaN for clips in which the oracle does not find the object twice.
   """
-  real = real_clips(scenes, side, fps, FRAMES)
+  real = real_clips(prompts, side, fps, FRAMES)
   first = np.abs(clips[:, 0].astype(float) - real[:, 0]).mean(axis=(1, 2, 3)) / 255
   speed = oracle.read_clips(clips, fps).speed_sides * side / fps
-  others = other_clips(scenes, side, fps, FRAMES)
-  found = clip_values(clips, scenes.truths, fps) | distance(clips, others)
+  others = other_clips(prompts, side, fps, FRAMES)
+  found = clip_values(clips, prompts.truths, fps) | distance(clips, others)
   return found | {"off the picture": first, "pixels a frame": speed}
 
 

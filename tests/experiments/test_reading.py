@@ -7,13 +7,15 @@ import pytest
 
 from experiments.reading import distance
 from experiments.recipe import recipe
-from experiments.sampling import asked, other_clips, real_clips
+from experiments.sampling import other_clips, real_clips, recipe_prompts
 
 
 @pytest.mark.parametrize(("frames", "name"), [(8, "FVD-o"), (1, "FID-o")])
 def test_distance_is_none_from_the_same_and_grows_with_noise(frames, name):
   """Of real ones of other prompts, none of which is among those asked for."""
-  wanted = asked(dataclasses.replace(recipe("tiny"), num_prompts=4), "validation", 0, frames=frames)
+  wanted = recipe_prompts(
+    dataclasses.replace(recipe("tiny"), num_prompts=4), "validation", 0, frames=frames
+  )
   clips = real_clips(wanted, 32, 4.0, frames)
   others = other_clips(wanted, 32, 4.0, frames)
   assert others.shape == (16, frames, 32, 32, 3)

@@ -220,8 +220,8 @@ def test_every_study_is_judged_here():
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_says_what_its_figures_say(name, tmp_path):
   study = STUDIES[name]
-  asked = {"command": "…", "size": "tiny", "seeds": SEEDS}
-  criteria = report.write(study, FIGURES[name](True), tmp_path, asked)
+  command = {"command": "…", "size": "tiny", "seeds": SEEDS}
+  criteria = report.write(study, FIGURES[name](True), tmp_path, command)
   assert verdict(criteria) == "holds", [(c.text, c.found) for c in criteria]
   assert "**The claim holds**" in (tmp_path / f"{name}.md").read_text()
   assert json.loads((tmp_path / f"{name}.json").read_text())["verdict"] == "holds"
@@ -231,14 +231,14 @@ def test_a_study_says_what_its_figures_say(name, tmp_path):
 @pytest.mark.parametrize("name", STUDIES)
 @pytest.mark.parametrize("size", ["tiny", "default"])
 def test_cells_say_all_that_they_depend_on(name, size):
-  asked = lambda seed: {
+  options = lambda seed: {
     arm: ([a.name for a in cell.of], json.loads(json.dumps(cell.options)))
     for arm, cell in STUDIES[name].cells(size, seed).items()
   }
-  assert asked(0) == asked(0)
+  assert options(0) == options(0)
   if name != "brightness_exact":
     assert all(
-      one != other for one, other in zip(asked(0).values(), asked(1).values(), strict=True)
+      one != other for one, other in zip(options(0).values(), options(1).values(), strict=True)
     )
 
 

@@ -63,8 +63,8 @@ def test_what_is_asked_otherwise_is_measured_anew(tmp_path):
 def test_a_page_says_what_holds_and_how_it_came_about(tmp_path):
   one = study([])
   results = measured(one, "tiny", 3, tmp_path / "runs")
-  asked = {"command": "python -m experiments.run toy", "size": "tiny", "seeds": 3}
-  criteria = write(one, results, tmp_path / "out", asked)
+  command = {"command": "python -m experiments.run toy", "size": "tiny", "seeds": 3}
+  criteria = write(one, results, tmp_path / "out", command)
   assert [criterion.verdict for criterion in criteria] == ["holds"]
   page = (tmp_path / "out" / "toy.md").read_text()
   for told in (
@@ -89,8 +89,8 @@ def test_a_page_says_where_every_kept_value_was_measured(tmp_path):
   kept.write_text(json.dumps(document | {"origin": "at commit abc on another machine"}))
   results = measured(one, "tiny", 2, tmp_path)
   assert results.origins == tuple(sorted({here, "at commit abc on another machine"}))
-  asked = {"command": "python -m experiments.run toy", "size": "tiny", "seeds": 2}
-  write(one, results, tmp_path / "out", asked)
+  command = {"command": "python -m experiments.run toy", "size": "tiny", "seeds": 2}
+  write(one, results, tmp_path / "out", command)
   page = (tmp_path / "out" / "toy.md").read_text()
   assert all(origin in page for origin in results.origins)
 
