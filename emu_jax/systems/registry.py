@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.metadata
 import pathlib
+import sys
 from typing import Any
 
 from emu_jax import config
@@ -40,8 +41,13 @@ UNVERSIONED = "emu_video"  # what configurations were of before they had a versi
 
 def names() -> dict[str, str]:
   """Every system's name, and "module:Class" of it; the house's own go first."""
-  found = importlib.metadata.entry_points(group=ENTRY_POINTS)
-  return BUILT_IN | {point.name: point.value for point in found if point.name not in BUILT_IN}
+  return BUILT_IN | _entry_points(tuple(sys.path)) | BUILT_IN
+
+
+@functools.cache
+def _entry_points(path: tuple[str, ...]) -> dict[str, str]:
+  """Those of all packages on `sys.path`, whose every description is opened for it: once."""
+  return {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
 
 
 def system_class(name: str) -> type[System]:
