@@ -46,11 +46,14 @@ class Architecture:
 
   def shapes(self, config: Any) -> Params:
     """Shapes of those of our parameters that the class holds; nothing is computed."""
+    return unflatten_dict(self._leaves(config), sep="/")
+
+  @functools.cache  # noqa: B019 (there are as many architectures as classes)
+  def _leaves(self, config: Any) -> Mapping[str, jax.ShapeDtypeStruct]:
     module, inputs = self.module(config), self.inputs(config)
     shapes = jax.eval_shape(lambda key: module.init(key, *inputs), jax.random.key(0))["params"]
     leaves = flatten_dict(shapes, sep="/")
-    selected = {path: leaf for path, leaf in leaves.items() if self.selects(config, path)}
-    return unflatten_dict(selected, sep="/")
+    return {path: leaf for path, leaf in leaves.items() if self.selects(config, path)}
 
   @functools.cache  # noqa: B019 (there are as many architectures as classes)
   def groups(self, config: Any) -> Groups:
