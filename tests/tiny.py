@@ -1,7 +1,10 @@
 """The smallest Emu Video: every part of the real one, at a size that compiles in seconds."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emu_jax.diffusion.discrete import Discrete
 from emu_jax.diffusion.schedule import Schedule
@@ -53,21 +56,25 @@ MODEL = EmuVideo(
 
 def trees(config=MODEL, seed=0):
   """All trees that sampling needs, at their initialisation; the temporal ones are drawn anew."""
-  keys = iter(jax.random.split(jax.random.key(seed), 8))
+  return dict(_trees(config, seed))
+
+
+@functools.cache
+def _trees(config, seed):
+  keys = iter(jax.random.split(jax.random.key(seed), 4))
   table = config.trees()
   made = {
     name: jax.jit(table[name].init)(next(keys)) for name in ("autoencoder", "text", "spatial")
   }
   made["latents"] = {"shift": jnp.full(4, 0.1), "scale": jnp.full(4, 2.0)}
   temporal = jax.jit(table["temporal"].init)(next(keys))
-  return made | {
-    name: perturbed(temporal, next(keys)) for name in ("temporal", "interpolation", "extension")
-  }
+  names = ("temporal", "interpolation", "extension")
+  return made | {name: perturbed(temporal, seed + i) for i, name in enumerate(names)}
 
 
-def perturbed(tree, key):
+def perturbed(tree, seed):
   """The tree away from its initialisation, so that nothing in it is zero."""
-  leaves, structure = jax.tree.flatten(tree)
-  keys = jax.random.split(key, len(leaves))
-  noisy = [a + 0.05 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-  return jax.tree.unflatten(structure, noisy)
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda leaf: leaf + jnp.asarray(0.05 * rng.standard_normal(leaf.shape), leaf.dtype), tree
+  )

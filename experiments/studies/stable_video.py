@@ -23,8 +23,8 @@ SIDE = 32
 NUM_RECORDS = {"tiny": 20, "default": 5000}
 NUM_PROMPTS = {"tiny": 2, "default": 32}
 FPS, FRAMES = 4.0, 8
-# Of equal cost: a step of SVD took 0.84 times as long as one of Emu Video in the image part, and 1.37
-# times, side by side, in the clips' part.
+# Of equal cost: a step of SVD took 0.84 times as long as one of Emu Video in the image part, and
+# 1.37 times, side by side, in the clips' part.
 NUM_STEPS = {
   "svd": {"image": 1500, "video": 1500},
   "emu_video": {"image": 1270, "video": 2050},

@@ -1,7 +1,7 @@
 """Laws of the image and video U-Net."""
 
 import dataclasses
-from functools import partial
+import functools
 
 import chex
 import jax
@@ -24,13 +24,13 @@ SMALL = UNetConfig(
   channels=(16, 32),
   num_res_blocks=(1, 1),
   transformer_depth=(2, 0),
-  mid_depth=2,
+  mid_depth=1,
   num_heads=0,
   head_dim=8,
   context_dims=(12, 20),
   layer_contexts=(0, 1),
   norm_groups=8,
-  temporal=TemporalConfig(),
+  temporal=TemporalConfig(num_layers=1),
 )
 
 
@@ -42,17 +42,20 @@ def apply(cfg, params, *inputs):
   return jax.jit(UNet(cfg).apply)({"params": params}, *inputs)
 
 
-def redraw(params, key):
+def redrawn(cfg, *inputs, seed=1):
   """Every tensor drawn anew, so that no zero or one of the initialisation hides a fault."""
-  leaves, structure = jax.tree.flatten(params)
-  keys = jax.random.split(key, len(leaves))
-  return jax.tree.unflatten(
-    structure,
-    [
-      0.3 * jax.random.normal(k, a.shape) / np.sqrt(max(a.size / a.shape[-1], 1)) + (a.ndim == 1)
-      for k, a in zip(keys, leaves, strict=True)
-    ],
-  )
+  rng = np.random.default_rng(seed)
+
+  def draw(leaf):
+    fan_in = max(leaf.size / leaf.shape[-1], 1)
+    drawn = 0.3 * rng.standard_normal(leaf.shape) / np.sqrt(fan_in) + (len(leaf.shape) == 1)
+    return jnp.asarray(drawn, jnp.float32)
+
+  return jax.tree.map(draw, shapes_of(cfg, *inputs))
+
+
+def shapes_of(cfg, *inputs):
+  return jax.eval_shape(UNet(cfg).init, jax.random.key(1), *inputs)["params"]
 
 
 def example(cfg, key, B=2, T=3, H=4, W=6):
@@ -80,17 +83,16 @@ def frame(conditions):
 
 @pytest.mark.parametrize("attends_text", [False, True])
 def test_at_init_a_video_is_its_frames(key, attends_text):
-  cfg = dataclasses.replace(SMALL, temporal=TemporalConfig(attends_text=attends_text))
+  temporal = dataclasses.replace(SMALL.temporal, attends_text=attends_text)
+  cfg = dataclasses.replace(SMALL, temporal=temporal)
   x, t, conditions = example(cfg, key)
   params = initialise(cfg, x, t, conditions)
-  image_names = flatten_dict(
-    jax.eval_shape(UNet(cfg.image()).init, key, x, t, frame(conditions))["params"]
-  )
-  drawn = redraw(params, jax.random.key(2))
+  image_names = flatten_dict(shapes_of(cfg.image(), x, t, frame(conditions)))
+  drawn = redrawn(cfg, x, t, conditions)
   # Spatial weights far from their initialisation, temporal ones and concat_in at theirs.
   params = merge_by_name(params, drawn, image_names)
   video = apply(cfg, params, x, t, conditions)
-  image = partial(jax.jit(UNet(cfg.image()).apply), {"params": keep(params, image_names)})
+  image = functools.partial(jax.jit(UNet(cfg.image()).apply), {"params": keep(params, image_names)})
   frames = [image(x[:, i : i + 1], t, frame(conditions)) for i in range(x.shape[1])]
   assert float(jnp.std(video)) > 0.1
   np.testing.assert_allclose(video, jnp.concatenate(frames, axis=1), atol=1e-5)
@@ -108,10 +110,10 @@ def keep(params, names):
 @pytest.fixture(scope="module")
 def trained():
   """A network whose temporal layers do something, and inputs for it."""
-  cfg = dataclasses.replace(SMALL, temporal=TemporalConfig(attends_text=True, noise_level=True))
+  temporal = dataclasses.replace(SMALL.temporal, attends_text=True, noise_level=True)
+  cfg = dataclasses.replace(SMALL, temporal=temporal)
   x, t, conditions = example(cfg, jax.random.key(0))
-  params = initialise(cfg, x, t, conditions)
-  params = redraw(params, jax.random.key(2))
+  params = redrawn(cfg, x, t, conditions)
   return jax.jit(lambda *a: UNet(cfg).apply({"params": params}, *a)), x, t, conditions
 
 
@@ -144,31 +146,36 @@ def test_masked_tokens_do_not_matter(trained):
   assert float(jnp.abs(seen - net(x, t, conditions)).max()) > 1e-4
 
 
-def gradients(**changes):
-  x, t, conditions = example(SMALL, jax.random.key(0))
-  params = redraw(initialise(SMALL, x, t, conditions), jax.random.key(1))
+@pytest.fixture(scope="module")
+def small():
+  """Parameters and inputs of the small network."""
+  inputs = example(SMALL, jax.random.key(0))
+  return redrawn(SMALL, *inputs), inputs
+
+
+def gradients(small, **changes):
+  params, (x, t, conditions) = small
   net = UNet(dataclasses.replace(SMALL, **changes))
   loss = lambda p: (net.apply({"params": p}, x, t, conditions) ** 2).mean()
   return jax.jit(jax.grad(loss))(params)
 
 
 @pytest.fixture(scope="module")
-def stored():
+def stored(small):
   """The gradients with everything kept for the backward pass."""
-  return gradients(remat=False)
+  return gradients(small, remat=False)
 
 
 @pytest.mark.parametrize("keeps", POLICIES)
-def test_rematerialisation_changes_no_gradient(stored, keeps):
-  recomputed = gradients(remat=True, remat_keeps=keeps)
+def test_rematerialisation_changes_no_gradient(small, stored, keeps):
+  recomputed = gradients(small, remat=True, remat_keeps=keeps)
   # The same sums in another order: a few float32 roundings of gradients of order one.
   chex.assert_trees_all_close(stored, recomputed, atol=2e-5, rtol=2e-4)
 
 
-def test_what_a_block_keeps_is_not_computed_again(key):
+def test_what_a_block_keeps_is_not_computed_again(small):
   """Counted in the gradient's program: products of every kind, with their arithmetic."""
-  x, t, conditions = example(SMALL, key)
-  params = initialise(SMALL, x, t, conditions)
+  params, (x, t, conditions) = small
 
   def arithmetic(**changes):
     net = UNet(dataclasses.replace(SMALL, **changes))
@@ -184,9 +191,8 @@ def test_what_a_block_keeps_is_not_computed_again(key):
   assert 1 < products / stored < 1.03
 
 
-def test_bfloat16_stays_near_float32(key):
-  x, t, conditions = example(SMALL, key)
-  params = redraw(initialise(SMALL, x, t, conditions), jax.random.key(1))
+def test_bfloat16_stays_near_float32(small):
+  params, (x, t, conditions) = small
   full = apply(SMALL, params, x, t, conditions)
   half = apply(dataclasses.replace(SMALL, dtype="bfloat16"), params, x, t, conditions)
   assert half.dtype == jnp.float32
@@ -198,6 +204,7 @@ def count(tree) -> int:
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
+@functools.cache
 def published_shapes(**changes):
   cfg = published_unet(**changes)
   B, T = 1, 2
@@ -206,7 +213,7 @@ def published_shapes(**changes):
     concat=jnp.zeros((B, T, 8, 8, 9)) if cfg.concat_channels else None,
   )
   x = jnp.zeros((B, T, 8, 8, 8))
-  return jax.eval_shape(UNet(cfg).init, jax.random.key(0), x, jnp.zeros(B), conditions)["params"]
+  return shapes_of(cfg, x, jnp.zeros(B), conditions)
 
 
 def res(i, o, e=1536):
@@ -271,7 +278,7 @@ def emu_video_blocks():
 
 
 def test_emu_video_counts_the_published_parameters_block_by_block():
-  shapes = published_shapes()
+  shapes = dict(published_shapes())
   assert count(shapes.pop("concat_in")) == 9 * 384 * 9
   counted = {}
   for path, leaf in flatten_dict(shapes).items():
@@ -285,7 +292,7 @@ def test_emu_video_counts_the_published_parameters_block_by_block():
 
 
 def test_emu_video_with_text_in_the_temporal_layers_counts_too():
-  shapes = published_shapes(temporal=TemporalConfig(attends_text=True))
+  shapes = dict(published_shapes(temporal=TemporalConfig(attends_text=True)))
   del shapes["concat_in"]
   assert count(shapes) == 4_288_596_872
 
@@ -303,9 +310,7 @@ def test_the_image_model_is_a_subset_of_the_video_model():
 def test_stable_diffusion_1_counts_its_published_parameters():
   cfg = UNetConfig()
   x, t = jnp.zeros((1, 1, 8, 8, 4)), jnp.zeros(1)
-  shapes = jax.eval_shape(
-    UNet(cfg).init, jax.random.key(0), x, t, Conditions(texts=(jnp.zeros((1, 77, 768)),))
-  )
+  shapes = shapes_of(cfg, x, t, Conditions(texts=(jnp.zeros((1, 77, 768)),)))
   assert count(shapes) == 859_520_964
 
 
@@ -359,8 +364,8 @@ def test_every_vector_condition_moves_the_output_of_its_own_example_only(key):
     "pooled": jax.random.normal(jax.random.key(1), (2, 5)),
   }
   conditions = dataclasses.replace(conditions, vectors=vectors)
-  params = redraw(initialise(cfg, x, t, conditions), jax.random.key(2))
-  net = jax.jit(partial(UNet(cfg).apply, {"params": params}))
+  params = redrawn(cfg, x, t, conditions)
+  net = jax.jit(functools.partial(UNet(cfg).apply, {"params": params}))
   before = net(x, t, conditions)
   for name, value in vectors.items():
     changed = {**vectors, name: value.at[1].set(value[1] + 1)}
@@ -369,6 +374,6 @@ def test_every_vector_condition_moves_the_output_of_its_own_example_only(key):
     assert float(jnp.abs(after[1] - before[1]).max()) > 1e-5, name
   # The sinusoids, the tables and the two MLPs, beside what the network has without them.
   without = dataclasses.replace(cfg, num_classes=0, num_tasks=0, num_micro=0, pooled_dim=0)
-  plain = initialise(without, x, t, dataclasses.replace(conditions, vectors={}))
+  plain = shapes_of(without, x, t, dataclasses.replace(conditions, vectors={}))
   tables, wide = (3 + 2) * 64, (5 + 2 * 256) * 64 + 64 + 64 * 64 + 64
   assert count(params) - count(plain) == tables + wide

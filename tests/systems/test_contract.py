@@ -162,10 +162,10 @@ def wide(system):
 def made(system, seed=0):
   """All trees of a system that tasks read, away from their initialisation."""
   table = {name: tree for name, tree in system.trees().items() if tree.released}
-  keys = jax.random.split(jax.random.key(seed), 2 * len(table))
+  keys = jax.random.split(jax.random.key(seed), len(table))
   trees = {
-    name: perturbed(jax.jit(tree.init)(k), n)
-    for (name, tree), k, n in zip(table.items(), keys[::2], keys[1::2], strict=True)
+    name: perturbed(jax.jit(tree.init)(key), seed + i)
+    for i, ((name, tree), key) in enumerate(zip(table.items(), keys, strict=True))
   }
   if "latents" in trees:
     trees["latents"] = {"shift": jnp.full(4, 0.1), "scale": jnp.full(4, 2.0)}

@@ -68,7 +68,7 @@ def test_at_init_the_video_model_is_its_image_model_whatever_frames_are_known(ke
   assert float(jnp.std(video)) > 0.05
   np.testing.assert_allclose(video, jnp.concatenate(frames, axis=1), atol=1e-5)
   # The law is about initialisation: with other temporal weights the two part.
-  moved = {"spatial": model["spatial"], "temporal": perturbed(fresh, keys[4])}
+  moved = {"spatial": model["spatial"], "temporal": perturbed(fresh, 4)}
   other = jax.jit(video_network(MODEL, moved))(x, t, conditions)
   assert float(jnp.abs(other - video).max()) > 1e-2
 

@@ -24,6 +24,7 @@ from emu_jax.systems.first_stage import KlAutoencoder
 from emu_jax.systems.svd import Animate, StableVideo
 from emu_jax.systems.system import System
 from emu_jax.typing import Conditions
+from tests.tiny import perturbed
 
 SYSTEM = StableVideo(
   unet=UNetConfig(
@@ -60,13 +61,6 @@ SYSTEM = StableVideo(
 B, T, H, W = 2, 3, 8, 12
 CLIP_PARTS = ("video", "high_resolution", "high_quality")
 STEPS = 2
-
-
-def perturbed(tree, seed):
-  """The tree away from its initialisation, so that nothing in it is zero."""
-  rng = np.random.default_rng(seed)
-  draw = lambda a: a + jnp.asarray(0.05 * rng.standard_normal(a.shape), jnp.float32)
-  return jax.tree.map(draw, tree)
 
 
 @pytest.fixture(scope="module")
