@@ -50,6 +50,7 @@ class Architecture:
 
   @functools.cache  # noqa: B019 (there are as many architectures as classes)
   def _leaves(self, config: Any) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """The same by path, traced once a config."""
     module, inputs = self.module(config), self.inputs(config)
     shapes = jax.eval_shape(lambda key: module.init(key, *inputs), jax.random.key(0))["params"]
     leaves = flatten_dict(shapes, sep="/")
