@@ -54,11 +54,14 @@ def disagreements(figures: Mapping) -> list[str]:
 
 def counts(flat: Mapping[str, np.ndarray], model: with_torch.Model) -> dict:
   """Numbers of parameters, (ours, theirs), in all and of those that train."""
-  mine = [array for path, array in flat.items() if with_jax.trained(path)]
+  trained = [array for path, array in flat.items() if with_jax.trained(path)]
   return {
     "parameters": {
       "all": (sum(a.size for a in flat.values()), sum(p.numel() for p in model.net.parameters())),
-      "trained": (sum(a.size for a in mine), sum(p.numel() for p in model.parameters().values())),
+      "trained": (
+        sum(a.size for a in trained),
+        sum(p.numel() for p in model.parameters().values()),
+      ),
     }
   }
 
@@ -66,13 +69,13 @@ def counts(flat: Mapping[str, np.ndarray], model: with_torch.Model) -> dict:
 def outputs(ours: with_jax.Training, theirs: with_torch.Training) -> dict:
   """Of the network at times from one end of the schedule to the other."""
   noise = inputs(theirs.problem, seed=1)["latents"]
-  mine = ours.predict(noise)
+  prediction = ours.predict(noise)
   last = len(theirs.problem.alphas_cumprod) - 1
   t = torch.linspace(0, last, len(noise)).round()
   with torch.no_grad():
     concat = with_torch.known(theirs.latents[:, :1], theirs.problem.num_frames)
     other = theirs.model(with_torch.clips(noise), t, theirs.text, concat)
-  return {"output": difference(mine, channels_last(other))}
+  return {"output": difference(prediction, channels_last(other))}
 
 
 def gradients(ours: with_jax.Training, theirs: with_torch.Training) -> dict:

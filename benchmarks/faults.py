@@ -92,9 +92,9 @@ class Campaign:
     return process.exitcode
 
 
-def emu_train(words: list[str], said: pathlib.Path, file_bytes: int) -> None:
+def emu_train(words: list[str], output: pathlib.Path, file_bytes: int) -> None:
   """The command, in a process of its own."""
-  with said.open("w") as file:
+  with output.open("w") as file:
     for stream in (1, 2):
       os.dup2(file.fileno(), stream)
   resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
@@ -192,15 +192,15 @@ def fill_disk(campaign: Campaign, run_dir: pathlib.Path) -> None:
   process = campaign.start(run_dir, limit)
   process.join()
   code = process.exitcode
-  said = log(run_dir).read_text()
+  output = log(run_dir).read_text()
   campaign.count["full"] += 1
   # TensorStore may print more, of writes that were still under way.
-  told = [line for line in said.splitlines() if line.startswith("emu-train: error: ")]
-  fine = code == 2 and len(told) == 1 and "make room" in told[0]
+  errors = [line for line in output.splitlines() if line.startswith("emu-train: error: ")]
+  fine = code == 2 and len(errors) == 1 and "make room" in errors[0]
   campaign.count["full, told"] += fine
   campaign.count["full, kept"] += [p.name for p in steps(run_dir)] == before
   if not fine:
-    say(f"full disk: exit code {code}: {said[-600:]}")
+    say(f"full disk: exit code {code}: {output[-600:]}")
 
 
 def differences(run_dir: pathlib.Path, expected: dict, expected_losses: list) -> list[str]:

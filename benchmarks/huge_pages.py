@@ -21,21 +21,21 @@ ARMS = {"without": {}, "with": {VARIABLE: VALUE}}
 ALLOWED = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def report(found: dict[str, list[dict]], about: dict, arguments: argparse.Namespace) -> str:
+def report(found: dict[str, list[dict]], host: dict, arguments: argparse.Namespace) -> str:
   """The page."""
   values = {arm: {k: [one[k] for one in runs] for k in runs[0]} for arm, runs in found.items()}
   turns = zip(values["without"]["step_s"], values["with"]["step_s"], strict=True)
-  versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items())
+  versions = ", ".join(f"{name} {v}" for name, v in host["versions"].items())
   rows = [
-    f"| {arm} | {spread(these['step_s'])} | {tens(these['peak_MiB'])} |"
-    for arm, these in values.items()
+    f"| {arm} | {spread(columns['step_s'])} | {tens(columns['peak_MiB'])} |"
+    for arm, columns in values.items()
   ]
   return f"""# Huge pages on a CPU
 
 `python -m benchmarks.huge_pages --size {arguments.size} --rounds {arguments.rounds}` on \
-{about["date"]} at commit {about["commit"]}. {about["processor"]}, {about["cores"]} cores, \
-{about["memory_GiB"]} GiB; {about["system"]}; {versions}; {about["dtype"]}. Before the run others \
-used {about["busy_before"]:.0%} of the machine. `{ALLOWED}`: {ALLOWED.read_text().strip()}.
+{host["date"]} at commit {host["commit"]}. {host["processor"]}, {host["cores"]} cores, \
+{host["memory_GiB"]} GiB; {host["system"]}; {versions}; {host["dtype"]}. Before the run others \
+used {host["busy_before"]:.0%} of the machine. `{ALLOWED}`: {ALLOWED.read_text().strip()}.
 
 The training loop of {found["with"][0]["config"]}, {found["with"][0]["batch"]} clips a step, with \
 and without `{VARIABLE}={VALUE}`; each turn a process of its own, in alternated order. Median \
@@ -64,14 +64,14 @@ def main() -> None:
   arguments = parser.parse_args()
   if not ALLOWED.is_file():
     parser.error(f"{ALLOWED} is not there: this system has no huge pages to ask for")
-  about, found = machine(pin(0)), collections.defaultdict(list)
+  host, found = machine(pin(0)), collections.defaultdict(list)
   order = [*ARMS, *reversed(ARMS)] * arguments.rounds
   with compilations_kept():
     child("benchmarks.data_wait", arguments.size)  # compiles for the others
     for turn, arm in enumerate(order, 1):
       say(f"turn {turn} of {len(order)}: {arm}")
       found[arm].append(child("benchmarks.data_wait", arguments.size, environment=ARMS[arm]))
-  text = report({arm: found[arm] for arm in ARMS}, about, arguments)
+  text = report({arm: found[arm] for arm in ARMS}, host, arguments)
   print(text)
   if arguments.out:
     arguments.out.mkdir(parents=True, exist_ok=True)

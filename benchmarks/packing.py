@@ -129,17 +129,17 @@ def beginning(folder: pathlib.Path) -> dict:
   source = open_source(folder, "train")
   opened = time.perf_counter()
   num_records = len(source.captions)
-  some = [source.captions[i] for i in range(0, num_records, max(1, num_records // CAPTIONS))]
+  sampled = [source.captions[i] for i in range(0, num_records, max(1, num_records // CAPTIONS))]
   read = time.perf_counter()
   texts = list(source.captions)
-  everything = time.perf_counter()
+  read_all = time.perf_counter()
   train_tokenizer(texts, folder / "tokenizer", VOCABULARY)
   return {
     "records": num_records,
     "seconds_to_open": round(opened - began, 4),
-    f"seconds_for_{len(some)}_captions": round(read - opened, 4),
-    "seconds_for_all_captions": round(everything - read, 4),
-    "seconds_to_learn_a_tokenizer": round(time.perf_counter() - everything, 3),
+    f"seconds_for_{len(sampled)}_captions": round(read - opened, 4),
+    "seconds_for_all_captions": round(read_all - read, 4),
+    "seconds_to_learn_a_tokenizer": round(time.perf_counter() - read_all, 3),
   }
 
 

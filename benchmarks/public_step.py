@@ -254,12 +254,12 @@ def gradients_off(model: torch.nn.Module, ours: Params, run: Callable) -> float:
     architecture, config = described(folder)
   leaves = jax.tree_util.tree_leaves_with_path(ours)
   name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-  mine = {name(path): np.asarray(leaf) for path, leaf in leaves}
+  flat = {name(path): np.asarray(leaf) for path, leaf in leaves}
   gradients = {name: p.grad.numpy() for name, p in model.named_parameters()}
   error = total = 0.0
   for public, group in architecture.groups(config).items():
     for path, part in split(group, gradients[public]).items():
-      error += float(np.square(mine[path] - part).sum(dtype=np.float64))
+      error += float(np.square(flat[path] - part).sum(dtype=np.float64))
       total += float(np.square(part).sum(dtype=np.float64))
   model.zero_grad(set_to_none=True)
   return (error / total) ** 0.5

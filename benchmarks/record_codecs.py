@@ -59,24 +59,24 @@ def groups(crf: int) -> tuple[Encode, Decode]:
     return [h264(clip[i : i + GROUP], crf) for i in range(0, len(clip), GROUP)]
 
   def read(strings, rows):
-    held = {group: inflated(strings[group]) for group in sorted(set(rows // GROUP))}
-    return np.stack([held[row // GROUP][row % GROUP] for row in rows])
+    decoded = {group: inflated(strings[group]) for group in sorted(set(rows // GROUP))}
+    return np.stack([decoded[row // GROUP][row % GROUP] for row in rows])
 
   return write, read
 
 
 def h264(frames: np.ndarray, crf: int) -> bytes:
   """Frames as one group of pictures, 4:2:0, in the plainest container."""
-  into = io.BytesIO()
+  buffer = io.BytesIO()
   options = {"crf": str(crf), "preset": "medium", "bf": "0", "g": str(GROUP)}
-  with av.open(into, "w", format="h264") as container:
+  with av.open(buffer, "w", format="h264") as container:
     stream = container.add_stream("libx264", rate=FPS, options=options)
     stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
     stream.thread_count = 1
     for frame in frames:
       container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
     container.mux(stream.encode())
-  return into.getvalue()
+  return buffer.getvalue()
 
 
 def inflated(string: bytes) -> list[np.ndarray]:
@@ -106,15 +106,17 @@ def clips(folder: pathlib.Path | None, side: int, count: int) -> Iterator[np.nda
   files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
   for file in files[:count]:
     line = decode.timeline(file)
-    have = min(num_frames, decode.fitting_frames(line, min(FPS, line.fps)))
-    frames = decode.frames_at(file, np.arange(have) / min(FPS, line.fps), (side, side), line)
-    yield frames[forth_and_back(have, num_frames)]
+    length = min(num_frames, decode.fitting_frames(line, min(FPS, line.fps)))
+    frames = decode.frames_at(file, np.arange(length) / min(FPS, line.fps), (side, side), line)
+    yield frames[forth_and_back(length, num_frames)]
 
 
-def forth_and_back(have: int, count: int) -> np.ndarray:
+def forth_and_back(length: int, count: int) -> np.ndarray:
   """Numbers of so many frames of a clip that has fewer."""
-  there = itertools.chain(range(have), range(have - 2, 0, -1)) if have > 2 else range(have)
-  return np.array(list(itertools.islice(itertools.cycle(there), count)))
+  round_trip = (
+    itertools.chain(range(length), range(length - 2, 0, -1)) if length > 2 else range(length)
+  )
+  return np.array(list(itertools.islice(itertools.cycle(round_trip), count)))
 
 
 def measured(way: tuple[Encode, Decode], made: list[np.ndarray]) -> dict:

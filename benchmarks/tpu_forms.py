@@ -180,8 +180,8 @@ def gated() -> Iterator[tuple[str, list[Form]]]:
     yield (
       f"gated network, {title}",
       [
-        Form(name, functools.partial(network, *how), shapes, trained, plain)
-        for name, how in forms.items()
+        Form(name, functools.partial(network, *arguments), shapes, trained, plain)
+        for name, arguments in forms.items()
       ],
     )
 
@@ -226,8 +226,8 @@ def blocks() -> Iterator[tuple[str, list[Form]]]:
   for pixels, C in ((32, 384), (16, 768), (8, 1536)):
     x, texts = array(1, 8, pixels, pixels, C), (array(1, 77, 768), array(1, 77, 2048))
     made = {"residual block": [], "spatial transformer": [], "temporal transformer": []}
-    for name, how in ways.items():
-      unet = published_unet(dtype="bfloat16", **how)
+    for name, options in ways.items():
+      unet = published_unet(dtype="bfloat16", **options)
       heads = unet.heads(C)
       site = Site("attention", "down", 0)
       spatial = unet.recomputed(SpatialTransformer)(2, site, unet)
@@ -270,11 +270,11 @@ def measure(form: Form, device: Any) -> tuple[int, int]:
 
   def both(function):
     def run(shapes, cotangent):
-      def of(*changed):
+      def apply(*changed):
         mixed = dict(enumerate(shapes)) | dict(zip(form.trained, changed, strict=True))
         return function(*mixed.values())
 
-      out, back = jax.vjp(of, *(shapes[i] for i in form.trained))
+      out, back = jax.vjp(apply, *(shapes[i] for i in form.trained))
       return out, back(cotangent)
 
     return run
@@ -294,7 +294,7 @@ def main() -> None:
   jax.config.update("jax_platforms", "cpu")
   warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
   topology = topologies.parse(TOPOLOGY)
-  device, most = topologies.devices(topology)[0], 2 * topology.chip.multipliers
+  device, peak = topologies.devices(topology)[0], 2 * topology.chip.multipliers
   for group in (gated, temporal_convolution, temporal_attention, spatial_attention, group_norm,
                 blocks):  # fmt: skip
     for title, forms in group():
@@ -303,7 +303,7 @@ def main() -> None:
       print(f"\n{title}\n\n| form | GFLOP | thousand cycles | utilisation |\n|---|---|---|---|")
       for form in forms:
         work, cycles = measure(form, device)
-        share = 100 * work / (cycles * most)
+        share = 100 * work / (cycles * peak)
         print(
           f"| {form.name} | {work / 1e9:.1f} | {cycles / 1e3:.0f} | {share:.1f} % |", flush=True
         )

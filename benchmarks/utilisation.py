@@ -120,11 +120,11 @@ def report(found: dict, case: with_jax.Case, where: dict, words: str) -> str:
   ]
   for task, kinds in found["profiles"].items():
     total = sum(spent for _, spent in kinds)
-    shown, rest = kinds[:8], sum(spent for _, spent in kinds[8:])
+    largest, rest = kinds[:8], sum(spent for _, spent in kinds[8:])
     lines.append(
       f"## Where emu_jax's {task} goes\n\nShares of {total:.3g} thread-seconds.\n\n"
       "| operation | share |\n|---|---|\n"
-      + "\n".join(f"| {name} | {100 * s / total:.1f} % |" for name, s in [*shown, ("rest", rest)])
+      + "\n".join(f"| {name} | {100 * s / total:.1f} % |" for name, s in [*largest, ("rest", rest)])
     )
   return "\n\n".join(lines) + "\n"
 

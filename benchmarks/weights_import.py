@@ -62,13 +62,13 @@ def main() -> None:
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 2**30
     print(f"{name}: {size:.2f} GiB of float32")
     bodies = {"emu_jax": OURS, library: THEIRS.format(library=library, name=name)}
-    found = {who: [] for who in bodies}
+    found = {reader: [] for reader in bodies}
     for i in range(arguments.rounds):
-      for who in sorted(bodies, reverse=bool(i % 2)):
-        found[who].append(read(folder, bodies[who]))
-    for who, pairs in found.items():
+      for reader in sorted(bodies, reverse=bool(i % 2)):
+        found[reader].append(read(folder, bodies[reader]))
+    for reader, pairs in found.items():
       seconds, peaks = zip(*pairs, strict=True)
-      print(f"{who:>12}: {spread(seconds)} s, peak of the process {max(peaks):.2f} GiB")
+      print(f"{reader:>12}: {spread(seconds)} s, peak of the process {max(peaks):.2f} GiB")
 
 
 def write(folder: pathlib.Path, name: str, config) -> None:
