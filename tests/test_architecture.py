@@ -73,11 +73,11 @@ def floor(name):
 def test_imports_point_down(name, path):
   if name in ("emu_jax", "train", "configs"):
     return
-  own = floor(name)
-  assert own, f"{name} has no floor; give it one in FLOORS"
+  level = floor(name)
+  assert level, f"{name} has no floor; give it one in FLOORS"
   for imported in imports(path):
     other = floor(imported)
-    assert other is None or other <= own, f"{name} (floor {own}) imports {imported} ({other})"
+    assert other is None or other <= level, f"{name} (floor {level}) imports {imported} ({other})"
     for package, forbidden in MUST_NOT_IMPORT.items():
       if within(name, package):
         assert not any(within(imported, f) for f in forbidden), f"{name} imports {imported}"

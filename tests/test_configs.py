@@ -39,16 +39,16 @@ def trained_shapes(experiment):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_config_builds_all_its_stages(path):
-  there = set()
+  present = set()
   for experiment in load_stages(str(path)):
     part, trained = experiment.definition, set(trained_shapes(experiment))
     if experiment.init_from:  # a model that others trained
-      there |= PUBLIC & set(experiment.system.trees())
-    there |= {text.partition("/")[0] for text in experiment.init_trees}
+      present |= PUBLIC & set(experiment.system.trees())
+    present |= {text.partition("/")[0] for text in experiment.init_trees}
     needed = set(part.reads) - trained - set(part.measures)
-    needed |= {part.begins[name] for name in trained - there if name in part.begins}
-    assert needed <= there, f"{experiment.run_name} comes before what trains {needed - there}"
-    there |= trained | set(part.measures)
+    needed |= {part.begins[name] for name in trained - present if name in part.begins}
+    assert needed <= present, f"{experiment.run_name} comes before what trains {needed - present}"
+    present |= trained | set(part.measures)
 
 
 def count(tree) -> int:

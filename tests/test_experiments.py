@@ -64,10 +64,10 @@ def test_the_reader_reads_clips_it_has_not_learned_from():
     return np.clip(frames + rng.normal(0, 4, frames.shape), 0, 255).astype(np.uint8)
 
   order = rng.permutation(len(EVERY))
-  known, asked = ([EVERY[i] for i in part] for part in np.split(order, [96]))
+  known, held_out = ([EVERY[i] for i in part] for part in np.split(order, [96]))
   reader = Reader(np.stack([clip(a) for a in known]), known)
-  words = reader.read(np.stack([clip(a) for a in asked]))
+  words = reader.read(np.stack([clip(a) for a in held_out]))
   for name in ATTRIBUTES:
-    assert list(words[name]) == [a[name] for a in asked], name
+    assert list(words[name]) == [a[name] for a in held_out], name
   words = reader.read(np.zeros((2, 8, 64, 64, 3), np.uint8))  # nothing to see is no error
   assert set(words) == set(ATTRIBUTES)

@@ -47,5 +47,5 @@ def test_every_stage_is_planned_for_every_chip_and_splits_over_it(config):
     experiment = override(stages[stage], options.split())
     experiment.check_mesh(topologies.parse(topology).num_devices)
     planned.add((stage, topology.split(":")[0]))
-  twice = {"image_offset"}  # the program of image_512
-  assert planned == {(s, chip) for s in stages.keys() - twice for chip in ("v5e", "v5p", "v6e")}
+  copies = {"image_offset"}  # the program of image_512
+  assert planned == {(s, chip) for s in stages.keys() - copies for chip in ("v5e", "v5p", "v6e")}

@@ -58,7 +58,7 @@ def test_its_pictures_have_the_colours_of_the_prompts():
   pictures, fps = load().sample(prompts, frames=1, solver="dpm++", steps=8)
   read = oracle.read_clips(pictures, fps).clips
   for attribute in ("colour", "background"):
-    asked = [truth[attribute] for _, truth in pairs]
-    right = [str(word) == other for word, other in zip(read[attribute], asked, strict=True)]
+    truths = [truth[attribute] for _, truth in pairs]
+    right = [str(word) == other for word, other in zip(read[attribute], truths, strict=True)]
     # Drawn at random of four, six of eight are right once in 200 times.
     assert sum(right) >= 6, attribute

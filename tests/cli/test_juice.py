@@ -39,7 +39,7 @@ def answer_file(base, rater, prefers):
 def test_make_says_what_it_made(base, capsys):
   cli.main(words(base, "--out", base / "again", "--seed", 3))
   out, err = capsys.readouterr()
-  assert not err  # nothing moves where there is no terminal
+  assert "\r" not in err  # nothing moves where there is no terminal
   first, second, third = out.splitlines()
   assert first == "3 pairs, matched by name"
   assert second.startswith(f"{base}/again: open index.html (study ")
@@ -47,7 +47,9 @@ def test_make_says_what_it_made(base, capsys):
 
 
 def test_score_prints_tables_and_writes_them(base, capsys):
-  files = [answer_file(base, rater, who) for rater, who in (("Ann", "a"), ("Bo", "b"), ("C", "a"))]
+  files = [
+    answer_file(base, rater, model) for rater, model in (("Ann", "a"), ("Bo", "b"), ("C", "a"))
+  ]
   given = ["juice", "score", str(base / "page.key.json"), *map(str, files)]
   cli.main([*given, "--out", str(base / "r.json")])
   out = capsys.readouterr().out
@@ -61,7 +63,7 @@ def test_score_prints_tables_and_writes_them(base, capsys):
 
 
 @pytest.mark.parametrize(
-  ("more", "says"),
+  ("options", "says"),
   [
     (("--seed", "-1"), "seed=-1 is negative; give 0 or more"),
     (("--prompts", "{}/none.txt"), "prompts {}/none.txt cannot be read"),
@@ -70,27 +72,27 @@ def test_score_prints_tables_and_writes_them(base, capsys):
     (("--out", "{}/page"), "{}/page.key.json exists; remove it"),
   ],
 )
-def test_a_study_that_cannot_be_made(base, more, says, capsys):
+def test_a_study_that_cannot_be_made(base, options, says, capsys):
   before = sorted(base.rglob("*"))
-  more = [word.replace("{}", str(base)) for word in more]
-  line = refusal(cli.main, words(base, "--out", base / "new", *more), capsys)
+  options = [word.replace("{}", str(base)) for word in options]
+  line = refusal(cli.main, words(base, "--out", base / "new", *options), capsys)
   assert line.startswith("emu-jax: error: ")
   assert says.replace("{}", str(base)) in line
   assert sorted(base.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
-  ("more", "says"),
+  ("arguments", "says"),
   [
     (("{}/page.key.json",), "holds no answers of a rater"),
     (("{}/D.json", "{}/D.json"), "are both of rater 'D'"),
     (("{}/D.json", "--out", "{}/r.txt"), "the ending '.txt' is not known; use one of .json, .md"),
   ],
 )
-def test_answers_that_cannot_be_scored(base, more, says, capsys):
+def test_answers_that_cannot_be_scored(base, arguments, says, capsys):
   answer_file(base, "D", "a")
-  more = [word.replace("{}", str(base)) for word in more]
-  line = refusal(cli.main, ["juice", "score", base / "page.key.json", *more], capsys)
+  arguments = [word.replace("{}", str(base)) for word in arguments]
+  line = refusal(cli.main, ["juice", "score", base / "page.key.json", *arguments], capsys)
   assert says in line
 
 

@@ -213,9 +213,9 @@ def test_the_command_packs_with_the_runner_of_the_flags(clips, tmp_path, monkeyp
   flags = ["--runner=FnApiRunner", "--direct_num_workers=2"]
   flags += ["--direct_running_mode=multi_processing"]
   command.main([*words, "--runner", "beam", "--", *flags])
-  said = capsys.readouterr().out
-  assert "10 of 12 clips packed" in said
-  assert "skipped 10.mp4" in said
+  printed = capsys.readouterr().out
+  assert "10 of 12 clips packed" in printed
+  assert "skipped 10.mp4" in printed
   pack_here(clips, tmp_path / "here")
   assert_same(tmp_path / "here", tmp_path / "there")
 

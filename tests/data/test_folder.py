@@ -53,14 +53,14 @@ def pictures(tmp_path):
   return where
 
 
-HOW = ("workers", "clips_per_shard", "overwrite")
+SETTINGS = ("workers", "clips_per_shard", "overwrite")
 
 
 def prepare(clips, out, *, size=(16, 16), **options):
-  how = {name: options.pop(name) for name in HOW if name in options}
+  settings = {name: options.pop(name) for name in SETTINGS if name in options}
   options = Options(size, **{"validation_fraction": 0.0, "codec": "lossless"} | options)
   return folder.prepare_folder(
-    clips, out, options=options, **{"workers": 1, "progress": False} | how
+    clips, out, options=options, **{"workers": 1, "progress": False} | settings
   )
 
 
@@ -129,13 +129,9 @@ def test_a_long_clip_becomes_consecutive_records(tmp_path):
   assert numbers(np.concatenate([r["frames"] for r in parts])) == list(range(100))
 
 
-@pytest.mark.parametrize(
-  ("asked", "stored", "step"), [(4.0, 4.0, 2), (0.0, 8.0, 1), (30.0, 8.0, 1)]
-)
-def test_frames_are_stored_at_the_asked_rate_but_never_made_up(
-  clips, tmp_path, asked, stored, step
-):
-  prepare(clips, tmp_path / "out", fps=asked)
+@pytest.mark.parametrize(("fps", "stored", "step"), [(4.0, 4.0, 2), (0.0, 8.0, 1), (30.0, 8.0, 1)])
+def test_frames_are_stored_at_the_asked_rate_but_never_made_up(clips, tmp_path, fps, stored, step):
+  prepare(clips, tmp_path / "out", fps=fps)
   record = packed(tmp_path / "out")[3]
   assert record["fps"] == stored
   assert numbers(record["frames"][:]) == list(range(0, 13, step))
@@ -143,14 +139,14 @@ def test_frames_are_stored_at_the_asked_rate_but_never_made_up(
 
 def test_the_split_goes_by_name_alone(pictures, tmp_path):
   prepare(pictures, tmp_path / "out", validation_fraction=0.2)
-  held = {r["name"] for r in packed(tmp_path / "out", "validation")}
-  rest = {r["name"] for r in packed(tmp_path / "out")}
-  assert len(held | rest) == 300
-  assert not held & rest
-  assert abs(len(held) - 60) < 5 * (300 * 0.2 * 0.8) ** 0.5  # five standard deviations
+  validation = {r["name"] for r in packed(tmp_path / "out", "validation")}
+  training = {r["name"] for r in packed(tmp_path / "out")}
+  assert len(validation | training) == 300
+  assert not validation & training
+  assert abs(len(validation) - 60) < 5 * (300 * 0.2 * 0.8) ** 0.5  # five standard deviations
   write_jsonl(pictures, rows_of(300, "png")[:100])
   prepare(pictures, tmp_path / "fewer", validation_fraction=0.2)
-  assert {r["name"] for r in packed(tmp_path / "fewer", "validation")} < held
+  assert {r["name"] for r in packed(tmp_path / "fewer", "validation")} < validation
   assert all(r["fps"] == 0 and len(r["frames"]) == 1 for r in packed(tmp_path / "fewer"))
 
 
@@ -476,19 +472,19 @@ def test_the_index_says_what_the_records_say(clips, tmp_path):
   write_jsonl(clips, rows)
   prepare(clips, tmp_path / "out", motion=True, max_seconds=1.0)
   source = open_source(tmp_path / "out", "train")
-  held = index.read(tmp_path / "out", "train")
-  records_there = list(source.records)
-  assert list(source.captions) == [r["caption"].decode() for r in records_there]
-  assert list(held.names) == [r["name"].decode() for r in records_there]
+  listed = index.read(tmp_path / "out", "train")
+  stored_records = list(source.records)
+  assert list(source.captions) == [r["caption"].decode() for r in stored_records]
+  assert list(listed.names) == [r["name"].decode() for r in stored_records]
   assert source.captions[-1] == source.captions[len(source.captions) - 1]
   assert source.captions[1:3] == [source.captions[1], source.captions[2]]
-  np.testing.assert_array_equal(source.sizes, [r["size"] for r in records_there])
-  np.testing.assert_array_equal(source.num_frames, [len(r["frames"]) for r in records_there])
-  np.testing.assert_array_equal(source.fps, [r["fps"] for r in records_there])
+  np.testing.assert_array_equal(source.sizes, [r["size"] for r in stored_records])
+  np.testing.assert_array_equal(source.num_frames, [len(r["frames"]) for r in stored_records])
+  np.testing.assert_array_equal(source.fps, [r["fps"] for r in stored_records])
   assert source.numbers.keys() == {"score", "motion"}  # what is no number stays text
   for name, values in source.numbers.items():
-    np.testing.assert_array_equal(values, [r["numbers"][name] for r in records_there])
-  by_name = dict(zip(held.names, source.numbers["score"], strict=True))
+    np.testing.assert_array_equal(values, [r["numbers"][name] for r in stored_records])
+  by_name = dict(zip(listed.names, source.numbers["score"], strict=True))
   assert by_name["3.mp4#1"] == 1.5
   assert np.isnan(by_name["1.mp4#0"])
 

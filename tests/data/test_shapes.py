@@ -177,8 +177,8 @@ def test_prompts():
       assert words["direction"] in text
       assert words["colour"] in text
       known = split != "image_only"
-      held = shapes.held_out(words["colour"], words["shape"], words["direction"])
-      assert not known or held == (split == "test")
+      held_out = shapes.held_out(words["colour"], words["shape"], words["direction"])
+      assert not known or held_out == (split == "test")
   assert all("moving" not in text for text, _ in shapes.prompts("train", 20, 0, moving=False))
   with pytest.raises(InputError, match="split=tests is unknown"):
     next(shapes.prompts("tests", 1, 0))

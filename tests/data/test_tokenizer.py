@@ -261,10 +261,12 @@ def test_a_files_own_limits_and_padding_do_not_cut_ours(folders, tmp_path):
   state.enable_truncation(5)
   state.enable_padding(pad_id=3, pad_token=state.id_to_token(3), length=6)
   state.save(str(tmp_path / "tokenizer.json"))
-  own, ours = load_tokenizer(tmp_path, 20), load_tokenizer(folders / "ours", 20)
-  assert own.pad_id == 3
+  limited, ours = load_tokenizer(tmp_path, 20), load_tokenizer(folders / "ours", 20)
+  assert limited.pad_id == 3
   for texts in (["a"], ["a red square moves"]):
-    (tokens, mask), (expected, expected_mask) = (t(texts, overflow="error") for t in (own, ours))
+    (tokens, mask), (expected, expected_mask) = (
+      t(texts, overflow="error") for t in (limited, ours)
+    )
     np.testing.assert_array_equal(mask, expected_mask)
     np.testing.assert_array_equal(tokens[mask], expected[mask])
 
@@ -287,8 +289,8 @@ def test_training_is_reproducible_and_keeps_to_the_size(tmp_path):
   assert first == tmp_path / "a" / "b" / "tokenizer.json"
   assert first.read_bytes() == second.read_bytes()
   assert load_tokenizer(second, 77).vocab_size == 280
-  everything = train_tokenizer(["red"], tmp_path / "small", 10_000)
-  assert load_tokenizer(everything, 77).vocab_size < 270  # no more than there is to learn
+  small = train_tokenizer(["red"], tmp_path / "small", 10_000)
+  assert load_tokenizer(small, 77).vocab_size < 270  # no more than there is to learn
   assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "named.json", "small"]
 
 
@@ -453,10 +455,10 @@ def random_texts(count=1000, seed=0):
   return texts
 
 
-def options(token, **more):
+def options(token, **changes):
   """A special token as the files of 2022 to 2024 write it."""
   flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
-  return {"content": token} | flags | more
+  return {"content": token} | flags | changes
 
 
 def clip_folder(folder, form):

@@ -42,8 +42,8 @@ def test_frame_guidance_is_each_frames_own_text_guidance(outputs):
     np.testing.assert_allclose(combined[:, i], wanted[:, i], atol=ATOL)
   one = [output[:, :1] for output in (uncond, image)]  # a single frame has the first one's scale
   np.testing.assert_allclose(frame_guidance(1.0, 3.0)(one), one[1], atol=ATOL)
-  own = frame_guidance(jnp.array([1.0, 2.0]), 3.0)([uncond, image])
-  np.testing.assert_allclose(own[1], frame_guidance(2.0, 3.0)([uncond, image])[1], atol=ATOL)
+  scaled = frame_guidance(jnp.array([1.0, 2.0]), 3.0)([uncond, image])
+  np.testing.assert_allclose(scaled[1], frame_guidance(2.0, 3.0)([uncond, image])[1], atol=ATOL)
 
 
 def test_emu_video_guidance_at_its_corners(outputs):

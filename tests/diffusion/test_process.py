@@ -142,12 +142,12 @@ def test_clean_and_output_are_inverses(process):
   # Numbers up to 5, some 8 roundings each way; epsilon is divided by alpha on the way to x_0, and
   # the way to an output multiplies what x_0 was off by.
   off = 8 * 5 * ULP / (alpha if predicts_epsilon(process) else 1)
-  back = process.clean(process.output(x_0, x_t, float32(level)), x_t, float32(level))
-  assert np.all(abs(back - x_0).max((1, 2, 3, 4)) <= off)
-  assert np.isfinite(back).all()
-  there = process.output(process.clean(output, x_t, float32(level)), x_t, float32(level))
+  x_0_back = process.clean(process.output(x_0, x_t, float32(level)), x_t, float32(level))
+  assert np.all(abs(x_0_back - x_0).max((1, 2, 3, 4)) <= off)
+  assert np.isfinite(x_0_back).all()
+  output_back = process.output(process.clean(output, x_t, float32(level)), x_t, float32(level))
   off = off * slope(process, alpha, sigma) + 8 * 5 * ULP
-  assert np.all(abs(there - output).max((1, 2, 3, 4)) <= off)
+  assert np.all(abs(output_back - output).max((1, 2, 3, 4)) <= off)
 
 
 # The loss.

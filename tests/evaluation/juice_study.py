@@ -21,8 +21,8 @@ def write_folders(base, num_pairs=3, ending=".mp4"):
   return base
 
 
-def words(base, *more):
+def words(base, *options):
   """The words of `emu-jax juice make` for them."""
   folders = ("--a", base / "secret_a", "--b", base / "secret_b")
-  all_words = ("juice", "make", *folders, "--prompts", base / "prompts.txt", *more)
+  all_words = ("juice", "make", *folders, "--prompts", base / "prompts.txt", *options)
   return [str(word) for word in all_words]

@@ -39,8 +39,8 @@ def distance(x, y):
 def oracle(x, y):
   """The published formula, with scipy's root of a matrix."""
   a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
-  apart = x.mean(axis=0) - y.mean(axis=0)
-  return apart @ apart + np.trace(a + b) - 2 * np.trace(linalg.sqrtm(a @ b)).real
+  difference = x.mean(axis=0) - y.mean(axis=0)
+  return difference @ difference + np.trace(a + b) - 2 * np.trace(linalg.sqrtm(a @ b)).real
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])
@@ -109,8 +109,8 @@ def test_rounding_of_what_a_small_set_does_not_span_does_not_add_up():
   x, y = samples(20, 50, 0), samples(200, 50, 1, 0.5)
   a, b = x - x.mean(axis=0), y - y.mean(axis=0)
   common = linalg.svdvals(a @ b.T).sum() / math.sqrt(19 * 199)
-  apart = np.square(x.mean(axis=0) - y.mean(axis=0)).sum()
-  expected = apart + np.square(a).sum() / 19 + np.square(b).sum() / 199 - 2 * common
+  mean_term = np.square(x.mean(axis=0) - y.mean(axis=0)).sum()
+  expected = mean_term + np.square(a).sum() / 19 + np.square(b).sum() / 199 - 2 * common
   assert distance(x, y) == pytest.approx(expected, rel=1e-11)
 
 
@@ -121,18 +121,18 @@ def test_distances_do_not_depend_on_batches():
     for a, b in ((accumulated(x, size), accumulated(y, 2 * size)) for size in (1, 7, 64, 200))
   ]
   for one, two in found[1:]:
-    for mine, first in ((one, found[0][0]), (two, found[0][1])):
-      assert mine.value == pytest.approx(first.value, rel=1e-10)
-      assert (mine.low, mine.high) == pytest.approx((first.low, first.high), rel=1e-8)
-      assert (mine.n, mine.n_reference, mine.dims) == (103, 90, 5)
+    for batched, first in ((one, found[0][0]), (two, found[0][1])):
+      assert batched.value == pytest.approx(first.value, rel=1e-10)
+      assert (batched.low, batched.high) == pytest.approx((first.low, first.high), rel=1e-8)
+      assert (batched.n, batched.n_reference, batched.dims) == (103, 90, 5)
 
 
 def test_the_jackknife_is_its_definition():
   x, y = samples(50, 3, 0), samples(41, 3, 1, 0.5)
   found = frechet.frechet(accumulated(x), accumulated(y))
   value, variance, bias = distance(x, y), 0.0, 0.0
-  for own, other in ((x, y), (y, x)):
-    without = [distance(own[np.arange(len(own)) % GROUPS != k], other) for k in range(GROUPS)]
+  for a, b in ((x, y), (y, x)):
+    without = [distance(a[np.arange(len(a)) % GROUPS != k], b) for k in range(GROUPS)]
     variance += (GROUPS - 1) / GROUPS * sum((v - np.mean(without)) ** 2 for v in without)
     bias += (GROUPS - 1) * (np.mean(without) - value)
   assert found.value == pytest.approx(value, rel=1e-10)
@@ -214,9 +214,9 @@ def test_the_kernel_distance_leaves_a_group_out_as_the_definition_does():
   x, y = samples(33, 4, 0), samples(42, 4, 1, 0.5)
   found = frechet.kernel(accumulated(x), accumulated(y))
   variance = 0.0
-  for own, other in ((x, y), (y, x)):
+  for a, b in ((x, y), (y, x)):
     without = [
-      frechet.kernel(accumulated(own[np.arange(len(own)) % GROUPS != k]), accumulated(other)).value
+      frechet.kernel(accumulated(a[np.arange(len(a)) % GROUPS != k]), accumulated(b)).value
       for k in range(GROUPS)
     ]
     variance += (GROUPS - 1) / GROUPS * sum((v - np.mean(without)) ** 2 for v in without)

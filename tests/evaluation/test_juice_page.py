@@ -18,9 +18,9 @@ from tests.data.video_files import write_numbered
 from tests.evaluation.juice_study import PROMPTS, write_folders
 
 
-def make(base, out, seed=0, **how):
+def make(base, out, seed=0, **options):
   found, _ = pairs.matched(base / "secret_a", base / "secret_b", base / "prompts.txt")
-  return page.write_page(out, found, ("secret_a", "secret_b"), seed, **how)
+  return page.write_page(out, found, ("secret_a", "secret_b"), seed, **options)
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def test_the_key_says_which_side_is_whose(base, made):
   key, study = read_key(key_path(made)), study_of(made)
   assert (key.a, key.b, key.study) == ("secret_a", "secret_b", study["id"])
   assert sorted(item.prompt for item in key.items) == sorted(PROMPTS)
-  for item, shown in zip(key.items, study["items"], strict=True):
-    assert (item.id, item.prompt) == (shown["id"], shown["prompt"])
+  for item, entry in zip(key.items, study["items"], strict=True):
+    assert (item.id, item.prompt) == (entry["id"], entry["prompt"])
     number = PROMPTS.index(item.prompt)
     assert item.a_file == str(base / "secret_a" / f"shot_{number}.mp4")
     for side in ("left", "right"):
-      file = made / shown[side]
+      file = made / entry[side]
       colour = pairs.fitted(pairs.measured(file), pairs.Setting(256, 384, 8.0, 1))[0, 128, 64]
       assert (colour[0] > colour[2]) == (side == item.a_side)
 
@@ -102,8 +102,8 @@ def test_the_same_words_make_the_same_bytes_and_another_seed_another_study(base,
 def test_files_as_they_are_where_post_processing_is_off(base):
   make(base, base / "raw", post_process=False)
   key, study = read_key(key_path(base / "raw")), study_of(base / "raw")
-  for item, shown in zip(key.items, study["items"], strict=True):
-    stored = (base / "raw" / shown[item.a_side]).read_bytes()
+  for item, entry in zip(key.items, study["items"], strict=True):
+    stored = (base / "raw" / entry[item.a_side]).read_bytes()
     with open(item.a_file, "rb") as file:
       assert file.read() == stored
 
@@ -133,8 +133,8 @@ def test_the_page_names_no_address_outside_its_folder(made):
   assert sorted(links) == ["data:,", "page.js", "study.js", "style.css"]
   assert all((made / link).is_file() for link in links if link != "data:,")
   assert {p.name for p in made.iterdir()} == {*text, "videos"}
-  shown = {item[side] for item in study_of(made)["items"] for side in ("left", "right")}
-  assert shown == {f"videos/{path.name}" for path in (made / "videos").iterdir()}
+  videos = {item[side] for item in study_of(made)["items"] for side in ("left", "right")}
+  assert videos == {f"videos/{path.name}" for path in (made / "videos").iterdir()}
 
 
 def test_what_is_installed_has_the_page():

@@ -15,7 +15,7 @@ from emu_jax.evaluation.juice import pairs
 from emu_jax.evaluation.juice.pairs import Clip, Setting, common, comparable, measured
 from tests.data.video_files import numbered, numbers, write_numbered, write_video
 
-SOME = pathlib.Path("some.mp4")
+FILE = pathlib.Path("some.mp4")
 
 
 def decoded(data):
@@ -47,8 +47,8 @@ def prompts(tmp_path, text, name="prompts.txt"):
 def test_clips_of_one_name_are_a_pair_whatever_their_format(tmp_path):
   a = touched(tmp_path / "a", "clip_10.mp4", "clip_9.mp4", "notes.txt", ".clip_1.mp4")
   b = touched(tmp_path / "b", "clip_9.gif", "clip_10.webm")
-  found, how = pairs.matched(a, b, prompts(tmp_path, "nine\n\n ten \n"))
-  assert how == "by name"
+  found, matching = pairs.matched(a, b, prompts(tmp_path, "nine\n\n ten \n"))
+  assert matching == "by name"
   assert [(p.prompt, p.a.name, p.b.name) for p in found] == [
     ("nine", "clip_9.mp4", "clip_9.gif"),
     ("ten", "clip_10.mp4", "clip_10.webm"),
@@ -57,8 +57,8 @@ def test_clips_of_one_name_are_a_pair_whatever_their_format(tmp_path):
 
 def test_where_no_name_is_in_both_their_order_decides(tmp_path):
   a, b = touched(tmp_path / "a", "a2.mp4", "a10.mp4"), touched(tmp_path / "b", "0.mp4", "1.mp4")
-  found, how = pairs.matched(a, b, prompts(tmp_path, "one\ntwo"))
-  assert how == "by the order of their names, of which none is in both"
+  found, matching = pairs.matched(a, b, prompts(tmp_path, "one\ntwo"))
+  assert matching == "by the order of their names, of which none is in both"
   assert [(p.a.name, p.b.name) for p in found] == [("a2.mp4", "0.mp4"), ("a10.mp4", "1.mp4")]
 
 
@@ -108,11 +108,11 @@ def test_prompts_that_cannot_be(tmp_path, text, says):
 
 
 def test_the_squarer_shape_the_smaller_size_the_lower_rate_the_shorter_time():
-  wide = Clip(SOME, 360, 640, 24.0, 4.0)
-  assert common(wide, Clip(SOME, 256, 256, 8.0, 2.0)) == Setting(256, 256, 8.0, 16)
-  assert common(wide, Clip(SOME, 960, 1280, 30.0, 3.0)) == Setting(360, 480, 24.0, 72)
-  assert common(wide, Clip(SOME, 640, 360, 24.0, 9.0)) == Setting(360, 360, 24.0, 96)
-  still = Clip(SOME, 360, 640, np.inf, np.inf)
+  wide = Clip(FILE, 360, 640, 24.0, 4.0)
+  assert common(wide, Clip(FILE, 256, 256, 8.0, 2.0)) == Setting(256, 256, 8.0, 16)
+  assert common(wide, Clip(FILE, 960, 1280, 30.0, 3.0)) == Setting(360, 480, 24.0, 72)
+  assert common(wide, Clip(FILE, 640, 360, 24.0, 9.0)) == Setting(360, 360, 24.0, 96)
+  still = Clip(FILE, 360, 640, np.inf, np.inf)
   assert common(wide, still) == Setting(360, 640, 24.0, 96)
   assert common(still, still).num_frames == 1
 
@@ -151,12 +151,12 @@ def test_frames_are_left_out_evenly(tmp_path, ending):
 
 def test_an_animation_that_stands_still_for_a_while_keeps_its_rate(tmp_path):
   """Gifs store equal neighbours once."""
-  shown = [0, 0, 0, 1, 2, 3, 4, 5]
-  media.save_video(tmp_path / "a.gif", np.stack([numbered(i) for i in shown]), fps=8)
+  frame_numbers = [0, 0, 0, 1, 2, 3, 4, 5]
+  media.save_video(tmp_path / "a.gif", np.stack([numbered(i) for i in frame_numbers]), fps=8)
   assert measured(tmp_path / "a.gif").fps == pytest.approx(8)
   write_numbered(tmp_path / "b.mp4", 8, fps=8)
   (a, rate), _ = compared(tmp_path / "a.gif", tmp_path / "b.mp4")
-  assert (rate, numbers(a)) == (8, shown)
+  assert (rate, numbers(a)) == (8, frame_numbers)
 
 
 def test_a_still_is_shown_as_long_as_the_other_moves(tmp_path):

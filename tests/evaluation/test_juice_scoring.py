@@ -23,10 +23,10 @@ def votes_of(table, sides=None):
   sides = sides or {}
   return [
     Vote(
-      f"rater {r}", item, "quality", c == "a", (c == "a") == (sides.get(item) != "right"), (why,)
+      f"rater {r}", item, "quality", c == "a", (c == "a") == (sides.get(item) != "right"), (reason,)
     )
     for item, choices in table.items()
-    for r, (c, why) in enumerate(zip(choices, itertools.cycle(REASONS), strict=False))
+    for r, (c, reason) in enumerate(zip(choices, itertools.cycle(REASONS), strict=False))
   ]
 
 
@@ -152,9 +152,9 @@ def test_b_has_what_a_has_not():
   found = scored(votes_of(TABLE))
   renamed = {item: row.translate(str.maketrans("ab", "ba")) for item, row in TABLE.items()}
   swapped = scored(votes_of(renamed))
-  mine, other = found.win_rate, swapped.win_rate
-  assert other.value == pytest.approx(1 - mine.value)
-  assert (other.low, other.high) == (pytest.approx(1 - mine.high), pytest.approx(1 - mine.low))
+  rate, mirror = found.win_rate, swapped.win_rate
+  assert mirror.value == pytest.approx(1 - rate.value)
+  assert (mirror.low, mirror.high) == (pytest.approx(1 - rate.high), pytest.approx(1 - rate.low))
   assert (swapped.wins["a"], swapped.wins["b"]) == (found.wins["b"], found.wins["a"])
   assert (swapped.reasons["a"], swapped.reasons["b"]) == (found.reasons["b"], found.reasons["a"])
   assert swapped.agreement == found.agreement

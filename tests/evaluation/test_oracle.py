@@ -130,8 +130,8 @@ def _second_hand(truth, side, rng):
   )
 
 
-def red(shape="circle", **how):
-  return drawn(shape, shapes.COLOURS["red"], shapes.BACKGROUNDS["grey"], **how)
+def red(shape="circle", **options):
+  return drawn(shape, shapes.COLOURS["red"], shapes.BACKGROUNDS["grey"], **options)
 
 
 def disc_pair(second_across):
@@ -212,7 +212,7 @@ def test_no_clip_sees_another_and_order_does_not_matter(clips, monkeypatch):
   frames, _ = clips
   together = oracle.read_clips(frames[:9], FPS)
   monkeypatch.setattr(oracle, "FRAMES_AT_ONCE", 5)
-  apart = oracle.read_clips(frames[:9][::-1], FPS)
+  in_pieces = oracle.read_clips(frames[:9][::-1], FPS)
   for attribute, words in together.frames.items():
-    np.testing.assert_array_equal(words, apart.frames[attribute][::-1])
-  np.testing.assert_allclose(together.centroid_sides, apart.centroid_sides[::-1], atol=1e-5)
+    np.testing.assert_array_equal(words, in_pieces.frames[attribute][::-1])
+  np.testing.assert_allclose(together.centroid_sides, in_pieces.centroid_sides[::-1], atol=1e-5)

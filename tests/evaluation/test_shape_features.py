@@ -74,7 +74,7 @@ def test_what_spoils_clips_is_farther_than_another_draw(clips):
   def found(features):
     reference = accumulated(features, third, 90)
     return {
-      what: frechet(accumulated(features, x, 90), reference).value for what, x in sets.items()
+      name: frechet(accumulated(features, x, 90), reference).value for name, x in sets.items()
     }
 
   of_frames, of_clips = found(shape_features.frames()), found(shape_features.clips())

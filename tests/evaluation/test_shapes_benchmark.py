@@ -20,11 +20,11 @@ class Pretended(Model):
 
   clips: np.ndarray = None
   captions: list = ()
-  asked: list = dataclasses.field(default_factory=list)
+  calls: list = dataclasses.field(default_factory=list)
   still: bool = False
 
   def run(self, task, *, prompt, seed, **fields):
-    self.asked.append((task, prompt, seed, fields))
+    self.calls.append((task, prompt, seed, fields))
     last = len(self.captions) - 1
     rows = np.minimum(seed + np.arange(len(prompt)), last)  # example i of a batch has its seed + i
     assert [self.captions[row] for row in rows] == list(prompt)
@@ -79,7 +79,7 @@ def test_one_prompt_has_no_distance():
 def test_the_last_batch_is_filled_up_and_its_filling_is_not_counted():
   model = pretend(5, "validation")
   found = run(model, 5, 3, "validation")
-  assert [(task, len(texts), seed, more) for task, texts, seed, more in model.asked] == [
+  assert [(task, len(texts), seed, fields) for task, texts, seed, fields in model.calls] == [
     ("sample", 3, 0, {"steps": 3}),
     ("sample", 3, 3, {"steps": 3}),  # no two batches draw the same noise
   ]

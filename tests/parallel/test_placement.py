@@ -118,14 +118,14 @@ def test_no_device_holds_a_whole_large_parameter():
 def test_the_exchange_is_its_jit_form(to, shape):
   """Written with all_to_all, and as two constraints that leave the way to the partitioner."""
   mesh = make_mesh(None, MeshConfig(data=2, frames=4))
-  away = {"space": "frames", "frames": "space"}[to]
+  origin = {"space": "frames", "frames": "space"}[to]
   x = jax.random.normal(jax.random.key(0), shape)
   weights = jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(shape)
   with jax.set_mesh(mesh):
-    placed = jax.device_put(x, NamedSharding(mesh, video_spec(mesh, shape, away)))
+    placed = jax.device_put(x, NamedSharding(mesh, video_spec(mesh, shape, origin)))
     results = [
       jax.jit(jax.value_and_grad(lambda x, f=f: (f(x) * weights).sum()))(placed)[1]
-      for f in (lambda x: exchange(x, to), lambda x: pin(pin(x, away), to))
+      for f in (lambda x: exchange(x, to), lambda x: pin(pin(x, origin), to))
     ]
     swapped = jax.jit(lambda x: exchange(x, to))
     program = swapped.lower(placed).compile().as_text()

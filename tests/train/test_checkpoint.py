@@ -113,9 +113,9 @@ def test_stage_without_frozen_trees_loads_and_resumes(tmp_path):
   def loss(params, frozen, batch, key, step):
     return noisy_loss(params, {"features": {"kernel": jnp.eye(4)}}, batch, key, step)
 
-  own = Stage(init=init, frozen={}, loss=loss)
-  run(tmp_path, 2, stage=own)
-  assert int(run(tmp_path, 3, stage=own).step) == 3
+  unfrozen = Stage(init=init, frozen={}, loss=loss)
+  run(tmp_path, 2, stage=unfrozen)
+  assert int(run(tmp_path, 3, stage=unfrozen).step) == 3
   assert set(load_ema(tmp_path)[1]) == {"net"}
 
 
@@ -205,9 +205,9 @@ def test_damaged_checkpoint_is_set_aside_for_the_one_before(copy, finished, lost
     cut(newest / lost)
   (copy / "checkpoints" / "7.damaged").mkdir()  # of an earlier time
   state = run(copy, 7)
-  said = capsys.readouterr().err
-  assert "checkpoints/7 is damaged and not used: " in said
-  assert "continuing from step 6" in said
+  printed = capsys.readouterr().err
+  assert "checkpoints/7 is damaged and not used: " in printed
+  assert "continuing from step 6" in printed
   chex.assert_trees_all_equal(state, finished[1])
   names = {path.name for path in (copy / "checkpoints").iterdir()}
   assert names == {"3", "6", "7", "7.damaged"}
@@ -274,8 +274,8 @@ def test_a_second_run_is_refused_while_the_first_is_alive(copy):
     fcntl.flock(lock, fcntl.LOCK_EX)
     lock.write("process 12 of another.host")
     lock.flush()
-    held = "process 12 of another.host trains in it; wait for its end"
-    with pytest.raises(InputError, match=held):
+    message = "process 12 of another.host trains in it; wait for its end"
+    with pytest.raises(InputError, match=message):
       run(copy, 10)
   assert int(run(copy, 10).step) == 10
 
@@ -308,10 +308,10 @@ class BytesState:
 
 
 def test_position_may_be_bytes(tmp_path, finished):
-  state, at = finished[1], BytesState()
-  at.position = 41
+  state, iterator = finished[1], BytesState()
+  iterator.position = 41
   with Checkpoints(tmp_path, keep=1) as checkpoints:
-    checkpoints.save(7, state, at)
+    checkpoints.save(7, state, iterator)
   again = BytesState()
   with Checkpoints(tmp_path, keep=1) as checkpoints:
     like = jax.tree.map(

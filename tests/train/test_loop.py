@@ -43,17 +43,17 @@ def program(run_dir, num_steps):
 
 def test_sigterm_saves_exits_with_0_and_the_command_continues(tmp_path):
   with program(tmp_path, 100_000) as process:
-    until = time.monotonic() + 120
+    deadline = time.monotonic() + 120
     while not (tmp_path / "metrics.jsonl").exists() or len(lines(tmp_path)) < 4:
       assert process.poll() is None, process.stderr.read()
-      assert time.monotonic() < until
+      assert time.monotonic() < deadline
       time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    said = process.stderr.read()
-  assert process.returncode == 0, said
+    printed = process.stderr.read()
+  assert process.returncode == 0, printed
   stopped = latest_step(tmp_path)
   assert stopped >= 4
-  assert f"stopped at step {stopped}; the same command continues" in said
+  assert f"stopped at step {stopped}; the same command continues" in printed
   state = run(tmp_path, stopped + 2)
   assert int(state.step) == stopped + 2
   assert [line["step"] for line in lines(tmp_path)] == list(range(1, stopped + 3))
@@ -143,9 +143,9 @@ def spiking_loss(params, frozen, batch, key, step):
 def test_a_spike_of_the_loss_is_told_and_logged(tmp_path, capsys):
   still = dataclasses.replace(OPTIM, peak_lr=0.0)
   run(tmp_path, 40, loss=spiking_loss, optim=still, loop={"log_every": 10, "save_every": 0})
-  told = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
-  assert len(told) == 1
-  assert told[0].startswith("step 30: the loss ")
+  messages = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
+  assert len(messages) == 1
+  assert messages[0].startswith("step 30: the loss ")
   assert [line["train/loss_spikes"] for line in lines(tmp_path)] == [0, 0, 1, 0]
   highest = [line["train/loss_highest"] for line in lines(tmp_path)]
   assert highest[2] > 20 * max(highest[0], highest[1], highest[3])
@@ -164,12 +164,12 @@ def test_losses_that_only_vary_are_no_spikes():
 
 
 def test_waiting_for_data_is_told_when_it_begins():
-  watch, told = DataWatch(100), []
+  watch, messages = DataWatch(100), []
   for i, share in enumerate([0.5, 0.0, 0.9, 0.9, 0.15, 0.15, 0.9, 0.9, 0.0, 0.0, 0.9, 0.9]):
     line = watch.add(110 + 10 * i, {"time/step_s": 2.0, "time/data_wait": share})
-    told += [line] if line else []
-  assert [line.split(":")[0] for line in told] == ["step 120", "step 220"]
-  assert "the last 20 steps waited for data 25% of their time; give data.workers" in told[0]
+    messages += [line] if line else []
+  assert [line.split(":")[0] for line in messages] == ["step 120", "step 220"]
+  assert "the last 20 steps waited for data 25% of their time; give data.workers" in messages[0]
   assert watch.add(230, {}) is None  # a lap without a step
 
 

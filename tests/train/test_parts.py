@@ -73,7 +73,7 @@ def stored(runs, stage, part):
   return leaf_names(stored_metadata(runs / stage / "checkpoints" / "2" / part))
 
 
-def some_frames(seed=0, num=64):
+def random_frames(seed=0, num=64):
   """Frames whose channels differ in mean and spread, as real ones' do."""
   noise = np.random.default_rng(seed).normal(size=(num, 1, 4, 4, 3)).repeat(4, 2).repeat(4, 3)
   values = 128 + np.array([30, 0, -60]) + np.array([20, 40, 10]) * noise
@@ -138,9 +138,9 @@ def test_gradients_reach_every_network_that_trains(runs, stage):
   moments = state_of(runs, stage)["opt_state"]
   names = ["text/0", "text/1", "spatial"] if stage == "image" else sorted(TRAINED[stage])
   for name in names:
-    mine = [bool(np.any(v != 0)) for n, v in moments.items() if f"/mu/{name}/" in n]
-    assert len(mine) > 5
-    assert np.mean(mine) > 0.8, name
+    reached = [bool(np.any(v != 0)) for n, v in moments.items() if f"/mu/{name}/" in n]
+    assert len(reached) > 5
+    assert np.mean(reached) > 0.8, name
 
 
 def state_of(runs, stage):
@@ -221,7 +221,7 @@ def test_latents_have_mean_0_and_variance_1_in_each_channel(saved, experiments):
 
   They are measured in batches, here of 4 of 64 frames, and the data is where it was.
   """
-  experiment, frames = experiments["image"], np.asarray(some_frames()["frames"])
+  experiment, frames = experiments["image"], np.asarray(random_frames()["frames"])
   data = Batches([{"frames": frames[i : i + 4]} for i in range(0, 64, 4)] * 8)
   trees = {name: saved("autoencoder")[name] for name in ("autoencoder",)}
   found = measured(experiment, trees, data, make_mesh(jax.devices()[:1]))
@@ -258,9 +258,9 @@ BUILT_ON = [(stage, name) for stage, names in NEEDS.items() for name in names]
 def test_a_stage_is_refused_without_what_it_builds_on(experiments, stage, missing):
   experiment = with_image(experiments[stage], train_text=False)
   experiment = dataclasses.replace(experiment, init_from="runs/before")
-  everything = ("autoencoder", "text", "spatial", "temporal")
-  check_inherited(experiment, everything)
-  rest = tuple(name for name in everything if name != missing)
+  trees = ("autoencoder", "text", "spatial", "temporal")
+  check_inherited(experiment, trees)
+  rest = tuple(name for name in trees if name != missing)
   message = rf"part '{stage}' needs the trees \['{missing}'\], .*'runs/before' does not hold"
   with pytest.raises(InputError, match=message):
     check_inherited(experiment, rest)
@@ -271,10 +271,10 @@ def test_a_text_encoder_that_trains_need_not_be_inherited(experiments):
 
 
 def test_no_stage_has_a_leaf_that_both_trains_and_rests(saved, experiments):
-  everything = saved("extension")
+  trees = saved("extension")
   mesh = make_mesh(jax.devices()[:1])
   for name, experiment in experiments.items():
-    stage = build(experiment, everything, empty_shapes(experiment))
+    stage = build(experiment, trees, empty_shapes(experiment))
     state = abstract_state(stage, experiment.optim, jax.random.key(0), mesh)
     assert set(state.params) == TRAINED[name]
     assert not set(leaf_names(stage.frozen)) & set(leaf_names(state.params))
@@ -282,8 +282,8 @@ def test_no_stage_has_a_leaf_that_both_trains_and_rests(saved, experiments):
 
 def test_what_no_step_reads_is_not_among_its_arguments(saved, experiments):
   """It would lie on every device: the interpolation's tree while the video's trains."""
-  everything = saved("extension")
-  stage = build(experiments["video"], everything, empty_shapes(experiments["video"]))
+  trees = saved("extension")
+  stage = build(experiments["video"], trees, empty_shapes(experiments["video"]))
   assert set(stage.frozen) == {"autoencoder", "latents", "text", "spatial"}
 
 
@@ -328,8 +328,8 @@ def test_a_plan_has_the_frozen_bytes_of_the_run(saved, experiments, name):
 def test_a_stage_trains_on_the_noise_that_it_asks_for(saved, experiments, name, monkeypatch):
   called, times = [], Times(uniform=0.5)
 
-  def loss(self, predict, x_0, key, **how):
-    called.append((self.times, how))
+  def loss(self, predict, x_0, key, **options):
+    called.append((self.times, options))
     return jnp.zeros(x_0.shape[0])
 
   monkeypatch.setattr(Discrete, "loss", loss)
@@ -368,6 +368,6 @@ def test_spatial_layers_that_train_begin_as_the_image_models_own(saved, experime
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_samples_are_left_to_look_at(runs, stage):
-  what = "reconstruction" if stage == "autoencoder" else stage
+  name = "reconstruction" if stage == "autoencoder" else stage
   suffix = "mp4" if stage in TREE else "png"
-  assert [f.name for f in (runs / stage / "samples").iterdir()] == [f"00000002_{what}.{suffix}"]
+  assert [f.name for f in (runs / stage / "samples").iterdir()] == [f"00000002_{name}.{suffix}"]

@@ -121,12 +121,12 @@ def assert_same_function(
     gradient = theirs[name]
     assert gradient is not None, f"{name} has no gradient in PyTorch"
     norm = np.linalg.norm(gradient)
-    mine = join(group, {row.path: np.asarray(ours[row.path]) for row in group})
+    joined = join(group, {row.path: np.asarray(ours[row.path]) for row in group})
     if flat(name):
-      assert max(norm, np.linalg.norm(mine)) <= OUTPUT * largest, f"{name} is not flat"
+      assert max(norm, np.linalg.norm(joined)) <= OUTPUT * largest, f"{name} is not flat"
       continue
     assert norm > 0, f"{name} has no influence: nothing was compared"
-    error = np.linalg.norm(mine - gradient.numpy()) / norm
+    error = np.linalg.norm(joined - gradient.numpy()) / norm
     assert error <= GRADIENT, f"gradient of {name} off by {error:.2e} of its norm"
 
 

@@ -99,17 +99,17 @@ def row(features):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_controlnet_output_gradients_and_round_trip(name, tmp_path):
-  options, how = CONFIGS[name]
+  options, call_options = CONFIGS[name]
   model = drawn_anew(diffusers.ControlNetModel(**options))
   loaded = reopened(model, tmp_path / "theirs")
   theirs, ours, hint = control_inputs(model.config, frames=1)
   down, middle = model(
     **theirs,
-    conditioning_scale=how.get("scale", 1.0),
-    guess_mode=how.get("guess", False),
+    conditioning_scale=call_options.get("scale", 1.0),
+    guess_mode=call_options.get("guess", False),
     return_dict=False,
   )
-  apply = lambda params: flat(loaded.module.apply({"params": params}, *ours, hint, **how))
+  apply = lambda params: flat(loaded.module.apply({"params": params}, *ours, hint, **call_options))
   compared = {"layout": row, "gradients": name == next(iter(CONFIGS))}
   expected = flat([*down, middle])
   assert_same_function(loaded, tmp_path / "theirs", model, apply, expected, **compared)
@@ -126,8 +126,8 @@ def test_controlnet_through_the_unet_frame_by_frame(tmp_path):
 
   def apply(params):
     control = ours["net"].module.apply({"params": params["net"]}, x_t, t, conditions, hint)
-    told = dataclasses.replace(conditions, control=control)
-    return ours["unet"].module.apply({"params": params["unet"]}, x_t, t, told)
+    controlled = dataclasses.replace(conditions, control=control)
+    return ours["unet"].module.apply({"params": params["unet"]}, x_t, t, controlled)
 
   with torch.no_grad():
     down, middle = net(**theirs, return_dict=False)

@@ -84,12 +84,12 @@ def test_i2vgen_output_gradients_and_round_trip(name, tmp_path):
     image_latents=torch.tensor(latents),
     image_embeddings=torch.tensor(picture),
   ).sample
-  told = Conditions(
+  image_conditions = Conditions(
     (*conditions.texts, jnp.asarray(picture)),
     concat=channels_last(latents),
     vectors={"micro": jnp.asarray(fps, jnp.float32)[:, None]},
   )
-  apply = lambda params: loaded.module.apply({"params": params}, x_t, t, told)
+  apply = lambda params: loaded.module.apply({"params": params}, x_t, t, image_conditions)
   first = name == next(iter(PICTURES))
   assert_same_function(loaded, tmp_path / "theirs", model, apply, expected, gradients=first)
   assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", diffusers.I2VGenXLUNet)

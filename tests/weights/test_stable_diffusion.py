@@ -139,7 +139,7 @@ def noise(seed=0, batch=2):
 def test_text_to_image_equals_diffusers_at_every_step(kind, tmp_path):
   pipe, start = parts(tmp_path, kind), noise()
   pipe.save_pretrained(tmp_path / "pipeline")
-  how = {} if kind == "xl" else {"negative_prompt": ["blurry", "blurry"]}
+  options = {} if kind == "xl" else {"negative_prompt": ["blurry", "blurry"]}
   size = {"original_size": (16, 16), "target_size": (16, 16)} if kind == "xl" else {}
   expected, pictures = theirs(
     pipe,
@@ -147,7 +147,7 @@ def test_text_to_image_equals_diffusers_at_every_step(kind, tmp_path):
     latents=torch.tensor(start),
     guidance_scale=5.0,
     guidance_rescale=0.7,
-    **how,
+    **options,
     **size,
   )
 
@@ -201,8 +201,8 @@ def test_instruct_pix2pix_equals_diffusers_at_every_step(tmp_path):
   program = jax.jit(states)
   given = channels_last(picture)
   assert_same_steps(program(ours.trees, prompts, empty, given, channels_last(start)), expected)
-  shown = np.round(source.transpose(0, 2, 3, 1) * 255).astype(np.uint8)[:, None]
-  own = jax.jit(image.first_stage.encode)(ours.trees, pixels(jnp.asarray(shown)))
-  unscaled = unnormalised(ours.trees, own)
+  frames = np.round(source.transpose(0, 2, 3, 1) * 255).astype(np.uint8)[:, None]
+  encoded = jax.jit(image.first_stage.encode)(ours.trees, pixels(jnp.asarray(frames)))
+  unscaled = unnormalised(ours.trees, encoded)
   # The picture was rounded to bytes: 0.5 / 127.5 of a pixel, through a network of gain near 1.
   assert np.abs(unscaled - given).max() < 0.05

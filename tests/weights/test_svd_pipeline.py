@@ -117,10 +117,10 @@ def test_every_step_is_that_of_diffusers_pipeline(tmp_path, monkeypatch):
   jax.effects_barrier()
   # A network sees c_in x, the first of two branches of an example; x is what a step ended at.
   levels = Edm().levels(STEPS)
-  mine = [x[::2] * np.hypot(sigma, 1) for x, sigma in zip(ours, levels, strict=False)]
+  states = [x[::2] * np.hypot(sigma, 1) for x, sigma in zip(ours, levels, strict=False)]
   # The bar of one call of the network holds for all of them: the next call is given a step's error
   # divided by sigma. Seen: 1e-6 at first, 1.5e-5 at last.
-  for a, b in zip([*mine[1:], reached], theirs, strict=True):
+  for a, b in zip([*states[1:], reached], theirs, strict=True):
     assert_same_output(a, b)
   np.testing.assert_array_equal(theirs[-1], frames_last(final))
 
@@ -131,7 +131,7 @@ def read(folder):
   return found.system, found.load(found.names, {})
 
 
-def run_once(pipe, pixels, **how):
+def run_once(pipe, pixels, **options):
   """What the pipeline's network is given, and what the pipeline makes of that in one step."""
   pipe.set_progress_bar_config(disable=True)
   given = []
@@ -145,7 +145,7 @@ def run_once(pipe, pixels, **how):
     num_frames=3,
     num_inference_steps=1,
     noise_aug_strength=0.0,
-    **how,
+    **options,
   ).frames
   hook.remove()
   return given[0], made
@@ -182,8 +182,13 @@ def test_the_task_gives_the_pixels_of_diffusers_pipeline(tmp_path, monkeypatch):
   pipe = pipeline()
   pixels = np.random.default_rng(0).integers(0, 256, (1, 16, 24, 3), np.uint8)
   noise = np.random.default_rng(1).standard_normal((1, 3, 4, 8, 12)).astype(np.float32)
-  how = {"latents": torch.tensor(noise), "decode_chunk_size": 2, "fps": 9, "motion_bucket_id": 60}
-  _, theirs = run_once(pipe, pixels, output_type="np", **how)
+  options = {
+    "latents": torch.tensor(noise),
+    "decode_chunk_size": 2,
+    "fps": 9,
+    "motion_bucket_id": 60,
+  }
+  _, theirs = run_once(pipe, pixels, output_type="np", **options)
   pipe.save_pretrained(tmp_path / "pipe")
   system, trees = read(tmp_path / "pipe")
   request = svd.Animate(

@@ -129,10 +129,10 @@ T5_FILE = {
 }
 
 
-def sizes(width, mlp, layers, heads, **more):
+def sizes(width, mlp, layers, heads, **fields):
   """The four numbers of a CLIP transformer, as its file calls them."""
   names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-  return dict(zip(names, (width, mlp, layers, heads), strict=True)) | more
+  return dict(zip(names, (width, mlp, layers, heads), strict=True)) | fields
 
 
 # The published files, by our preset of them.

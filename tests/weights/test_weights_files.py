@@ -348,9 +348,9 @@ def test_shards_read_back_equal(folder, tmp_path):
   index = json.loads((tmp_path / "shards" / INDEX).read_text())
   tensors = public_tensors()
   assert index["metadata"]["total_size"] == sum(a.nbytes for a in tensors.values())
-  held = {name: file.name for file in files for name in safetensors.numpy.load_file(file)}
-  assert index["weight_map"] == held
-  assert sorted(held) == sorted(tensors)
+  weight_map = {name: file.name for file in files for name in safetensors.numpy.load_file(file)}
+  assert index["weight_map"] == weight_map
+  assert sorted(weight_map) == sorted(tensors)
   for file in files:
     sizes = [a.nbytes for a in safetensors.numpy.load_file(file).values()]
     assert sum(sizes) <= 4000 or len(sizes) == 1

@@ -53,9 +53,9 @@ def test_blocks_hold_all_the_arithmetic_of_the_step(stage, encoded):
 def test_a_step_on_encoded_records_has_no_encoders():
   calls = of_step("interpolation", encoded=True)
   assert not [call.kind for call in calls if call.kind in ("ClipLayer", "T5Layer")]
-  own = step("interpolation", encoded=True).arguments
-  assert {"autoencoder", "text"}.isdisjoint(own[1])
-  assert set(own[2]) == {"moments", "text", "fps", "image_dropped"}
+  arguments = step("interpolation", encoded=True).arguments
+  assert {"autoencoder", "text"}.isdisjoint(arguments[1])
+  assert set(arguments[2]) == {"moments", "text", "fps", "image_dropped"}
 
 
 def test_only_what_trains_has_gradients():
@@ -67,8 +67,8 @@ def test_only_what_trains_has_gradients():
     if array.trained
   }
   assert all("temporal" in f"{name}/{path}" or name == "concat_in" for name, path in trained)
-  own = jax.eval_shape(step("interpolation").stage.init, jax.random.key(0))
-  assert len(trained) == len(jax.tree.leaves(own))
+  initial = jax.eval_shape(step("interpolation").stage.init, jax.random.key(0))
+  assert len(trained) == len(jax.tree.leaves(initial))
   assert not any(call.differentiated for call in calls if call.kind in ("ClipLayer", "T5Layer"))
   attention = [call for call in calls if "SpatialTransformer" in call.kind]
   assert attention
@@ -122,6 +122,6 @@ def test_memory_is_that_of_the_fullest_moment():
     first.key: Measured(arguments=1024, peak=1024 + 100),
     second.key: Measured(arguments=1024, temporaries=2048, peak=1024 + 3000),
   }
-  held = piecewise.held_at_most([first, second], measured, lambda array: array.size, one)
+  memory = piecewise.held_at_most([first, second], measured, lambda array: array.size, one)
   # Backward through the second: both inputs, what it keeps, its own 3000 and its cotangent.
-  assert held == (4 + 8) * 1024 + 2048 + 3000 + 8 * 1024
+  assert memory == (4 + 8) * 1024 + 2048 + 3000 + 8 * 1024

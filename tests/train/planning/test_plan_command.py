@@ -141,7 +141,7 @@ def test_slices_are_apart_along_data_alone():
 
 
 @pytest.mark.parametrize(
-  ("words", "said"),
+  ("words", "message"),
   [
     (["--topology", "v9:2x2"], "--topology v9:2x2"),
     (["--topology", "v5e:2x2", "--encoded", "--sample"], "--encoded: is for training on latents"),
@@ -153,5 +153,5 @@ def test_slices_are_apart_along_data_alone():
     (["--topology", "v5e:2x2", "--json", "nowhere/plan.json"], "no folder nowhere"),
   ],
 )
-def test_bad_input_is_one_line(config, words, said, capsys):
-  assert said in refusal(command.main, ["plan", "--config", config, *words], capsys)
+def test_bad_input_is_one_line(config, words, message, capsys):
+  assert message in refusal(command.main, ["plan", "--config", config, *words], capsys)

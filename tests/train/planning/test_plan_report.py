@@ -11,6 +11,6 @@ def test_a_sum_of_blocks_that_leaves_little_room_is_no_promise(share, blocks, wa
   topology = topologies.parse("v5e:2x2")
   measured = Measured(arguments=0, peak=int(share * topology.chip.memory))
   found = report.figures(measured, topology, 1) | {"pieces": blocks * ["a block"]}
-  said = report.lines(found)
-  assert said[0].startswith("fits: peak ")
-  assert sum("--whole is exact" in line for line in said) == warned
+  lines = report.lines(found)
+  assert lines[0].startswith("fits: peak ")
+  assert sum("--whole is exact" in line for line in lines) == warned
