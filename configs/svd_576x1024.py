@@ -115,10 +115,8 @@ HIGH_RESOLUTION = dataclasses.replace(
   system=SYSTEM,
   part="high_resolution",
   data=data("data/clips_576", 768),
-  # Half of a clip's frames on a device, or what is kept for the gradient has no room on v5e.
-  optim=dataclasses.replace(VIDEO_320.optim, peak_lr=3e-5, ema_decay=0.9999, accumulate=6),
+  optim=dataclasses.replace(VIDEO_320.optim, peak_lr=3e-5, ema_decay=0.9999),
   loop=loop(50_000),
-  mesh=dataclasses.replace(MESH, frames=2),
 )
 LONGER = dataclasses.replace(
   SYSTEM,
@@ -137,6 +135,5 @@ STAGES = (
     data=data("data/chosen", 256),
     optim=dataclasses.replace(HIGH_RESOLUTION.optim, accumulate=1),
     loop=loop(10_000),
-    mesh=MESH,  # 25 frames are not two halves
   ),
 )

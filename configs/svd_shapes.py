@@ -9,7 +9,8 @@ Needs no download:
 All of the published system with the autoencoder and the spatial layers of configs/shapes_64.py at
 half its resolution: EDM, conditions for rate, motion and the picture's noise, an image encoder
 (here trained along), guidance that grows over the frames, pretraining on clips and tuning on
-others. The picture tells the look, "motion" the speed; the direction is left open.
+others. The picture tells the look, "motion" the speed; the direction is left open. What a shorter
+training of it has learned is measured in docs/results/stable_video.md.
 """
 
 from emu_jax.diffusion.edm import Edm

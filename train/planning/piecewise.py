@@ -54,9 +54,14 @@ class Piece:
 
 
 def activation_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-  """Of an array between blocks: a video's as it is pinned there, others split along the batch."""
-  if len(shape) == 5:
-    return NamedSharding(mesh, video_spec(mesh, shape, "frames"))
+  """Of an array between blocks: a video's as it is pinned there, others split along the batch.
+
+  Videos stacked for the rounds of a loop lie as each of them does.
+  """
+  if len(shape) >= 5:
+    *stack, _, _, _, _, _ = shape
+    video = video_spec(mesh, shape[len(stack) :], "frames")
+    return NamedSharding(mesh, PartitionSpec(*(None for _ in stack), *video))
   batch = video_spec(mesh, (*shape[:1], 1, 1, 1, 1), "frames")[0] if shape else None
   return NamedSharding(mesh, PartitionSpec(batch))
 

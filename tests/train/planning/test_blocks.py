@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from emu_jax.parallel.mesh import make_mesh
+from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.tiny import MODEL
 from train.config import DataConfig, Experiment
 from train.planning import blocks, flops, piecewise
@@ -104,6 +104,15 @@ def test_loops_inside_loops_count_as_often_as_they_run(monkeypatch):
   assert [array.trained for array in call.inputs] == [True, True, True]
   (call,) = blocks.trace(lambda _, params, x: function(params, x), None, params, x)
   assert not call.differentiated
+
+
+def test_videos_stacked_for_a_loop_take_what_each_of_them_takes():
+  mesh = make_mesh(None, MeshConfig(data=2, fsdp=2, frames=2))
+  on_one_device = lambda a: piecewise.share(a, piecewise.activation_sharding(mesh, a.shape))
+  video = jax.ShapeDtypeStruct((4, 2, 6, 8, 3), jnp.float32)
+  stack = jax.ShapeDtypeStruct((3, *video.shape), video.dtype)
+  assert on_one_device(video) == video.size * 4 // 8
+  assert on_one_device(stack) == 3 * on_one_device(video)
 
 
 def test_memory_is_that_of_the_fullest_moment():
