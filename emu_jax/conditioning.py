@@ -1,4 +1,4 @@
-"""What a network is told beside the noise: masks, known frames and text, for each branch."""
+"""What a network reads beside the noise: masks, known frames and text, for each branch."""
 
 import dataclasses
 from typing import Any
@@ -102,7 +102,7 @@ class TextFeatures:
 
   texts: tuple[Any, ...]  # Text, one an encoder
   masks: tuple[Any, ...]  # TextMask or None, one a text
-  # What else the image model is told of the prompt, as `Conditions.vectors`: SDXL's "pooled" [B, P]
+  # What else the image model reads of the prompt, as `Conditions.vectors`: SDXL's "pooled" [B, P]
   # and "micro" [B, 6].
   vectors: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -110,7 +110,7 @@ class TextFeatures:
 def text_conditions(
   text: TextFeatures, concat: Any = None, vectors: dict[str, Any] | None = None
 ) -> Conditions:
-  """What a network is told of a batch of prompts, with what stands beside x_t and other vectors."""
+  """What a network reads of a batch of prompts, with what stands beside x_t and other vectors."""
   return Conditions(text.texts, text.masks, concat, text.vectors | (vectors or {}))
 
 

@@ -306,7 +306,7 @@ def _parsed(option: str, kind: Any, given: list[str]) -> Any:
   if len(given) != 1:
     raise InputError(f"{option}: {len(given)} values were given; it takes one")
   (word,) = given
-  if origin is types.UnionType and set(parts) in ({part, type(None)} for part in (int, float, str)):
+  if origin in (types.UnionType, typing.Union) and parts[1:] == (type(None),):
     return None if word.lower() == "none" else _parsed(option, parts[0], given)
   if origin is Literal or kind is bool:
     choices = {"true": True, "false": False} if kind is bool else {part: part for part in parts}

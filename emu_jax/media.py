@@ -61,9 +61,9 @@ def enlarge(frames: Frames, scale: int) -> Shaped[np.ndarray, "T h w 3"]:
   return np.asarray(frames).repeat(scale, axis=1).repeat(scale, axis=2)
 
 
-def readable_scale(height: int) -> int:
+def readable_scale(height: int, width: int) -> int:
   """Whole factor that brings a video of so many pixels to a size good to look at."""
-  return max(1, READABLE_SIDE // height)
+  return max(1, READABLE_SIDE // max(height, width))
 
 
 def save_video(path: str | pathlib.Path, frames: Frames, fps: float | int) -> pathlib.Path:

@@ -24,13 +24,23 @@ from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.mesh import on
 from emu_jax.parallel.placement import place
 from emu_jax.systems.fields import fitted, positional, required
-from emu_jax.systems.system import Arrays, Step, System, Task, Trees, tree_shapes
+from emu_jax.systems.system import (
+  Arrays,
+  Step,
+  System,
+  Task,
+  Trees,
+  frozen_as_read,
+  trained_trees,
+  tree_shapes,
+)
 from emu_jax.trees import leaf_shapes
 from emu_jax.weights.model import Precision
 
 SHIPPED = pathlib.Path(__file__).with_name("shipped") / "shapes_64"
 Say = Callable[[str], None]
 PROMPTS = ("prompt", "negative")  # fields of requests that are tokenised
+PER_EXAMPLE = (*PROMPTS, "blank", "seeds")  # arrays with an entry an example, beside all media
 
 
 class Clips(NamedTuple):
@@ -61,8 +71,11 @@ class Model:
     return self.system.tasks()
 
   def __getattr__(self, name: str) -> Callable[..., Clips]:
-    if name.startswith("_") or name not in self.tasks:
-      raise AttributeError(f"{type(self).__name__} has no {name!r}; its tasks are {self._tasks}")
+    if name.startswith("_") or "system" not in vars(self):  # of a copy that is being made, too
+      raise AttributeError(f"{type(self).__name__} has no {name!r}")
+    if name not in self.tasks:
+      tasks = ", ".join(self.tasks)
+      raise AttributeError(f"{type(self).__name__} has no {name!r}; its tasks are {tasks}")
 
     def run(*values: Any, **fields: Any) -> Clips:
       places = positional(self.tasks[name].request)
@@ -75,32 +88,40 @@ class Model:
   def __dir__(self) -> list[str]:
     return [*super().__dir__(), *self.tasks]
 
-  @property
-  def _tasks(self) -> str:
-    return ", ".join(self.tasks)
-
-  def run(self, task: str, *, progress: Say = lambda line: None, **fields: Any) -> Clips:
+  def run(self, task: str, /, *, progress: Say = lambda line: None, **fields: Any) -> Clips:
     """Frames for a request, of as many examples as it has prompts or pictures.
 
     Args:
-      progress: is told each step as it begins.
+      progress: called with the name of each step as it begins.
       fields: of the task's request.
     Raises: InputError for what the model cannot do, before any sampling.
     """
     return self.run_all(task, [self.request(task, **fields)], progress=progress)
 
   def run_all(
-    self, task: str, requests: Sequence[Any], *, progress: Say = lambda line: None
+    self,
+    task: str,
+    requests: Sequence[Any],
+    *,
+    arrays: Arrays | None = None,
+    progress: Say = lambda line: None,
   ) -> Clips:
     """Frames for requests of one program, in one batch; each has what it would have alone.
 
     Each draws its noise of its seed. Sums in float32 may round in another order than alone, where
     the compiler makes another program of another batch size.
 
+    Args:
+      arrays: of the requests, where `arrays` has made them already.
     Raises: InputError as `run`, and for requests that are not of one program.
     """
-    steps = self.steps(task, requests[0])
-    arrays = self.arrays(task, requests)
+    steps, *others = (self.steps(task, request) for request in requests)
+    if different := [i for i, other in enumerate(others, 1) if other != steps]:
+      raise InputError(
+        f"{task}: request {different[0]} takes other programs than request 0 (length, size, steps "
+        "and solver decide); run it in another batch"
+      )
+    arrays = dict(self.arrays(task, requests) if arrays is None else arrays)
     for step in steps:
       progress(step.says)
       trees = {name: self.trees[name] for name in step.reads}
@@ -113,21 +134,32 @@ class Model:
     """Frames a second of what a request gives."""
     return self.tasks[task].fps(request, set(self.trees))
 
-  def shape(self, task: str, request: Any) -> tuple[int, int, int, int, int]:
-    """B T H W C of what a request gives, without computing it; weights are not needed."""
-    arrays = self.arrays(task, [request])
+  def shape(
+    self, task: str, request: Any, arrays: Arrays | None = None
+  ) -> tuple[int, int, int, int, int]:
+    """B T H W C of what a request gives, without computing it; weights are not needed.
+
+    Args:
+      arrays: of the request, where `arrays` has made them already.
+    """
+    arrays = dict(self.arrays(task, [request]) if arrays is None else arrays)
     for step in self.steps(task, request):
       trees = {name: tree_shapes(self.system, name) for name in step.reads}
       arrays |= jax.eval_shape(functools.partial(step.program, static=step.static), trees, arrays)
     return arrays["frames"].shape
 
-  def request(self, task: str, **fields: Any) -> Any:
+  def request(self, task: str, /, **fields: Any) -> Any:
     """A task's request.
 
     Raises: InputError for a task or a field that there is not, and for a value of another type.
     """
     kind = task_of(self.system, task, self.where).request
     known = [field.name for field in dataclasses.fields(kind)]
+    if "progress" in known:
+      raise InputError(
+        f"{task}: its request has a field 'progress', which is an argument of every task; rename "
+        "the field"
+      )
     if unknown := [name for name in fields if name not in known]:
       raise InputError(f"{task}: has no field {unknown[0]!r}; it has {', '.join(known)}")
     if absent := [name for name in required(kind) if name not in fields]:
@@ -137,8 +169,10 @@ class Model:
     for name in (name for name in fields if name not in prompts):
       with refused(f"{task}: {name}"):
         values[name] = fitted(fields[name], hints[name])
-    with refused(task):
+    try:
       return kind(**values | prompts)
+    except ValueError as error:  # a request does not know the name of its task
+      raise InputError(f"{task}: {error}") from error
 
   def steps(self, task: str, request: Any) -> tuple[Step, ...]:
     """The programs of a request, checked. Raises: InputError where weights are missing."""
@@ -151,7 +185,8 @@ class Model:
     """Raises InputError where a tree that an operation needs was never trained."""
     for name in names:
       if name not in self.trees:
-        parts = [key for key, part in self.system.parts().items() if trains_tree(part, name)]
+        parts = [key for key, part in self.system.parts().items()
+                 if name in part.measures or name in trained_trees(self.system, part)]  # fmt: skip
         maker = f"train its {parts[0]!r} part" if parts else "give one that has them"
         raise InputError(
           f"{self.where}: the model has no {name!r} weights; {maker}, or ask for less"
@@ -160,14 +195,22 @@ class Model:
   def arrays(self, task: str, requests: Sequence[Any]) -> Arrays:
     """What the programs begin with; examples of several requests one after another.
 
+    Files are read once for all requests that differ in their seed alone.
+
     Raises: InputError where a number that all examples share differs.
     """
-    parts = [self._arrays(task, request) for request in requests]
+    parts, made = [], {}
+    for request in requests:
+      fields = tuple(id(value) for name, value in vars(request).items() if name != "seed")
+      if fields not in made:
+        made[fields] = self._arrays(task, request)
+      seeds = np.arange(len(made[fields]["seeds"]), dtype=np.uint64) + getattr(request, "seed", 0)
+      parts.append(made[fields] | {"seeds": jnp.asarray(seeds % 2**32, jnp.uint32)})
     if len(parts) == 1:
       return parts[0]
     joined = {}
     for name, first in parts[0].items():
-      if name in PROMPTS or name == "seeds" or np.ndim(first) == 5:
+      if name in PER_EXAMPLE or np.ndim(first) == 5:
         examples = (part[name] for part in parts)
         joined[name] = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *examples)
         continue
@@ -177,7 +220,7 @@ class Model:
     return joined
 
   def _arrays(self, task: str, request: Any) -> Arrays:
-    """What the programs begin with, of one number of examples."""
+    """What the programs begin with, of one request, whose seeds are still to be set."""
     with refused(task):
       arrays = self.tasks[task].arrays(request)
     words = {name: value for name in PROMPTS if (value := getattr(request, name, None)) is not None}
@@ -194,9 +237,9 @@ class Model:
     for name, values in lists.items():
       arrays[name] = self.tokens(list(values) * (B // len(values)))
     if "negative" in lists:
-      arrays["blank"] = jnp.bool_(not any(lists["negative"]))
-    seeds = np.arange(B, dtype=np.uint64) + getattr(request, "seed", 0)
-    return arrays | {"seeds": jnp.asarray(seeds % 2**32, jnp.uint32)}
+      blank = [not text for text in lists["negative"]]
+      arrays["blank"] = jnp.asarray(blank * (B // len(blank)))
+    return arrays | {"seeds": jnp.zeros(B, jnp.uint32)}
 
   def tokens(self, prompts: Sequence[str]) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     """Token ids and masks [B, L], one an encoder; InputError for a prompt that is too long."""
@@ -223,14 +266,6 @@ def task_of(system: System, name: str, where: str) -> Task:
       f"{where}: has no task {name!r}; this model's are {', '.join(tasks) or 'none'}"
     )
   return tasks[name]
-
-
-def trains_tree(part: Any, name: str) -> bool:
-  """Whether a part trains leaves of a tree."""
-  if name in part.measures:
-    return True
-  rates = [rate for glob, rate in part.trains if glob.split("/")[0] in (name, "*")]
-  return name in part.reads and max(rates, default=0) > 0
 
 
 def texts(task: str, name: str, given: Any) -> str | tuple[str, ...]:
@@ -279,10 +314,7 @@ def loaded(
   system = found.system
   if dtype is not None:
     system = replaced(system, "dtype", dtype)
-    # Statistics of a few numbers stay as they are.
-    large = {name for name in trees if any(np.ndim(a) > 1 for a in jax.tree.leaves(trees[name]))}
-    cast = lambda a: a.astype(dtype)
-    trees = {n: jax.tree.map(cast, t) if n in large else t for n, t in trees.items()}
+    trees = frozen_as_read(system, trees)
   if not found.public:
     trees = jax.tree.map(jnp.asarray, trees) if mesh is None else place(trees, mesh)
   return dataclasses.replace(model, system=system, trees=trees, mesh=mesh)

@@ -3,13 +3,14 @@
 import fnmatch
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emu_jax.typing import Params
+
+Value = TypeVar("Value")
 
 
 def partition(params: Params, rules: Sequence[tuple[str, str]]) -> dict[str, Params]:
@@ -22,10 +23,7 @@ def partition(params: Params, rules: Sequence[tuple[str, str]]) -> dict[str, Par
   """
   parts = {name: {} for _, name in rules}
   for path, leaf in flatten_dict(params, sep="/").items():
-    name = next((name for glob, name in rules if fnmatch.fnmatchcase(path, glob)), None)
-    if name is None:
-      raise ValueError(f"partition: no rule matches {path}; add one to {[g for g, _ in rules]}")
-    parts[name][path] = leaf
+    parts[first_match(rules, path)][path] = leaf
   return {name: unflatten_dict(part, sep="/") for name, part in parts.items()}
 
 
@@ -50,12 +48,12 @@ def leaf_shapes(tree: Params) -> dict[str, tuple[int, ...]]:
   return {name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def dtype_of(rules: Sequence[tuple[str, str]], path: str) -> Any:
-  """The dtype that rules of (glob, dtype) give a leaf; the first that matches decides.
+def first_match(rules: Sequence[tuple[str, Value]], path: str) -> Value:
+  """What rules of (glob, value) say of a leaf by its path; the first glob that matches decides.
 
   Raises: ValueError where none does.
   """
-  for glob, dtype in rules:
+  for glob, value in rules:
     if fnmatch.fnmatchcase(path, glob):
-      return jnp.dtype(dtype)
-  raise ValueError(f"dtype_of: no rule covers {path}; add one to {[g for g, _ in rules]}")
+      return value
+  raise ValueError(f"first_match: no rule covers {path}; add one to {[g for g, _ in rules]}")

@@ -52,22 +52,22 @@ def main() -> None:
   captions = [shapes.caption(scene) for scene in scenes]
   real = np.stack([shapes.draw(scene, side)[: KNOWN.num_frames] for scene in scenes])
   keys = real[:, list(KNOWN.positions)]
-  made, many, own, own_keys = [], [], [], []
+  made, many, generated, generated_keys = [], [], [], []
   for start in tqdm(range(0, a.num, a.batch_size), desc="sampling", disable=None):
-    some = slice(start, start + a.batch_size)
-    how = {"solver": a.solver, "steps": a.steps, "seed": a.seed + start}
-    how["prompt"] = tuple(captions[some])
-    made.append(model.run("interpolate", clip=keys[some], **how).frames)
-    all_steps = how | {"interpolation_steps": a.steps}
-    many.append(model.run("interpolate", clip=keys[some], **all_steps).frames)
-    own.append(model.run("sample", frames=37, **how).frames)
+    rows = slice(start, start + a.batch_size)
+    fields = {"solver": a.solver, "steps": a.steps, "seed": a.seed + start}
+    fields["prompt"] = tuple(captions[rows])
+    made.append(model.run("interpolate", clip=keys[rows], **fields).frames)
+    all_steps = fields | {"interpolation_steps": a.steps}
+    many.append(model.run("interpolate", clip=keys[rows], **all_steps).frames)
+    generated.append(model.run("sample", frames=37, **fields).frames)
     # By the same seed, the 8 frames that those were made of.
-    own_keys.append(model.run("sample", frames=8, **how).frames)
+    generated_keys.append(model.run("sample", frames=8, **fields).frames)
   clips = {MODEL: np.concatenate(made), MANY: np.concatenate(many)}
   clips |= {BLENDED: blended(keys), REPEATED: repeated(keys)}
   found = {way: errors(clip, real) for way, clip in clips.items()}
-  given = np.concatenate(own)[:, list(KNOWN.positions)]
-  found["own"] = {"given": psnrs(given, np.concatenate(own_keys))}
+  given = np.concatenate(generated)[:, list(KNOWN.positions)]
+  found["own"] = {"given": psnrs(given, np.concatenate(generated_keys))}
   a.out.mkdir(parents=True, exist_ok=True)
   text = page(found, a)
   (a.out / "interpolated.md").write_text(text)
@@ -108,7 +108,7 @@ def times_less(theirs: np.ndarray, ours: np.ndarray, num_resamples: int = 2000) 
 
 def page(found: dict[str, dict[str, np.ndarray]], a: Arguments) -> str:
   """The table, and what it is of."""
-  shown = lambda v: f"{v.value:.2f} [{v.low:.2f}, {v.high:.2f}]"
+  formatted = lambda v: f"{v.value:.2f} [{v.low:.2f}, {v.high:.2f}]"
   names = ["given", *(f"{what} {where}" for what in ("PSNR", "off") for where in WHERE)]
   lines = [
     "# 8 -> 37 frames\n",
@@ -121,15 +121,15 @@ def page(found: dict[str, dict[str, np.ndarray]], a: Arguments) -> str:
     "|---" * (len(names) + 1) + "|",
   ]
   for way in (MODEL, MANY, BLENDED, REPEATED):
-    cells = [shown(metrics.mean(found[way][name])) for name in names]
+    cells = [formatted(metrics.mean(found[way][name])) for name in names]
     lines.append(f"| {way} | {' | '.join(cells)} |")
-  own = shown(metrics.mean(found["own"]["given"]))
-  less = shown(times_less(found[BLENDED]["off added"], found[MODEL]["off added"]))
+  agreement = formatted(metrics.mean(found["own"]["given"]))
+  less = formatted(times_less(found[BLENDED]["off added"], found[MODEL]["off added"]))
   lines += [
     f"\n'{MODEL}' adds frames by its own number of steps, '{MANY}' by as many as {a.solver} takes "
     f"for pictures and clips. In added frames the shape is {less} times less off than by "
     f"{BLENDED}.",
-    f"\nThe model's own clips, 37 frames against the 8 they were made of: {own} dB.",
+    f"\nThe model's own clips, 37 frames against the 8 they were made of: {agreement} dB.",
   ]
   return "\n".join(lines) + "\n"
 

@@ -27,8 +27,8 @@ def redrawn(temporal: Params, key: jax.Array) -> Params:
   for path, leaf in leaves.items():
     if path[-1] != "kernel" or path[0] == "concat_in" or bool(jnp.any(leaf != 0)):
       continue
-    key, own = jax.random.split(key)
-    new = draw(own, leaf.shape)
+    key, leaf_key = jax.random.split(key)
+    new = draw(leaf_key, leaf.shape)
     if leaf.ndim == 3:  # over frames: kernel, in, out
       new = new.at[leaf.shape[0] // 2].add(-jnp.eye(*leaf.shape[1:]))
     leaves[path] = new

@@ -40,5 +40,5 @@ def distance(clips: metrics.Clips, others: metrics.Clips) -> Values:
   """Fréchet's, from real clips of other prompts, or from pictures: one number for all of them."""
   moving = clips.shape[1] > 1
   features = shape_features.clips() if moving else shape_features.frames()
-  found = (accumulated(features, some, BATCH) for some in (clips, others))
+  found = (accumulated(features, group, BATCH) for group in (clips, others))
   return {"FVD-o" if moving else "FID-o": np.array([frechet.frechet(*found).value])}

@@ -110,7 +110,7 @@ def criteria_lines(criteria: Sequence[Criterion]) -> list[str]:
 def criterion_line(c: Criterion) -> str:
   bounds = ("at least", c.least), ("at most", c.most)
   bound = " and ".join(f"{word} {end:g}" for word, end in bounds if math.isfinite(end))
-  return f"| {c.text} | {bound} | {shown(c.found)} | {c.verdict} |"
+  return f"| {c.text} | {bound} | {formatted(c.found)} | {c.verdict} |"
 
 
 def arm_lines(study: Study, results: Results) -> list[str]:
@@ -119,7 +119,7 @@ def arm_lines(study: Study, results: Results) -> list[str]:
   lines.append("|---|---:" + "|---:" * len(titles) + "|")
   for arm, seeds in results.arms.items():
     counts = sorted({len(v) for values in seeds for v in values.values()})
-    found = [shown(results.figure(arm, study.statistics[title])) for title in titles]
+    found = [formatted(results.figure(arm, study.statistics[title])) for title in titles]
     lines.append(f"| {arm} | {', '.join(map(str, counts))} | " + " | ".join(found) + " |")
   return lines
 
@@ -131,7 +131,8 @@ def pair_lines(study: Study, results: Results) -> list[str]:
   lines.append("|---|---|---|---:|---:|---:|")
   for (a, b), metric, (mean, samples, won) in comparisons(study, results):
     lines.append(
-      f"| {a} | {b} | {metric} | {shown(mean)} | {shown(samples)} | {shown(won)} of {won.n} |"
+      f"| {a} | {b} | {metric} | {formatted(mean)} | {formatted(samples)} "
+      f"| {formatted(won)} of {won.n} |"
     )
   return lines
 
@@ -141,16 +142,16 @@ def comparisons(study: Study, results: Results) -> list[tuple]:
 
   Of the metrics that both arms have.
   """
-  how = (estimates.difference, estimates.resampled, estimates.wins)
+  measures = (estimates.difference, estimates.resampled, estimates.wins)
   return [
-    ((a, b), metric, tuple(f(results.arms[a], results.arms[b], metric) for f in how))
+    ((a, b), metric, tuple(f(results.arms[a], results.arms[b], metric) for f in measures))
     for a, b in study.pairs
     for metric in study.paired
     if all(metric in values for arm in (a, b) for values in results.arms[arm])
   ]
 
 
-def shown(e: Estimate) -> str:
+def formatted(e: Estimate) -> str:
   """A figure and its interval, in four digits; one without width is left out."""
   if math.isnan(e.value):
     return "-"

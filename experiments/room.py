@@ -43,23 +43,23 @@ def main() -> None:
   seconds = (config.num_frames - 1) / config.fps
   scenes = [shapes.scene("videos", a.split, i, a.seed) for i in range(a.num)]
   scale = config.image.guidance if a.guidance is None else a.guidance
-  how = {"solver": a.solver, "steps": a.steps, "seed": a.seed, "picture_guidance": float(scale)}
+  fields = {"solver": a.solver, "steps": a.steps, "seed": a.seed, "picture_guidance": float(scale)}
   captions = tuple(shapes.caption(scene) for scene in scenes)
-  pictures = model.run("sample", prompt=captions, frames=1, **how).frames
+  pictures = model.run("sample", prompt=captions, frames=1, **fields).frames
   truths = [dataclasses.asdict(scene) for scene in scenes]
   right = metrics.follows(oracle.read_clips(pictures, 1.0), truths, metrics.APPEARANCE)
   rng = np.random.default_rng(a.seed)
   placed = np.array([anywhere(scene, rng) for scene in scenes])
   ways = {"drawn": beyond(centres(pictures, scenes), scenes, seconds)}
   ways["anywhere"] = beyond(placed, scenes, seconds)
-  print(f"appearance {shown(metrics.proportion(right))}, guidance {scale:g}, n = {a.num}")
+  print(f"appearance {formatted(metrics.proportion(right))}, guidance {scale:g}, n = {a.num}")
   for way, off in ways.items():
     off = off[np.isfinite(off)] * config.image.size[0]
-    shares = (f"> {px} px {shown(metrics.proportion(off > px))}" for px in BEYOND)
+    shares = (f"> {px} px {formatted(metrics.proportion(off > px))}" for px in BEYOND)
     print(f"{way}: {', '.join(shares)} (n = {len(off)})")
 
 
-def shown(share: metrics.Estimate) -> str:
+def formatted(share: metrics.Estimate) -> str:
   """In per cent, with its interval."""
   return f"{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"
 

@@ -109,11 +109,11 @@ def distances(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"]) -> np.nd
   return (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
 
 
-def ridge(known: np.ndarray, words: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def ridge(known: np.ndarray, words: np.ndarray, queries: np.ndarray) -> np.ndarray:
   """The word of each asked row, by ridge regression from known rows onto which word they have."""
   classes, which = np.unique(words, return_inverse=True)
   target = np.eye(len(classes))[which]
   mean = known.mean(axis=0)
-  known, asked = known - mean, asked - mean
+  known, queries = known - mean, queries - mean
   weights = np.linalg.solve(known @ known.T + RIDGE * np.eye(len(known)), target - target.mean(0))
-  return classes[np.argmax((asked @ known.T) @ weights + target.mean(0), axis=1)]
+  return classes[np.argmax((queries @ known.T) @ weights + target.mean(0), axis=1)]

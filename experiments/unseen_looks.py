@@ -34,7 +34,7 @@ class Arguments:
   out: pathlib.Path = pathlib.Path("docs/results")  # for sprites.png, sprites.md and sprites.json
   num_prompts: int = 64
   batch_size: int = 8
-  shown: int = 8  # prompts on the sheet, the first ones
+  on_sheet: int = 8  # prompts on the sheet, the first ones
   steps: int = 50
   seed: int = 0
 
@@ -59,8 +59,8 @@ def main() -> None:
   (arguments.out / "sprites.json").write_text(
     json.dumps({"prompts": captions, "accuracy": shares}, indent=1) + "\n"
   )
-  shown = list(generated[: arguments.shown])
-  sheet = media.contact_sheet(shown, captions[: arguments.shown], columns=8)
+  first_clips = list(generated[: arguments.on_sheet])
+  sheet = media.contact_sheet(first_clips, captions[: arguments.on_sheet], columns=8)
   media.save_picture(arguments.out / "sprites.png", sheet)
   print(text)
 
@@ -78,8 +78,8 @@ def sampled(arguments: Arguments, captions: list[str]) -> np.ndarray:
   size, parts = arguments.batch_size, []
   for start in tqdm(range(0, len(captions), size), desc="sampling", file=sys.stderr, disable=None):
     texts = (captions[start:] + captions)[:size]
-    how = {"frames": 8, "seed": arguments.seed + start, "steps": arguments.steps}
-    parts.append(model.run("sample", prompt=tuple(texts), **how).frames)
+    fields = {"frames": 8, "seed": arguments.seed + start, "steps": arguments.steps}
+    parts.append(model.run("sample", prompt=tuple(texts), **fields).frames)
   return np.concatenate(parts)[: len(captions)]
 
 
@@ -98,8 +98,8 @@ def table(columns: dict[str, dict]) -> str:
   lines = [f"| read right, 95 % interval | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
   for name in next(iter(columns.values())):
     cells = [found[name] for found in columns.values()]
-    shown = [f"{100 * c.value:.1f} % [{100 * c.low:.1f}, {100 * c.high:.1f}]" for c in cells]
-    lines.append(f"| {name} | {' | '.join(shown)} |")
+    formatted = [f"{100 * c.value:.1f} % [{100 * c.low:.1f}, {100 * c.high:.1f}]" for c in cells]
+    lines.append(f"| {name} | {' | '.join(formatted)} |")
   return "\n".join(lines) + "\n"
 
 

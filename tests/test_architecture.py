@@ -24,8 +24,6 @@ FLOORS = {
   "emu_jax.parallel": 3,
   "emu_jax.weights": 3,
   "emu_jax.media": 3,
-  "emu_jax.checkpoints.run": 3,
-  "emu_jax.checkpoints.release": 3,
   "emu_jax.systems": 4,
   "emu_jax.model": 5,
   "emu_jax.evaluation": 6,

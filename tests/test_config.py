@@ -342,13 +342,18 @@ def test_a_wrong_option_is_named_with_what_would_be_right(words, says):
     override(WHOLE, words.split())
 
 
-def test_a_number_that_may_be_none_is_set_to_either():
+def test_a_field_that_may_be_none_is_set_to_either():
   option = "--model.guidance.interpolation"
   assert override(WHOLE, [option, "1.5"]).model.guidance.interpolation == 1.5
   set_once = override(WHOLE, [option, "1.5"])
   assert override(set_once, [option, "none"]).model.guidance.interpolation is None
   with pytest.raises(InputError, match="'much' is not of type float"):
     override(WHOLE, [option, "much"])
+  solver = "--model.image.preview.solver"
+  assert override(WHOLE, [solver, "None"]).model.image.preview.solver is None
+  assert override(WHOLE, [solver, "dpm++"]).model.image.preview.solver == "dpm++"
+  with pytest.raises(InputError, match="'euler_a' is unknown; choose one of ddim"):
+    override(WHOLE, [solver, "euler_a"])
 
 
 def test_a_plain_value_error_becomes_one_that_says_where():

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from emu_jax import media
+from emu_jax.cli.output import enlarged
 from emu_jax.errors import InputError
 
 # Corners of the colour cube: where a wrong matrix, range or channel order shows most.
@@ -212,6 +213,13 @@ def test_contact_sheet_wraps_captions_and_draws_all_of_them():
   ink = [np.flatnonzero((sheet.min(axis=-1) < 128).any(axis=1)) for sheet in (short, long)]
   assert len(ink[1]) > 2 * len(ink[0]) > 0
   assert ink[1].max() < long.shape[0] - media.MARGIN // 2
+
+
+def test_the_larger_side_decides_how_far_a_clip_is_enlarged():
+  sizes = [(16, 16), (16, 512), (512, 16), (64, 96), (256, 256)]
+  assert [media.readable_scale(*size) for size in sizes] == [16, 1, 1, 2, 1]
+  wide = np.zeros((1, 16, 512, 3), np.uint8)
+  assert enlarged(wide, 0)[0].shape == wide.shape
 
 
 def test_contact_sheet_enlarges_small_pictures_by_itself():

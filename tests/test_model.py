@@ -48,19 +48,19 @@ def with_system(model, **changes):
   return dataclasses.replace(model, system=dataclasses.replace(model.system, **changes))
 
 
-def sample(model, prompt=PROMPT, frames=8, **more):
-  clips = model.sample(prompt, frames=frames, **{"steps": 2} | more)
+def sample(model, prompt=PROMPT, frames=8, **options):
+  clips = model.sample(prompt, frames=frames, **{"steps": 2} | options)
   assert clips.frames.dtype == np.uint8
   assert clips.frames.shape == (1, frames, 16, 16, 3)
   return clips
 
 
-def frames_of(model, *args, **more):
-  return sample(model, *args, **more).frames
+def frames_of(model, *args, **options):
+  return sample(model, *args, **options).frames
 
 
-def between(model, clip, prompt=PROMPT, **more):
-  return model.interpolate(clip, prompt=prompt, **{"steps": 2} | more)
+def between(model, clip, prompt=PROMPT, **options):
+  return model.interpolate(clip, prompt=prompt, **{"steps": 2} | options)
 
 
 def picture(seed=0, T=1):
@@ -126,14 +126,14 @@ def test_the_same_seed_gives_the_same_bytes_and_all_that_a_request_says_matters(
 
 
 def test_the_users_picture_takes_the_place_of_the_drawn_one(model):
-  own = picture()
-  alone = frames_of(model, image=own, frames=1)
-  np.testing.assert_array_equal(alone, coded(model, own))
+  image = picture()
+  alone = frames_of(model, image=image, frames=1)
+  np.testing.assert_array_equal(alone, coded(model, image))
   assert np.any(alone != frames_of(model, frames=1))
-  clip = frames_of(model, image=own)
+  clip = frames_of(model, image=image)
   assert np.any(clip != frames_of(model, image=picture(seed=1)))
   # The drawing's text scale has nothing left to act on.
-  np.testing.assert_array_equal(clip, frames_of(model, image=own, picture_guidance=1.0))
+  np.testing.assert_array_equal(clip, frames_of(model, image=image, picture_guidance=1.0))
 
 
 def test_a_picture_of_another_size_is_refused(model):
@@ -154,36 +154,36 @@ def test_interpolation_has_the_given_frames_as_its_keys(model):
 def test_interpolation_leaves_its_keys_as_they_are_unless_they_are_to_be_drawn_anew(model):
   keys, known = picture(T=8), list(every_fourth().positions)
   np.testing.assert_array_equal(between(model, keys).frames[:, known], keys)
-  anew = between(model, keys, keep_keys=False).frames[:, known]
-  assert np.abs(anew - coded(model, keys).astype(int)).max() > 10
+  redrawn = between(model, keys, keep_keys=False).frames[:, known]
+  assert np.abs(redrawn - coded(model, keys).astype(int)).max() > 10
   drawn = frames_of(model).astype(int)
   assert np.abs(frames_of(model, frames=37)[:, known] - drawn).max() <= 1
 
 
 def test_interpolation_may_have_scales_of_its_own(model):
-  own = Guidance(image=3.0, text=5.0, interpolation=1.5)
-  same = with_system(model, guidance=own)
-  apart = with_system(model, guidance=dataclasses.replace(own, interpolation=None))
+  guidance = Guidance(image=3.0, text=5.0, interpolation=1.5)
+  same = with_system(model, guidance=guidance)
+  plain = with_system(model, guidance=dataclasses.replace(guidance, interpolation=None))
   keys = picture(T=8)
   made = between(same, keys).frames
   given = {"image_guidance": 1.5, "text_guidance": 1.5}
-  np.testing.assert_array_equal(made, between(apart, keys, **given).frames)
-  assert np.any(made != between(apart, keys).frames)
+  np.testing.assert_array_equal(made, between(plain, keys, **given).frames)
+  assert np.any(made != between(plain, keys).frames)
   # A scale that the user gives goes before the model's own.
   usual, other = (same.request("sample", prompt="", **g) for g in ({}, {"text_guidance": 2.0}))
-  assert usual.guidance(own) == own
-  assert other.guidance(own).between.text == 2.0
+  assert usual.guidance(guidance) == guidance
+  assert other.guidance(guidance).between.text == 2.0
 
 
 def test_interpolation_may_have_a_number_of_steps_of_its_own(model):
-  keys, own = picture(T=8), with_system(model, interpolation_steps=1)
+  keys, configured = picture(T=8), with_system(model, interpolation_steps=1)
   made = between(model, keys, interpolation_steps=1).frames
-  np.testing.assert_array_equal(between(own, keys).frames, made)
+  np.testing.assert_array_equal(between(configured, keys).frames, made)
   usual = between(model, keys).frames
   assert np.any(usual != made)
   # What is asked for goes before the model's own, and only interpolation hears of it.
-  np.testing.assert_array_equal(between(own, keys, interpolation_steps=2).frames, usual)
-  np.testing.assert_array_equal(frames_of(own, interpolation_steps=1), frames_of(model))
+  np.testing.assert_array_equal(between(configured, keys, interpolation_steps=2).frames, usual)
+  np.testing.assert_array_equal(frames_of(configured, interpolation_steps=1), frames_of(model))
   with pytest.raises(InputError, match=r"interpolation.*0"):
     between(model, keys, interpolation_steps=0)
 
@@ -227,9 +227,9 @@ def nearly(a, b):
   moves by some 1e-5 of 255 levels, which changes a byte only where it lies that near to the middle
   between two. One pixel in a hundred is far more than that gives.
   """
-  apart = np.abs(a.astype(int) - b.astype(int))
-  assert apart.max(initial=0) <= 1
-  assert (apart > 0).mean() <= 0.01
+  difference = np.abs(a.astype(int) - b.astype(int))
+  assert difference.max(initial=0) <= 1
+  assert (difference > 0).mean() <= 0.01
 
 
 def test_an_example_of_a_batch_is_what_it_is_alone(model):
@@ -306,7 +306,7 @@ def test_requests_of_a_system_are_those_of_its_tasks():
     ({"steps": "2"}, "steps: '2' is not of type int"),
     ({"frames": 8.0}, "frames: 8.0 is not of type int . None"),
     ({"text_guidance": True}, "text_guidance: True is not of type float . None"),
-    ({"solver": "euler"}, "solver: 'euler' is not of type .*ddim"),
+    ({"solver": "midpoint"}, "solver: 'midpoint' is not of type .*ddim"),
   ],
 )
 def test_fields_that_there_are_not_or_of_another_type_are_refused(model, values, says):
@@ -350,9 +350,9 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
-def traced(model, **more):
+def traced(model, **options):
   """How many programs each step of a request has by now."""
-  steps = model.steps("sample", model.request("sample", prompt=PROMPT, **more))
+  steps = model.steps("sample", model.request("sample", prompt=PROMPT, **options))
   return [program(step.program).here._cache_size() for step in steps]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from emu_jax.trees import merge, partition
+from emu_jax.trees import first_match, merge, partition
 
 TREE = {"a": {"temporal_x": {"kernel": 1}, "y": 2}, "concat_in": {"kernel": 3}}
 RULES = (("concat_in/*", "new"), ("*temporal_*", "new"), ("*", "old"))
@@ -14,12 +14,19 @@ def test_each_leaf_goes_where_its_first_rule_says():
   assert parts["new"] == {"a": {"temporal_x": {"kernel": 1}}, "concat_in": {"kernel": 3}}
 
 
+def test_the_first_rule_that_matches_decides():
+  rules = (("a/*", 0.0), ("*", 1.0))
+  assert [first_match(rules, path) for path in ("a/y", "b/a/y")] == [0.0, 1.0]
+  with pytest.raises(ValueError, match=r"no rule covers b/y; add one to \['a/\*'\]"):
+    first_match(rules[:1], "b/y")
+
+
 def test_merging_the_parts_gives_the_whole():
   assert merge(*partition(TREE, RULES).values()) == TREE
 
 
 def test_a_leaf_without_a_rule_is_an_error():
-  with pytest.raises(ValueError, match="no rule matches a/y"):
+  with pytest.raises(ValueError, match="no rule covers a/y"):
     partition(TREE, RULES[:2])
 
 

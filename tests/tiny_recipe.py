@@ -29,7 +29,7 @@ IMAGE = dataclasses.replace(
   preview=Sampling(num_steps=2),
 )
 MODEL = dataclasses.replace(MODEL, image=IMAGE)
-HOW = dict(
+COMMON = dict(
   data=DataConfig(sources=({clips!r},), batch_size=4),
   optim=OptimConfig(peak_lr=1e-2, warmup_steps=1, ema_decay=0.5),
   loop=LoopConfig(
@@ -37,11 +37,11 @@ HOW = dict(
   ),
 )
 STAGES = (
-  Experiment(MODEL, "autoencoder", **HOW),
-  Experiment(MODEL, "image", **HOW),
-  Experiment(MODEL, "video", **HOW),
-  Experiment(MODEL, "interpolation", **HOW),
-  Experiment(dataclasses.replace(MODEL, fps=16.0), "extension", **HOW),
+  Experiment(MODEL, "autoencoder", **COMMON),
+  Experiment(MODEL, "image", **COMMON),
+  Experiment(MODEL, "video", **COMMON),
+  Experiment(MODEL, "interpolation", **COMMON),
+  Experiment(dataclasses.replace(MODEL, fps=16.0), "extension", **COMMON),
 )
 """
 

@@ -65,7 +65,7 @@ EXEMPT = (
 
 
 PINNED = "pinned"
-_HELD: set[pathlib.Path] = set()  # directories that this process holds: it may hold one twice
+_LOCKED: set[pathlib.Path] = set()  # directories that this process holds: it may hold one twice
 TodaysForm = Callable[[dict[str, Any], str], dict[str, Any]]
 
 # How TensorStore's errors begin that say nothing of a file's contents.
@@ -92,10 +92,10 @@ class Checkpoints:
 
   def __init__(self, run_dir: pathlib.Path, keep: int):
     self.folder = (pathlib.Path(run_dir) / "checkpoints").absolute()
-    self.set_aside: list[str] = []  # what a person should know of it, a line each
+    self.notices: list[str] = []  # what a person should know of it, a line each
     found = self.folder.iterdir() if self.folder.is_dir() else ()
     partial = [p for p in found if p.name.isdigit() and not complete(p)]
-    self._put_aside(partial, "incomplete")
+    self._rename(partial, "incomplete")
     policies = [preservation_policy.LatestN(keep), _Pinned(self.folder.parent / PINNED)]
     options = ocp.CheckpointManagerOptions(
       preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
@@ -159,7 +159,7 @@ class Checkpoints:
         " another directory"
       )
     if damaged:
-      self._put_aside(damaged, "damaged", f": {reason}")
+      self._rename(damaged, "damaged", f": {reason}")
       self._manager.reload()
     if "position" not in found.data:
       raise InputError(
@@ -192,11 +192,11 @@ class Checkpoints:
     except ValueError as error:
       return None, _damage(error)
 
-  def _put_aside(self, steps: list[pathlib.Path], name: str, reason: str = "") -> None:
+  def _rename(self, steps: list[pathlib.Path], name: str, reason: str = "") -> None:
     """Renames folders of checkpoints, in process 0."""
     for step in steps:
       renamed = step.with_name(f"{step.name}.{name}")
-      self.set_aside.append(f"{step} is {name} and not used{reason}; it is now {renamed.name}")
+      self.notices.append(f"{step} is {name} and not used{reason}; it is now {renamed.name}")
       if jax.process_index() == 0:
         shutil.rmtree(renamed, ignore_errors=True)
         step.rename(renamed)
@@ -235,14 +235,25 @@ def save_frozen(run_dir: pathlib.Path, frozen: Params, inherited: Inherited) -> 
   """Writes frozen/ and inherited.json, and waits; nothing where there is nothing to write.
 
   It replaces what a run that ended before its first checkpoint left there.
+
+  Raises: InputError where a folder is missing that holds an inherited tree.
   """
   run_dir, origins = pathlib.Path(run_dir).absolute(), inherited.origins
+  for name, origin in origins.items():
+    folder = pathlib.Path(origin.run) / origin.item
+    if not folder.is_dir():
+      raise InputError(
+        f"{run_dir}: the tree {name!r} lies in {folder}, which is missing by now; restore it, or "
+        "give the same command again: it begins with the newest checkpoint"
+      )
   both = {**inherited.carried, **frozen}
   stored = {name: tree for name, tree in both.items() if name not in origins}
   if jax.process_index() == 0:
     shutil.rmtree(run_dir / FROZEN, ignore_errors=True)
     for origin in origins.values():
-      _pin(origin)
+      kind, _, rest = origin.item.partition("/")
+      if kind == "checkpoints":
+        pin(origin.run, int(rest.partition("/")[0]))
     relative = {
       name: dataclasses.replace(origin, run=os.path.relpath(origin.run, run_dir))
       for name, origin in origins.items()
@@ -255,14 +266,12 @@ def save_frozen(run_dir: pathlib.Path, frozen: Params, inherited: Inherited) -> 
       checkpointer.save(run_dir / FROZEN, stored, force=True)
 
 
-def _pin(origin: Origin) -> None:
-  """Has the run that holds a tree keep the checkpoint in which it lies; a read-only one stays."""
-  kind, _, rest = origin.item.partition("/")
-  if kind == "checkpoints":
-    with contextlib.suppress(OSError):
-      folder = pathlib.Path(origin.run) / PINNED
-      folder.mkdir(exist_ok=True)
-      (folder / rest.partition("/")[0]).touch()
+def pin(run_dir: str | pathlib.Path, step: int) -> None:
+  """Has a run keep a checkpoint that another one goes on from; a read-only run deletes none."""
+  with contextlib.suppress(OSError):
+    folder = pathlib.Path(run_dir) / PINNED
+    folder.mkdir(exist_ok=True)
+    (folder / str(step)).touch()
 
 
 def restore_frozen(run_dir: pathlib.Path, like: Params) -> Params:
@@ -341,7 +350,7 @@ def alone_in(run_dir: pathlib.Path) -> Iterator[None]:
   Raises: InputError where a run holds it already.
   """
   run_dir = pathlib.Path(run_dir).absolute()
-  if jax.process_index() or run_dir in _HELD:
+  if jax.process_index() or run_dir in _LOCKED:
     yield
     return
   try:
@@ -363,11 +372,11 @@ def alone_in(run_dir: pathlib.Path) -> Iterator[None]:
     file.truncate(0)
     file.write(f"process {os.getpid()} of {socket.gethostname()}")
     file.flush()
-    _HELD.add(run_dir)
+    _LOCKED.add(run_dir)
     try:
       yield
     finally:
-      _HELD.discard(run_dir)
+      _LOCKED.discard(run_dir)
 
 
 def check_config(

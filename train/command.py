@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 import jax
@@ -14,8 +14,10 @@ import tyro
 from emu_jax.checkpoints.run import latest_step, read_config
 from emu_jax.checkpoints.stored import is_stored, newest_run
 from emu_jax.cli import failures
+from emu_jax.cli.options import read
 from emu_jax.config import override
-from emu_jax.data.batches import batches, usable
+from emu_jax.data.batches import batches, records_by_size
+from emu_jax.data.index import Size
 from emu_jax.data.latent_records import collate_captions
 from emu_jax.errors import InputError
 from emu_jax.model import checked_tokenizer
@@ -32,14 +34,20 @@ from train.clips import (
   stage_tokenizers,
   tell_of_cuts,
 )
-from train.config import Experiment, config_json, load_stages, todays_form
+from train.config import (
+  Experiment,
+  check_comes_back,
+  config_json,
+  load_stages,
+  todays_form,
+)
 from train.encode import encode
 from train.frozen_encoders import check_encoding
 from train.inherit import (
   SAME_WEIGHTS,
   begin,
   check_public_trees,
-  check_same,
+  check_same_config,
   measured,
 )
 from train.loop import train
@@ -89,8 +97,9 @@ class Encode:
   """Python file that defines STAGES, such as those of configs/."""
   out: pathlib.Path
   """New folder for the encoded records; the same command again changes nothing in it."""
-  stage: str = "video"
-  """The stage that will train on them, and all whose autoencoder and text encoders are the same."""
+  stage: str = ""
+  """The stage that will train on them, and all whose autoencoder and text encoders are the same;
+  empty: the last one."""
   runs: pathlib.Path | None = None
   """Folder of the runs, one a stage; None: runs/ and the config's name."""
   dtype: Literal["float16", "float32"] = "float16"
@@ -121,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     | Annotated[planning.Plan, tyro.conf.subcommand("plan", prefix_name=False)]
   )
   with failures.errors("emu-train"):
-    parsed, words = tyro.cli(commands, prog="emu-train", args=given, return_unknown_args=True)
+    parsed, words = read(commands, "emu-train", given, return_unknown_args=True)
     if isinstance(parsed, Run | Encode):
       with together("emu-train"):
         join(parsed.coordinator, parsed.processes, parsed.process)
@@ -165,7 +174,7 @@ def check_same_system(experiment: Experiment, folder: pathlib.Path) -> None:
       f"{type(experiment.system).__name__}; choose another directory"
     )
   for name, network in experiment.system.networks.items():
-    check_same(network, found.networks.get(name), SAME_WEIGHTS, where, f"system: {name}: ")
+    check_same_config(network, found.networks.get(name), SAME_WEIGHTS, where, f"system: {name}: ")
 
 
 def encode_source(arguments: Encode, words: list[str]) -> None:
@@ -173,7 +182,8 @@ def encode_source(arguments: Encode, words: list[str]) -> None:
   a = arguments
   stages = load_stages(str(a.config))
   folders = a.runs or pathlib.Path("runs") / a.config.stem
-  ((experiment, _),) = planned(Run(a.config, stage=(a.stage,)), stages, folders, words)
+  stage = a.stage or stages[-1].run_name
+  ((experiment, _),) = planned(Run(a.config, stage=(stage,)), stages, folders, words)
   bar = sys.stderr.isatty()
   report = encode(
     experiment, a.source, a.out, dtype=a.dtype, batch_size=a.batch_size,
@@ -247,34 +257,53 @@ def check_data(experiment: Experiment) -> None:
         raise
       raise InputError(f"{error}; {WITHOUT_VALIDATION}") from error
     try:
-      counts = [len(usable(source, experiment.definition.inputs)) for source in sources]
+      counts = records_by_size(sources, experiment.definition.inputs)
     except InputError as error:  # the recipe's other stages may well fit
       raise InputError(f"stage {experiment.run_name!r}: {error}") from error
-    # A pass over the validation data has no repetition to fill a batch with.
-    if split == "validation" and sum(counts) < experiment.data.batch_size:
-      raise InputError(
-        f"--data.batch_size {experiment.data.batch_size}: {list(experiment.data.sources)} have "
-        f"{sum(counts)} usable validation records, fewer than a batch; lower it, or "
-        f"{WITHOUT_VALIDATION}"
-      )
+    if split == "validation":
+      check_validation(experiment, counts)
+
+
+def check_validation(experiment: Experiment, counts: Mapping[Size, int]) -> None:
+  """Names the sizes of validation records that fill no batch; a single pass repeats none.
+
+  Args:
+    counts: usable records of each size.
+  Raises: InputError where no size fills one.
+  """
+  batch_size, most = experiment.data.batch_size, max(counts.values())
+  if most < batch_size:
+    raise InputError(
+      f"--data.batch_size {batch_size}: {list(experiment.data.sources)} have at most {most} usable "
+      f"validation records of one size, fewer than a batch; lower it, or {WITHOUT_VALIDATION}"
+    )
+  few = [f"{n} of {height}x{width}" for (height, width), n in counts.items() if n < batch_size]
+  if few and jax.process_index() == 0:
+    print(
+      f"stage {experiment.run_name!r}: validation leaves out records whose size fills no batch of "
+      f"{batch_size}: {', '.join(few)}",
+      file=sys.stderr,
+    )
 
 
 def train_part(experiment: Experiment, folder: pathlib.Path) -> bool:
   """Trains one part in its folder; True once it has done all its steps."""
+  check_comes_back(experiment)
   config, new = config_json(experiment), not folder.exists()
-  try:
-    with alone_in(folder):  # a run of another config is refused before anything is written to it
+  with alone_in(folder):  # what another process holds is not touched
+    try:
       claim(folder, config, todays_form=todays_form)
       return _train(experiment, folder, config)
-  except InputError:
-    if new and jax.process_index() == 0:
-      _remove_unbegun(folder)
-    raise
+    except InputError:
+      if new and jax.process_index() == 0:
+        _remove_unbegun(folder)
+      raise
 
 
 def _remove_unbegun(folder: pathlib.Path) -> None:
-  """Removes the folder of a run that was refused before its first step, and an empty one above."""
-  if folder.is_dir() and not (folder / "metrics.jsonl").exists():
+  """Removes the folder of a run without metrics and checkpoints, and an empty one above it."""
+  begun = (folder / "metrics.jsonl").exists() or any(folder.glob("checkpoints/*"))
+  if folder.is_dir() and not begun:
     shutil.rmtree(folder)
     if not any(folder.parent.iterdir()):
       folder.parent.rmdir()
@@ -289,8 +318,8 @@ def _train(experiment: Experiment, folder: pathlib.Path, config: str) -> bool:
   tokenizers = stage_tokenizers(experiment, folder, sources)
   if jax.process_index() == 0:
     tell_of_cuts(tokenizers, sources)
-  if spare := encoded_trees(experiment, encoding):
-    check_encoding(experiment, start.read(spare), folder, sources)
+  if unread := encoded_trees(experiment, encoding):
+    check_encoding(experiment, start.read(unread), folder, sources)
   if "captions" in encoded_fields(experiment, encoding):
     readers, empty = (), {"text": collate_captions([records.empty], encoding)}
   else:
@@ -313,7 +342,7 @@ def _train(experiment: Experiment, folder: pathlib.Path, config: str) -> bool:
   with contextlib.closing(training):
     trees = start.trees | measured(experiment, start.trees, training, mesh)
     # Samples are drawn of the captions in the data: without text encoders, like the step.
-    drawn = [name for name in spare if name != "text"] if experiment.loop.sample_every else ()
+    drawn = [name for name in unread if name != "text"] if experiment.loop.sample_every else ()
     sampling_trees = place(start.read(drawn), mesh) if drawn else None
     state = train(
       build(experiment, trees, empty, encoding=encoding, sampling_trees=sampling_trees),

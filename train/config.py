@@ -125,6 +125,14 @@ def todays_form(values: dict[str, Any], where: str) -> dict[str, Any]:
   return json.loads(config_json(from_dict(fields, Experiment, where)))
 
 
+def check_comes_back(experiment: Experiment) -> None:
+  """Raises InputError where config.json would not give the experiment again."""
+  who = f"part {experiment.part!r} of {type(experiment.system).__name__}: config.json"
+  values = json.loads(config_json(experiment))
+  if todays_form(values, who) != values:
+    raise InputError(f"{who} reads back as another configuration; see to the system's `upgraded`")
+
+
 def load_stages(path: str) -> tuple[Experiment, ...]:
   """The experiments of a config file, in the order in which they build on one another.
 

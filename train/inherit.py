@@ -3,10 +3,12 @@
 import dataclasses
 import itertools
 import pathlib
+import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -21,9 +23,9 @@ from emu_jax.parallel.placement import global_batch, place
 from emu_jax.systems.system import System, tree_shapes
 from emu_jax.typing import Params
 from emu_jax.weights.model import described, load
-from train.checkpoint import Inherited
+from train.checkpoint import Inherited, pin
 from train.config import Experiment
-from train.parts import Split, check_inherited
+from train.parts import Split, check_inherited, initial_trees
 
 # Fields of a network's configuration that change none of its weights.
 SAME_WEIGHTS = ("dtype", "remat", "remat_keeps", "size", "num_frames")
@@ -45,7 +47,7 @@ def source_of(experiment: Experiment) -> Stored | None:
   if found.public:
     theirs, ours = found.system.networks, experiment.system.networks
     for name in theirs.keys() & ours.keys():
-      check_same(ours[name], theirs[name], SAME_WEIGHTS, experiment.init_from, f"{name}: ")
+      check_same_config(ours[name], theirs[name], SAME_WEIGHTS, experiment.init_from, f"{name}: ")
   return found
 
 
@@ -56,28 +58,34 @@ def inherit(experiment: Experiment, source: Stored | None) -> tuple[Params, Inhe
   frozen are read in the precision of their network, in which they will lie.
   """
   trees: dict[str, Params] = {}
+  trained = Split(experiment.system, experiment.part).trained_trees
   if source is not None:
-    table, split = experiment.system.trees(), Split(experiment.system, experiment.part)
+    table = experiment.system.trees()
     for name in (n for n in source.names if n in table and table[n].released):
-      dtype = table[name].dtypes[0][1]
-      whole = dtype == "float32" or name in split.trained_trees or not source.public
-      reading = {"dtype": None if whole else dtype, "host": True}
+      dtypes = {dtype for _, dtype in table[name].dtypes}
+      whole = len(dtypes) > 1 or name in trained or not source.public
+      reading = {"dtype": None if whole else narrow(*dtypes), "host": True}
       trees |= source.load([name], reading)
     trees = {name: trees[name] for name in table if name in trees}
   origins = {}
   if source is not None and source.run is not None:
-    found = {name: origin_of(source.run, name, tree) for name, tree in trees.items()}
+    found = {name: origin_of(source.run, name, tree, source.step) for name, tree in trees.items()}
     origins = {name: origin for name, origin in found.items() if origin is not None}
   for path, folder in public_trees(experiment).items():
     name, _, inner = path.partition("/")
-    tree = load_network(experiment.system, path, folder)
+    tree = load_network(experiment.system, path, folder, name in trained)
     trees[name] = overlaid(trees.get(name, {}), {inner: tree}) if inner else tree
     origins.pop(name, None)
   check_trees(experiment.system, trees, experiment.init_from or " ".join(experiment.init_trees))
   return trees, Inherited(origins, trees)
 
 
-def inherited_shapes(experiment: Experiment, run_dir: pathlib.Path) -> Params:
+def narrow(dtype: str) -> str | None:
+  """The precision in which public weights are read that lie in it; None as they are stored."""
+  return None if dtype == "float32" else dtype
+
+
+def found_shapes(experiment: Experiment, run_dir: pathlib.Path) -> Params:
   """Shapes of the trees that a run which continues began with; its own folder tells which."""
   table = experiment.system.trees()
   names = [name for name in tree_names(run_dir) if name in table]
@@ -97,24 +105,24 @@ def check_public_trees(experiment: Experiment) -> None:
 
 def check_network(system: System, path: str, folder: str) -> Any:
   """The configuration of a system's network, which a folder of public weights agrees with."""
-  networks = system.networks
+  table = system.trees()
+  networks = {name: net for name, net in system.networks.items() if name.split("/")[0] in table}
   if path not in networks:
     raise InputError(
       f"--init_trees {path}={folder}: this system has no network {path!r}; it has "
       f"{', '.join(sorted(networks))}"
     )
-  check_same(networks[path], described(folder)[1], SAME_ENCODER, folder, f"{path}: ")
+  check_same_config(networks[path], described(folder)[1], SAME_ENCODER, folder, f"{path}: ")
   return networks[path]
 
 
-def load_network(system: System, path: str, folder: str) -> Params:
-  """The weights of one public network, in the precision in which it lies while frozen."""
+def load_network(system: System, path: str, folder: str, trains: bool) -> Params:
+  """A public network's weights: as stored where it trains, else in the precision it lies in."""
   config = check_network(system, path, folder)
-  half = None if config.dtype == "float32" else config.dtype
-  return load(folder, dtype=half, host=True).params
+  return load(folder, dtype=None if trains else narrow(config.dtype), host=True).params
 
 
-def check_same(ours: Any, theirs: Any, free: tuple[str, ...], who: str, where: str) -> None:
+def check_same_config(ours: Any, theirs: Any, free: tuple[str, ...], who: str, where: str) -> None:
   """Raises InputError that names the first field, but those of the names `free`, that differs."""
   ours, theirs = (
     {
@@ -133,6 +141,23 @@ def check_same(ours: Any, theirs: Any, free: tuple[str, ...], who: str, where: s
       )
 
 
+def tell_of_rounded(experiment: Experiment, trees: Params) -> None:
+  """Says on stderr which trees begin to train from numbers narrower than float32, and whence.
+
+  A run keeps what does not train in its network's precision, and public weights may have no other.
+  """
+  named = {path.partition("/")[0]: folder for path, folder in public_trees(experiment).items()}
+  for name, tree in initial_trees(experiment, trees).items():
+    floats = (a.dtype for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating))
+    for dtype in sorted({str(dtype) for dtype in floats if dtype.itemsize < 4}):
+      print(
+        f"tree {name!r} begins to train from {dtype} numbers of "
+        f"{named.get(name, experiment.init_from)}; where float32 weights of it exist, begin with "
+        "them by --init_from or --init_trees",
+        file=sys.stderr,
+      )
+
+
 def measured(experiment: Experiment, trees: Params, data: Iterator, mesh: Mesh) -> Params:
   """Trees that are measured before the part trains, of the first batches; the data stays put."""
   part = experiment.definition
@@ -141,19 +166,18 @@ def measured(experiment: Experiment, trees: Params, data: Iterator, mesh: Mesh) 
     return {}
   position = data.get_state()
   num = max(one.num_examples for one in missing.values()) // experiment.data.batch_size
-  batches = list(itertools.islice(data, max(1, num)))
+  names = {name for one in missing.values() for name in one.reads if name in trees}
+  read = place({name: trees[name] for name in sorted(names)}, mesh)
+  programs = {name: Jit(one.one) for name, one in missing.items()}
+  values: dict[str, list[Any]] = {name: [] for name in missing}
+  with jax.set_mesh(mesh):
+    for batch in itertools.islice(data, max(1, num)):  # one at a time: clips may be large
+      placed = global_batch(batch, mesh)
+      for name, program in programs.items():
+        found = jax.device_get(program(read, placed))
+        values[name].append(jax.tree.map(np.asarray, found))
   data.set_state(position)
-  read = place({name: trees[name] for name in part.reads if name in trees}, mesh)
-  found = {}
-  for name, measure in missing.items():
-    one = Jit(measure.one)
-    with jax.set_mesh(mesh):
-      values = [
-        jax.tree.map(np.asarray, jax.device_get(one(read, global_batch(batch, mesh))))
-        for batch in batches
-      ]
-    found[name] = measure.all(values)
-  return found
+  return {name: one.all(values[name]) for name, one in missing.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,11 +209,15 @@ def begin(experiment: Experiment, folder: pathlib.Path, encoding: Encoding | Non
   Raises: InputError where a tree is missing that the part builds on.
   """
   if latest_step(folder) is not None:
-    return Beginning(inherited_shapes(experiment, folder), Inherited(), False, folder)
+    return Beginning(found_shapes(experiment, folder), Inherited(), False, folder)
   source = source_of(experiment)
   named = {path.partition("/")[0] for path in public_trees(experiment)}
   check_inherited(experiment, (*(source.names if source else ()), *named), encoding)
+  if source and source.run:
+    pin(source.run, source.step)  # before it is read: its run may be alive, and keep newer ones
   trees, found = inherit(experiment, source)
+  if jax.process_index() == 0:
+    tell_of_rounded(experiment, trees)
   split = Split(experiment.system, experiment.part)
   whole = {n for n in split.trained_trees if not split.frozen({n: split.shapes[n]})}
   kept = Inherited(

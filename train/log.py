@@ -54,7 +54,7 @@ class Log:
     """
     for name, video in videos.items():
       frames = side_by_side(_on_host(video))
-      frames = enlarge(frames, readable_scale(frames.shape[1]))
+      frames = enlarge(frames, readable_scale(*video.shape[2:4]))
       if self._writer is None:
         continue
       folder = self.folder / "samples"

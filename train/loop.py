@@ -17,7 +17,13 @@ from jax.sharding import Mesh, NamedSharding
 from emu_jax.errors import InputError
 from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.mesh import make_mesh
-from emu_jax.parallel.placement import global_batch, place, replicated, with_shardings
+from emu_jax.parallel.placement import (
+  global_batch,
+  place,
+  replicated,
+  tree_shardings,
+  with_shardings,
+)
 from emu_jax.typing import Params
 from train.checkpoint import (
   EXEMPT,
@@ -114,7 +120,7 @@ def train(
       line=stack.enter_context(ProgressLine(loop.num_steps, first)),
       stop=stop,
     )  # fmt: skip
-    for text in checkpoints.set_aside:
+    for text in checkpoints.notices:
       run.line.say(text)
     if first:
       run.line.say(f"{run_dir}: continuing from step {first}")
@@ -134,15 +140,17 @@ class StopSignal:
   def __init__(self):
     self._received = False
     # With several processes JAX's runtime holds the handler and agrees on a common step.
-    self._own = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+    self._handles = (
+      jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+    )
 
   def __enter__(self) -> "StopSignal":
-    if self._own:
+    if self._handles:
       self._before = [signal.signal(number, self._receive) for number in self.SIGNALS]
     return self
 
   def __exit__(self, *exception: Any) -> None:
-    if self._own:
+    if self._handles:
       for number, handler in zip(self.SIGNALS, self._before, strict=True):
         signal.signal(number, handler)
 
@@ -313,7 +321,7 @@ def _begin(
     frozen = restore_frozen(run_dir, with_shardings(stage.frozen, mesh))
     return start.checkpoints.restore(abstract_state(stage, optim, key, mesh), data), frozen
   state = initial_state(stage, optim, key, mesh, start.initial)
-  frozen = place(stage.frozen, mesh)
+  frozen = initial_frozen(stage, key, mesh)
   both = sorted(set(leaf_names(state.params)) & set(leaf_names(frozen)))
   if both:
     raise ValueError(
@@ -321,6 +329,15 @@ def _begin(
     )
   save_frozen(run_dir, frozen, start.inherited)
   return state, frozen
+
+
+def initial_frozen(stage: Stage, key: jax.Array, mesh: Mesh) -> Params:
+  """The frozen trees on the mesh; what begins from nothing is made in place, in its pieces."""
+  if stage.init_frozen is None:
+    return place(stage.frozen, mesh)
+  shardings = tree_shardings(jax.eval_shape(stage.init_frozen, key), mesh)
+  made = jax.jit(stage.init_frozen, out_shardings=shardings)(key)
+  return made | place({n: tree for n, tree in stage.frozen.items() if n not in made}, mesh)
 
 
 def _keys(seed: int, sharding: NamedSharding) -> dict[str, jax.Array]:

@@ -40,7 +40,7 @@ class Prepare:
   lossless: tuple[str, ...] = ("mask", "depth")
   """Arrays that are stored without loss, whatever the codec (folders only)."""
   motion: bool = False
-  """Measure how much moves in each record, as its number "motion": percent of the frame's height a
+  """Measure how much moves in each record, as its number "motion": percent of the shorter side a
   second (folders only; shapes have it)."""
   fps: float = 0.0
   """Stored frames a second, at most; 0: the files' own. Shapes have 16."""

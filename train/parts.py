@@ -10,19 +10,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emu_jax.checkpoints.run import overlaid
 from emu_jax.data.latent_records import Encoding
 from emu_jax.errors import InputError
 from emu_jax.parallel.compilation import Jit
-from emu_jax.systems.system import Part, System, Tree, tree_shapes
-from emu_jax.trees import dtype_of
+from emu_jax.systems.system import (
+  Part,
+  System,
+  frozen_as_read,
+  trained_trees,
+  tree_shapes,
+)
+from emu_jax.trees import first_match
 from emu_jax.typing import Params
 from train.config import Experiment
-from train.stage import Stage, rate_of
+from train.stage import Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +48,12 @@ class Split:
 
   def trains(self, path: str) -> bool:
     """Whether a leaf trains, by "tree/path"."""
-    return rate_of(self.part.trains, path) > 0
+    return first_match(self.part.trains, path) > 0
 
   @functools.cached_property
   def trained_trees(self) -> tuple[str, ...]:
     """Trees of which at least one leaf trains."""
-    return tuple(name for name in self.part.reads if self.trained({name: self.shapes[name]}))
+    return trained_trees(self.system, self.part)
 
   def trained(self, trees: Mapping[str, Params]) -> dict[str, Params]:
     """The leaves that train, of some trees."""
@@ -135,30 +139,39 @@ def build(
   """The stage of an experiment.
 
   Args:
-    inherited: trees of the runs before and what was measured, by name; those that encoded data
-      spares may be missing. Trees that the part does not read are left out.
+    inherited: trees of the runs before and what was measured, by name; those that the step
+      does without may be missing. Trees that the part does not read are left out.
     empty: what a batch says of text, for one empty prompt.
     encoding: of the data, where it is encoded ahead.
-    sampling_trees: the trees that this spares, on the mesh, to draw samples with; without them
-      none are drawn.
+    sampling_trees: the trees that the step then does without, on the mesh, to draw samples with;
+      without them none are drawn.
   """
   check_inherited(experiment, tuple(inherited), encoding)
   split, part = Split(experiment.system, experiment.part), experiment.definition
-  spare = encoded_trees(experiment, encoding)
-  whole = {name: inherited[name] for name in part.reads if name in inherited and name not in spare}
-  for name in split.trained_trees:  # what of it does not train must begin somewhere, too
-    if name not in whole and split.frozen({name: split.shapes[name]}):
-      whole[name] = jax.jit(split.whole, static_argnums=0)(name, jax.random.key(0))
+  unread = encoded_trees(experiment, encoding)
+  whole = {name: inherited[name] for name in part.reads if name in inherited and name not in unread}
+  new = {
+    name: split.shapes[name]
+    for name in split.trained_trees  # what of it does not train must begin somewhere, too
+    if name not in whole and split.frozen({name: split.shapes[name]})
+  }
   draw = part.samples and Jit(functools.partial(_drawn, part, empty, experiment.loop.num_samples))
   if draw and sampling_trees:
     draw = _with(draw, sampling_trees)
   return Stage(
     init=split.init,
-    frozen=frozen_as_read(experiment.system, split.frozen(whole)),
+    frozen=frozen_as_read(experiment.system, split.frozen(whole | new)),
     loss=PartLoss(split),
-    sample=draw if draw and (sampling_trees or not spare) else None,
+    sample=draw if draw and (sampling_trees or not unread) else None,
     rates=part.trains,
+    init_frozen=functools.partial(_init_frozen, split, tuple(new)) if new else None,
   )
+
+
+def _init_frozen(split: Split, names: tuple[str, ...], key: jax.Array) -> dict[str, Params]:
+  """The leaves of trees that begin from nothing and do not train, of the draw of those that do."""
+  whole = {name: split.whole(name, key) for name in names}
+  return frozen_as_read(split.system, split.frozen(whole))
 
 
 def _drawn(part, empty, num, trained, frozen, batch, key):
@@ -169,25 +182,6 @@ def _drawn(part, empty, num, trained, frozen, batch, key):
 def _with(draw: Callable, sampling_trees: Params) -> Callable:
   """Samples drawn with more trees than the step has, as arguments of the program."""
   return lambda ema, frozen, batch, key: draw(ema, {**frozen, **sampling_trees}, batch, key)
-
-
-def frozen_as_read(system: System, trees: Mapping[str, Params]) -> dict[str, Params]:
-  """Trees in the dtype in which they lie while they do not train: arrays, or shapes of them."""
-  table = system.trees()
-  return {name: _cast(table[name], tree) for name, tree in trees.items()}
-
-
-def _cast(table: Tree, tree: Params) -> Params:
-  def cast(path: str, leaf: Any) -> Any:
-    dtype = dtype_of(table.dtypes, path)
-    if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype == dtype:
-      return leaf
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-      return jax.ShapeDtypeStruct(leaf.shape, dtype)
-    return np.asarray(leaf).astype(dtype) if isinstance(leaf, np.ndarray) else leaf.astype(dtype)
-
-  flat = {path: cast(path, leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
-  return unflatten_dict(flat, sep="/")
 
 
 def initial_trees(experiment: Experiment, inherited: Params) -> Params:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 class Clock:
-  """Where a run's wall time goes, leaving out what `aside` covers.
+  """Where a run's wall time goes, leaving out what `paused` covers.
 
   `time` can be replaced, so that tests need not wait.
   """
@@ -20,7 +20,7 @@ class Clock:
   def __init__(self, time: Callable[[], float] = time.perf_counter):
     self._time = time
     self._start = time()
-    self._aside = self._waited = 0.0
+    self._paused = self._waited = 0.0
     self._steps = 0
 
   @contextlib.contextmanager
@@ -28,7 +28,7 @@ class Clock:
     """Saving, validation, samples and compilation are no part of a step's time."""
     start = self._time()
     yield
-    self._aside += self._time() - start
+    self._paused += self._time() - start
 
   @contextlib.contextmanager
   def waiting(self, busy: Callable[[], bool]) -> Iterator[None]:
@@ -46,9 +46,9 @@ class Clock:
 
     Empty where no step was timed, as between the first step and a pause right after it.
     """
-    elapsed = max(self._time() - self._start - self._aside, 1e-9)
+    elapsed = max(self._time() - self._start - self._paused, 1e-9)
     steps, waited = self._steps, self._waited
-    self._start, self._aside, self._waited, self._steps = self._time(), 0.0, 0.0, 0
+    self._start, self._paused, self._waited, self._steps = self._time(), 0.0, 0.0, 0
     if not steps:
       return {}
     return {

@@ -1,7 +1,6 @@
 """What the trainer knows of a stage: how its trees begin, its loss and its samples."""
 
 import dataclasses
-import fnmatch
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +28,8 @@ class Stage:
       respect to the trainable tree. An adversarial stage returns the sum of its players' losses,
       each with the other player under `stop_gradient`.
     sample: jitted by the stage; None draws no samples.
+    init_frozen: key -> those of the frozen trees that begin from nothing, of which `frozen` holds
+      shapes; it is called under jit, with the key of `init`. None: all of them are arrays.
     rates: factor of the learning rate of each leaf that trains; the first glob decides.
   """
 
@@ -37,11 +38,4 @@ class Stage:
   loss: Loss
   sample: Sample | None = None
   rates: Rates = (("*", 1.0),)
-
-
-def rate_of(rates: Rates, path: str) -> float:
-  """The factor of a leaf by its path. Raises: ValueError where no rule covers it."""
-  for glob, rate in rates:
-    if fnmatch.fnmatchcase(path, glob):
-      return rate
-  raise ValueError(f"Part.trains: no rule covers {path}; add one to {[g for g, _ in rates]}")
+  init_frozen: Callable[[jax.Array], Params] | None = None

@@ -13,12 +13,13 @@ from jax.typing import ArrayLike
 from emu_jax.errors import InputError
 from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.placement import replicated
+from emu_jax.trees import first_match
 from emu_jax.typing import Params
 from train.optimiser import OptimConfig, ema_decay, learning_rate, optimiser
-from train.stage import Loss, Rates, rate_of
+from train.stage import Loss, Rates
 from train.state import TrainState
 
-OWN_METRICS = ("loss", "lr", "grad_norm", "param_norm", "update_norm", "skipped")
+TRAINER_METRICS = ("loss", "lr", "grad_norm", "param_norm", "update_norm", "skipped")
 
 
 def train_step(
@@ -68,7 +69,7 @@ def train_step(
 
 def _rate(rates: Rates, path: Any, rate: jax.Array) -> jax.Array:
   """The learning rate of a leaf."""
-  factor = rate_of(rates, jax.tree_util.keystr(path, simple=True, separator="/"))
+  factor = first_match(rates, jax.tree_util.keystr(path, simple=True, separator="/"))
   return rate if factor == 1 else factor * rate
 
 
@@ -193,7 +194,7 @@ def micro_batches(a: jax.Array, num: int) -> jax.Array:
 def scalars(metrics: dict[str, ArrayLike]) -> dict[str, jax.Array]:
   """A stage's metrics in float32, checked."""
   for name, value in metrics.items():
-    if name in OWN_METRICS:
+    if name in TRAINER_METRICS:
       raise ValueError(f"Stage.loss: metric {name!r} is one of the trainer's own; rename it")
     if jnp.shape(value):
       raise ValueError(f"Stage.loss: metric {name!r} has shape {jnp.shape(value)}; average it")

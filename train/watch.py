@@ -43,7 +43,7 @@ class DataWatch:
     self._step = step
     self._waited = self._elapsed = 0.0
     self._steps = 0
-    self._told = False
+    self._waiting = False
 
   def add(self, step: int, times: dict[str, float]) -> str | None:
     """Takes what train.progress.Clock.lap gave at a step."""
@@ -58,8 +58,9 @@ class DataWatch:
       return None
     share, counted = self._waited / self._elapsed, self._steps
     self._waited, self._elapsed, self._steps = 0.0, 0.0, 0
-    before, self._told = self._told, share > (self.CAUGHT_UP if self._told else self.STARVED)
-    if before or not self._told:
+    limit = self.CAUGHT_UP if self._waiting else self.STARVED
+    before, self._waiting = self._waiting, share > limit
+    if before or not self._waiting:
       return None
     return (
       f"step {step}: the last {counted} steps waited for data {share:.0%} of their time; give"

@@ -4,12 +4,12 @@ import pathlib
 from collections.abc import Callable
 from typing import Literal
 
-from emu_jax.checkpoints.release import copy_texts, write_json, write_release
+from emu_jax.checkpoints.release import write_release
 from emu_jax.checkpoints.run import read_config
-from emu_jax.checkpoints.stored import is_public
+from emu_jax.checkpoints.stored import is_public, stored
 from emu_jax.config import refused, to_dict
 from emu_jax.errors import InputError
-from emu_jax.model import load as load_ours
+from emu_jax.model import loaded
 from emu_jax.systems.pipelines import INDEX
 from emu_jax.systems.registry import VERSION
 from emu_jax.weights import files
@@ -84,19 +84,20 @@ def _pipeline(source, target, form, say, reading) -> None:
       say(f"leaving out {name}: a {kind} is not among the models that are read here")
       index[name] = [None, None]
     elif (source / name).is_dir():
-      copy_texts(source / name, target / name)
+      files.copy_texts(source / name, target / name)
     else:
       raise InputError(f"convert: {source} has no folder {name}, which its {INDEX} names")
-  write_json(target / INDEX, index)
+  files.write_json(target / INDEX, index)
 
 
 def _ours(source, target, form, say, dtype) -> None:
   """A trained model: the parts that diffusers has a form for, or all of it as a release."""
-  model = load_ours(source)
+  found = stored(source)
+  model = loaded(found, dtype=dtype)
   if form == "diffusers":
     with refused("convert"):
       model.system.write_pipeline(model, target, say)
     return
   say(f"writing {', '.join(model.trees)}")
-  config = {"version": VERSION, "system": to_dict(model.system)}
-  write_release(target, config, model.trees, model.tokenizer_folders, dtype)
+  config = {"version": VERSION, "system": to_dict(found.system)}  # in the precision of the run
+  write_release(target, config, model.trees, model.tokenizer_folders)

@@ -8,9 +8,7 @@ Weights are stored in float32 or, half as large, in bfloat16, and read as the mo
 them. Where several stages are held, one folder is what `emu-jax sample` needs of them all.
 """
 
-import json
 import pathlib
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -24,8 +22,6 @@ from emu_jax.typing import Params
 from emu_jax.weights import files
 
 STEM = "model"
-# What a tokenizer, a scheduler and an image processor consist of; nothing that could run.
-TEXT_FILES = (".json", ".txt", ".model")
 
 
 def is_release(folder: str | pathlib.Path) -> bool:
@@ -59,50 +55,25 @@ def write_release(
   config: Mapping[str, Any],
   trees: Params,
   tokenizers: Sequence[pathlib.Path] = (),
-  dtype: str | None = None,
 ) -> None:
-  """Writes a model: what `config.json` says, trees by name and tokenizers' files.
+  """Writes a model: what `config.json` says, trees by name as they are, and tokenizers' files.
 
   Args:
     config: {"version": …, "system": …}.
-    dtype: as `write_weights`.
   """
-  write_json(folder / "config.json", dict(config))
-  write_weights(folder, trees, dtype)
+  files.write_json(folder / "config.json", dict(config))
+  write_weights(folder, trees)
   for i, tokenizer in enumerate(tokenizers):
-    copy_texts(tokenizer, folder / "tokenizers" / str(i))
+    files.copy_texts(tokenizer, folder / "tokenizers" / str(i))
 
 
-def write_json(path: pathlib.Path, values: dict) -> None:
-  """Writes indented JSON, and the folders above it."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(values, indent=2) + "\n")
-
-
-def copy_texts(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies a folder's files of text, such as a tokenizer's, into a new one."""
-  target.mkdir(parents=True)
-  for file in sorted(source.iterdir()):
-    if file.is_file() and file.suffix in TEXT_FILES:
-      shutil.copyfile(file, target / file.name)
-
-
-def write_weights(folder: pathlib.Path, trees: Params, dtype: str | None) -> None:
-  """Writes `model.safetensors` of trees by name.
-
-  Args:
-    dtype: stored precision; None: float32. The latents' statistics stay float32, being few.
-  """
+def write_weights(folder: pathlib.Path, trees: Params) -> None:
+  """Writes `model.safetensors` of trees by name."""
   flat = flatten_dict(jax.tree.map(np.asarray, dict(trees)), sep="/")
   bad = next(
     (name for name, a in flat.items() if not np.isfinite(a.astype(np.float32)).all()), None
   )
   if bad is not None:
     raise InputError(f"release: {bad} holds numbers that are not finite; take another checkpoint")
-
-  def tensor(name):
-    precision = np.float32 if dtype is None or name.startswith("latents/") else dtype
-    return flat[name].astype(precision)
-
   # One file, whatever its size: it is what tells a release.
-  files.write(folder, STEM, sorted(flat), tensor, lambda name: 0)
+  files.write(folder, STEM, sorted(flat), flat.__getitem__, lambda name: 0)

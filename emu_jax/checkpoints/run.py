@@ -12,10 +12,8 @@ Runs of before version 2 hold every tree themselves, some in encoders/.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
-import logging
 import os
 import pathlib
 from collections.abc import Collection, Mapping
@@ -23,26 +21,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emu_jax.errors import InputError
+from emu_jax.weights.arrays import load_numpy, stored_metadata
 
 FROZEN, ENCODERS, INHERITED = "frozen", "encoders", "inherited.json"
-
-# Orbax warns of each metadata file that a folder of a single item does not have, of folders that
-# it cannot read, and, with a traceback, of writes that failed; the last two are errors here.
-_EXPECTED = (
-  "Metadata file does not exist",
-  "Failed to get item metadata",
-  "_SignalingThread.run() raised an exception",
-  "Commit callback in background save thread",
-  "Save Finalize thread",
-  "one or more items may not be finalized",
-)
-logging.getLogger("absl").addFilter(
-  lambda record: not any(text in record.getMessage() for text in _EXPECTED)
-)
 
 
 def latest_step(run_dir: str | pathlib.Path) -> int | None:
@@ -87,19 +71,23 @@ def write_origins(run_dir: pathlib.Path, found: Mapping[str, Origin]) -> None:
   os.replace(part, path)
 
 
-def items(run_dir: str | pathlib.Path) -> dict[str, tuple[str, ...]]:
+def items(run_dir: str | pathlib.Path, step: int | None = None) -> dict[str, tuple[str, ...]]:
   """Which items of a run hold leaves of each tree that lies in its own folder, by the tree's name.
 
+  Args:
+    step: of the checkpoint; None: the newest.
   Raises: InputError where it holds no checkpoint.
   """
   run_dir = pathlib.Path(run_dir).absolute()
-  step = latest_step(run_dir)
+  step = latest_step(run_dir) if step is None else step
   if step is None:
     raise InputError(
       f"{run_dir} holds no checkpoint; give the folder of a run of emu-train, one with"
       " checkpoints/<step>/ in it"
     )
   ema = f"checkpoints/{step}/ema"
+  if not (run_dir / ema).is_dir():
+    raise InputError(f"{run_dir / ema} is missing by now; try again, with the newest checkpoint")
   found: dict[str, tuple[str, ...]] = {}
   for item in (FROZEN, ENCODERS, ema):
     for name in stored_metadata(run_dir / item) if (run_dir / item).is_dir() else ():
@@ -107,14 +95,17 @@ def items(run_dir: str | pathlib.Path) -> dict[str, tuple[str, ...]]:
   return found
 
 
-def origin_of(run_dir: str | pathlib.Path, name: str, tree: Any) -> Origin | None:
+def origin_of(
+  run_dir: str | pathlib.Path, name: str, tree: Any, step: int | None = None
+) -> Origin | None:
   """Where a run's tree lies, as an absolute path; None where several places hold parts of it.
 
   Args:
     tree: as it was loaded.
+    step: of the checkpoint that it was loaded of; None: the newest.
   """
   run_dir = pathlib.Path(run_dir).absolute()
-  stored_items, inherited = items(run_dir).get(name, ()), origins(run_dir).get(name)
+  stored_items, inherited = items(run_dir, step).get(name, ()), origins(run_dir).get(name)
   if len(stored_items) + bool(inherited) > 1:
     return None
   if stored_items:
@@ -122,16 +113,19 @@ def origin_of(run_dir: str | pathlib.Path, name: str, tree: Any) -> Origin | Non
   return dataclasses.replace(inherited, run=str((run_dir / inherited.run).resolve()))
 
 
-def load_trees(run_dir: str | pathlib.Path, names: Collection[str] | None = None) -> dict[str, Any]:
+def load_trees(
+  run_dir: str | pathlib.Path, names: Collection[str] | None = None, step: int | None = None
+) -> dict[str, Any]:
   """Trees of a run as numpy arrays on this host: averages of what trained, and what it inherited.
 
   Args:
     names: of the trees; None: all.
+    step: of the checkpoint; None: the newest.
 
   Raises: InputError where a tree is missing, or is not what the run began with.
   """
   run_dir = pathlib.Path(run_dir).absolute()
-  stored_items, inherited = items(run_dir), origins(run_dir)
+  stored_items, inherited = items(run_dir, step), origins(run_dir)
   wanted = set(stored_items) | set(inherited) if names is None else set(names)
   trees = {name: _inherited(run_dir, name, inherited[name]) for name in wanted & set(inherited)}
   used = {item for several in stored_items.values() for item in several}
@@ -201,36 +195,3 @@ def complete(folder: pathlib.Path) -> bool:
   """Whether a checkpoint's folder has all its parts."""
   parts = ("_CHECKPOINT_METADATA", "state/_METADATA", "ema/_METADATA", "data/metadata")
   return all((folder / part).is_file() for part in parts)
-
-
-def stored_metadata(folder: pathlib.Path) -> Any:
-  """Shapes and dtypes of a stored tree."""
-  written = folder / "_METADATA"
-  return _metadata(folder, written.stat().st_mtime_ns if written.is_file() else None)
-
-
-@functools.lru_cache(maxsize=256)
-def _metadata(folder: pathlib.Path, written_ns: int | None) -> Any:
-  """Read once of what was written then: Orbax opens every array for it, and a run asks often."""
-  with ocp.StandardCheckpointer() as checkpointer:
-    metadata = checkpointer.metadata(folder).item_metadata
-  if metadata is None:
-    raise InputError(f"{folder} cannot be read; copy it again from the run")
-  return metadata.tree
-
-
-def load_numpy(folder: pathlib.Path, names: Collection[str] | None = None) -> dict[str, Any]:
-  """A stored tree, or those of its branches that are named, as numpy arrays."""
-  folder = pathlib.Path(folder).absolute()  # Orbax takes no other
-  try:
-    stored = stored_metadata(folder)
-    wanted = {name: stored[name] for name in stored if names is None or name in names}
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
-      return checkpointer.restore(folder, args=args)
-  except InputError:
-    raise
-  except (OSError, ValueError, KeyError) as error:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    raise InputError(f"{folder} cannot be read: {reason}; copy it again from the run") from error

@@ -25,6 +25,7 @@ class Stored:
     tokenizers: folders, one a text encoder.
     where: its folder, for messages.
     run: the folder, where it is a run of emu-train.
+    step: of that run's checkpoint, the newest when the model was described; all is read of it.
     public: whether it is a pipeline of diffusers, whose weights keep the precision of their file.
   """
 
@@ -34,6 +35,7 @@ class Stored:
   tokenizers: tuple[pathlib.Path, ...]
   where: str
   run: pathlib.Path | None = None
+  step: int | None = None
   public: bool = False
 
 
@@ -70,12 +72,14 @@ def stored(folder: str | pathlib.Path, **options: Any) -> Stored:
     raise InputError(f"{folder} holds no config.json; copy it from the original run")
   if is_release(folder):
     names, load = release_names(folder), functools.partial(_load, load_release, folder)
-    run = None
+    run = step = None
   else:
-    names, load, run = tree_names(folder), functools.partial(_load, load_trees, folder), folder
+    run, step = folder, latest_step(folder)
+    read = functools.partial(load_trees, step=step)
+    names, load = tree_names(folder), functools.partial(_load, read, folder)
   system = registry.from_config(config or {}, str(folder / "config.json"))
   tokenizers = tuple(folder / "tokenizers" / str(i) for i in range(len(system.texts)))
-  return Stored(system, names, load, tokenizers, str(folder), run)
+  return Stored(system, names, load, tokenizers, str(folder), run, step)
 
 
 def _load(

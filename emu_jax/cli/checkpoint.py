@@ -18,7 +18,7 @@ class Words:
 
   Attributes:
     folders: the options that name the model: "checkpoint", and others that public folders take.
-    command: the first word that is no option and no option's value; "" where there is none.
+    command: the first word but options that name the model; "" where there is none.
     rest: the other words, without the command and the options that name the model.
     whole: the words without the command alone.
   """
@@ -45,7 +45,7 @@ class Words:
 
 
 def taken_apart(words: Sequence[str]) -> Words:
-  """Raises: InputError for an option that names a model and has no value."""
+  """Raises: InputError for an option of a command before it, and for a model's without a value."""
   folders, command, rest, whole = {}, "", [], []
   names, left = {CHECKPOINT, *folder_options()}, list(words)
   while left:
@@ -58,6 +58,12 @@ def taken_apart(words: Sequence[str]) -> Words:
     if not word.startswith("--") or name not in names:
       if not command and not word.startswith("-"):
         command = word
+      elif not command and word not in ("-h", "--help"):
+        option = word.split("=")[0]
+        raise InputError(
+          f"{option}: stands before the command; write emu-jax COMMAND {option} ..., which is the "
+          "order of all options but those that name a model"
+        )
       else:
         rest.append(word)
         whole.append(word)

@@ -4,14 +4,12 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import tyro
-
 from emu_jax.cli import checkpoint, evaluate, failures, task
 from emu_jax.cli.checkpoint import Words, taken_apart
 from emu_jax.cli.convert import convert_model
 from emu_jax.cli.juice import juice
 from emu_jax.cli.metrics import measure_folders
-from emu_jax.cli.options import summary
+from emu_jax.cli.options import deferred, read, summary
 from emu_jax.parallel.compilation import enable_cache
 
 # Commands that read folders, not a model that is described first.
@@ -26,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   with failures.errors("emu-jax"):
     words = taken_apart(sys.argv[1:] if arguments is None else list(arguments))
     if words.command in PLAIN:
-      tyro.cli(PLAIN[words.command], prog=f"emu-jax {words.command}", args=list(words.whole))
+      run = read(deferred(PLAIN[words.command]), f"emu-jax {words.command}", words.whole)
+      run()
     elif not words.command:
       print(overview(words))
       raise SystemExit(0 if words.asks_for_help else 2)

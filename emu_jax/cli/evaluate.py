@@ -13,7 +13,7 @@ from emu_jax.cli.checkpoint import Words
 from emu_jax.cli.progress import counted
 from emu_jax.errors import InputError
 from emu_jax.evaluation import report
-from emu_jax.evaluation.shapes_benchmark import TASK, measure
+from emu_jax.evaluation.shapes_benchmark import TASK, check, measure
 from emu_jax.model import loaded, outlined, task_of
 from emu_jax.systems import fields
 
@@ -59,7 +59,7 @@ def run(found: Stored, words: Words) -> None:
   if what.sheet is not None:
     media.check_output(what.sheet, (".png",))
   loading, outline = given.loading_.load_options(), outlined(found)
-  outline.steps(TASK, outline.request(TASK, prompt="", **given_here))
+  check(outline, outline.request(TASK, prompt="", **given_here))
   seen = measure(
     loaded(found, **loading),
     num_prompts=what.num_prompts,

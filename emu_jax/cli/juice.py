@@ -1,12 +1,14 @@
 """The commands `emu-jax juice make` and `juice score`: people compare two models' videos."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 from emu_jax import media
+from emu_jax.cli.options import deferred
 from emu_jax.cli.progress import counted
 from emu_jax.errors import InputError
 from emu_jax.evaluation.juice import answers, pairs, report, study
@@ -77,11 +79,12 @@ def score_study(
     report.save(out, found)
 
 
-COMMANDS = (
-  Annotated[None, tyro.conf.subcommand("make", prefix_name=False, constructor=make_study)]
-  | Annotated[None, tyro.conf.subcommand("score", prefix_name=False, constructor=score_study)]
-)
+Call = Callable[[], None]
+MAKE = tyro.conf.subcommand("make", prefix_name=False, constructor=deferred(make_study))
+SCORE = tyro.conf.subcommand("score", prefix_name=False, constructor=deferred(score_study))
+COMMANDS = Annotated[Call, MAKE] | Annotated[Call, SCORE]
 
 
 def juice(command: Annotated[COMMANDS, tyro.conf.arg(name="")]) -> None:
   """Human evaluation: makes a page that compares two models' videos, and scores its answers."""
+  command()

@@ -12,7 +12,7 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from emu_jax.cli.output import check, enlarged
 from emu_jax.cli.progress import Counter, working
 from emu_jax.config import to_dict
 from emu_jax.errors import InputError
-from emu_jax.model import PROMPTS, Model, loaded, outlined
+from emu_jax.model import PER_EXAMPLE, Model, loaded, outlined
 from emu_jax.systems import fields as requests
 from emu_jax.weights.files import read_json
 
@@ -41,12 +41,13 @@ class Line:
     where: the file and the line's number in it, for messages.
     fields: of the request.
     text: what the example is of, where the request has no prompt.
+    names: of the fields that the line itself sets.
   """
 
   where: str
   fields: Mapping[str, Any]
   text: str = ""
-  seeded: bool = False  # with a seed of its own
+  names: Collection[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +85,9 @@ def run(
     say("checking")
     model = outlined(found)
     lines = read_lines(found.system.tasks()[task].request, output.prompts, fields)
-    groups = planned(model, task, lines, output.samples, suffix, output.enlarge)
+    groups = planned(model, task, lines, out, output.samples, suffix, output.enlarge)
     examples = [example for group in groups for example in group]
-    claim(out, _asked(found, task, examples, output, suffix, precision))
+    claim(out, _request_record(found, task, examples, output, suffix, precision))
     missing = [example for example in examples if not (out / example.file).is_file()]
     if missing:
       say(f"loading {found.where}")
@@ -126,6 +127,12 @@ def read_lines(request: type, path: pathlib.Path | None, fields: Mapping[str, An
       lines.append(_line(request, row, where, path.parent, fields))
   if not lines:
     raise InputError(f"prompts {path}: holds no line; write one for each request")
+  for name in dict.fromkeys(["prompt", *requests.positional(request)]):
+    if fields.get(name) and all(name in line.names for line in lines):
+      raise InputError(
+        f"prompts {path}: every line has a {name!r}, so {str(fields[name])!r} is never used; leave "
+        "one of them out"
+      )
   return lines
 
 
@@ -155,15 +162,22 @@ def _line(
       row[name] = folder / row[name]
   if absent := [n for n in requests.required(request) if n not in row and n not in fields]:
     raise InputError(f"{where}: has no field {absent[0]!r}; write it, or give it to all lines")
-  return Line(where, {**fields, **row}, str(text or ""), "seed" in row)
+  return Line(where, {**fields, **row}, str(text or ""), tuple(row))
 
 
 def planned(
-  model: Model, task: str, lines: Sequence[Line], samples: int, suffix: str, enlarge: int
+  model: Model,
+  task: str,
+  lines: Sequence[Line],
+  out: pathlib.Path,
+  samples: int,
+  suffix: str,
+  enlarge: int,
 ) -> list[list[Example]]:
   """The examples of all lines, those together that one program makes in one batch.
 
-  Sample j of line i has the seed `seed + i samples + j`; a line with a seed `seed + j`.
+  Sample j of line i has the seed `seed + i samples + j`; a line with a seed `seed + j`. A line with
+  media of which every example is there is a group of its own, so that they are not read again.
 
   Raises: InputError, with the line, for what the model cannot do.
   """
@@ -171,20 +185,23 @@ def planned(
   for i, line in enumerate(lines):
     try:
       first = model.request(task, **line.fields)
-      check(model, task, first, enlarge)
-      arrays = model.arrays(task, [first])
-      if len(arrays["seeds"]) != 1:
-        raise InputError(f"{task}: a line is one example; write a line for each prompt")
-      key = (model.steps(task, first), _shared(arrays))
-      shift = 0 if line.seeded else i * samples
-      for j in range(samples):
+      files = [f"{i:05d}_{j:02d}{suffix}" for j in range(samples)]
+      media_given = any(getattr(first, name) is not None for name in requests.files(type(first)))
+      if media_given and all((out / file).is_file() for file in files):
+        key = i
+      else:
+        arrays = check(model, task, first, enlarge)
+        if len(arrays["seeds"]) != 1:
+          raise InputError(f"{task}: a line is one example; write a line for each prompt")
+        key = (model.steps(task, first), _shared(arrays))
+      shift = 0 if "seed" in line.names else i * samples
+      for j, file in enumerate(files):
         request = first
         row = {"text": getattr(first, "prompt", line.text)}
         if hasattr(first, "seed"):
           request = dataclasses.replace(first, seed=first.seed + shift + j)
           row["seed"] = request.seed
         row |= {n: v for n, v in plain(line.fields).items() if n not in ("prompt", "seed")}
-        file = f"{i:05d}_{j:02d}{suffix}"
         groups.setdefault(key, []).append(Example(file, request, {"file_name": file, **row}))
     except InputError as error:
       raise InputError(f"{line.where}: {error}" if line.where else str(error)) from error
@@ -195,14 +212,14 @@ def _shared(arrays: Mapping[str, Any]) -> tuple:
   """What the examples of one batch have in common: numbers, and the shapes of what is not."""
   found = []
   for name, value in sorted(arrays.items()):
-    if name in PROMPTS or name == "seeds":
+    if name in PER_EXAMPLE:
       continue
-    per_example = np.ndim(value) == 5
-    found.append((name, value.shape[1:] if per_example else np.asarray(value).tobytes()))
+    is_media = np.ndim(value) == 5
+    found.append((name, value.shape[1:] if is_media else np.asarray(value).tobytes()))
   return tuple(found)
 
 
-def _asked(
+def _request_record(
   found: Stored,
   task: str,
   examples: Sequence[Example],

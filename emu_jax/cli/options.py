@@ -1,11 +1,16 @@
 """The options of a command, made of the fields of a request, and those that every command has."""
 
+import contextlib
 import dataclasses
 import difflib
+import functools
 import inspect
+import io
+import itertools
 import pathlib
+import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -130,8 +135,7 @@ def parsed(
 ) -> Any:
   """The options of a command line, as an object with a field a row of the table.
 
-  Raises: InputError for an option that the command has not; SystemExit for all else that is not
-    understood, and for help.
+  Raises: as `read`.
   """
   names = [name for one in table for name in _flat(one[0], one[1])]
   if twice := [name for name in names if names.count(name) > 1]:
@@ -142,7 +146,47 @@ def parsed(
   by_place = {name for name, kind, _ in table if tyro.conf.Positional in fields.marks(kind)}
   check_options(command, [name for name in names if name not in by_place], words)
   cls = dataclasses.make_dataclass(command, table, kw_only=True)
-  return tyro.cli(cls, prog=f"emu-jax {command}", description=description, args=list(words))
+  return read(cls, f"emu-jax {command}", words, description=description)
+
+
+def read(form: Any, prog: str, words: Sequence[str], **options: Any) -> Any:
+  """What tyro makes of the words of a command.
+
+  Args:
+    form: a class to fill in; of a function the `deferred` one, since errors are caught here.
+    options: of `tyro.cli`.
+  Raises: InputError for what is not understood; SystemExit for help.
+  """
+  printed = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(printed):
+      return tyro.cli(form, prog=prog, args=list(words), **options)
+  except SystemExit as ended:
+    if not ended.code:
+      raise
+    raise InputError(_complaint(printed.getvalue())) from None
+
+
+def deferred(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+  """A function of the same arguments that returns the call, still to be made."""
+
+  @functools.wraps(function)
+  def call(*values: Any, **named: Any) -> Callable[[], None]:
+    return functools.partial(function, *values, **named)
+
+  return call
+
+
+def _complaint(box: str) -> str:
+  """What tyro prints in a box, as a line: what is wrong, what an option takes, where help is."""
+  plain_text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+  lines = [line.strip("│| ") for line in plain_text.splitlines()[1:-1]]
+  groups = itertools.groupby(lines, lambda line: bool(line.strip("─-")))  # rules stand between
+  wrong, *others = [list(group) for is_text, group in groups if is_text]
+  usage = [part[1] for part in others if part[0] == "Argument helptext:"]
+  takes = f"; it takes {usage[0]}" if usage else ""
+  where = re.sub(r"For full helptext, \w+:? ", "", " ".join(others[-1]))
+  return f"{' '.join(wrong).removeprefix('Error parsing ').rstrip('.')}{takes}; see {where}"
 
 
 def check_options(command: str, names: Sequence[str], words: Sequence[str]) -> None:

@@ -9,26 +9,31 @@ from emu_jax import media
 from emu_jax.cli.progress import Say
 from emu_jax.errors import InputError
 from emu_jax.model import Model
+from emu_jax.systems.system import Arrays
 
 LARGEST_SIDE = 4096  # pixels: H.264 of this side still plays everywhere
 
 
-def check(model: Model, task: str, request: Any, enlarge: int) -> None:
-  """Raises InputError for what a request asks for and the model cannot do; reads no weights."""
+def check(model: Model, task: str, request: Any, enlarge: int) -> Arrays:
+  """The arrays of a request, with which its programs begin; reads no weights.
+
+  Raises: InputError for what it asks for and the model cannot do.
+  """
   model.steps(task, request)
-  model.arrays(task, [request])
+  arrays = model.arrays(task, [request])
   if enlarge > 1:
-    largest = max(model.shape(task, request)[2:4])
+    largest = max(model.shape(task, request, arrays)[2:4])
     if enlarge * largest > LARGEST_SIDE:
       raise InputError(
         f"enlarge={enlarge} makes {enlarge * largest} pixels a side of the model's {largest}; stay "
         f"below {LARGEST_SIDE}"
       )
+  return arrays
 
 
 def enlarged(frames: np.ndarray, enlarge: int) -> tuple[np.ndarray, int]:
   """Frames with each pixel repeated so that small videos can be seen, and how often it is."""
-  scale = enlarge or media.readable_scale(frames.shape[1])
+  scale = enlarge or media.readable_scale(*frames.shape[1:3])
   return media.enlarge(frames, scale), scale
 
 

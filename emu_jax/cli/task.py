@@ -28,10 +28,18 @@ def run(found: Stored, words: Words) -> None:
     raise InputError(
       f"{name}: samples={output.samples} and batch_size={output.batch_size} must be at least 1"
     )
+  several = output.prompts is not None or output.samples > 1
+  given_only = {"--suffix": output.suffix, "--batch-size": output.batch_size}
+  for option, value in given_only.items() if not several else ():
+    if value != getattr(options.Output, option[2:].replace("-", "_")):
+      raise InputError(
+        f"{name}: {option} {value} is for many examples; give --prompts or --samples, or leave it"
+        " out"
+      )
   if output.enlarge < 0:
     raise InputError(f"enlarge={output.enlarge} is negative; 0 = as far as is good to look at")
   loading = given.loading_.load_options()
-  if output.prompts is not None or output.samples > 1:
+  if several:
     if output.out == pathlib.Path(file + task.suffix):
       output = dataclasses.replace(output, out=pathlib.Path(file))
     many.run(found, name, fields, output, loading, given.loading_.precision)
@@ -40,10 +48,10 @@ def run(found: Stored, words: Words) -> None:
     media.check_output(output.out)
     model = outlined(found)
     request = model.request(name, **fields)
-    check(model, name, request, output.enlarge)
+    arrays = check(model, name, request, output.enlarge)
     say(f"loading {words.checkpoint}")
     model = loaded(found, **loading)
-    clips = model.run_all(name, [request], progress=say)
+    clips = model.run_all(name, [request], arrays=arrays, progress=say)
     write(output.out, clips.frames[0], clips.fps, output.enlarge, say)
 
 

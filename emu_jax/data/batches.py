@@ -124,6 +124,16 @@ def usable(source: Source, inputs: Inputs) -> Int[np.ndarray, "M"]:
   return np.flatnonzero(fitting)
 
 
+def records_by_size(sources: Sequence[Source], inputs: Inputs) -> dict[Size, int]:
+  """How many usable records of all sources come to each size; a batch holds records of one.
+
+  Raises: InputError as `usable`.
+  """
+  sizes = [scaled_sizes(s, inputs.first)[usable(s, inputs)] for s in sources]
+  found, counts = np.unique(np.concatenate(sizes), axis=0, return_counts=True)
+  return dict(zip(map(tuple, found.tolist()), counts.tolist(), strict=True))
+
+
 def check_source(source: Source, inputs: Inputs) -> None:
   """Raises InputError where records lack an array or a number, or are of another shape."""
   if source.encoded and len(inputs.frames) > 1:
@@ -152,6 +162,14 @@ def check_source(source: Source, inputs: Inputs) -> None:
       raise InputError(
         f"batches: records of {bad[0]}x{bad[1]} pixels in {source.name} do not scale by "
         f"{tall}/{height} to whole pixels, as {name!r} of {tall}x{wide} asks; pack other buckets"
+      )
+    sizes = scaled_sizes(source, wanted)
+    if (unfit := (sizes % wanted.multiple).any(axis=1)).any():
+      bad, (of_height, of_width) = sizes[unfit][0], wanted.multiple
+      raise InputError(
+        f"batches: {int(unfit.sum())} of {len(sizes)} records of {source.name} come to "
+        f"{bad[0]}x{bad[1]} pixels or the like, {name!r} takes heights that are multiples of "
+        f"{of_height} and widths that are multiples of {of_width}; pack buckets of such sizes"
       )
   for number in inputs.numbers:
     if number not in source.numbers:
@@ -347,7 +365,7 @@ def _records_of(
   """The records of one size, a part a source that has any, and their share of all draws."""
   parts = []
   for source, rows, weight in zip(sources, chosen, weights, strict=True):
-    of_one_size = rows[(_scaled(source, inputs.first)[rows] == size).all(axis=1)]
+    of_one_size = rows[(scaled_sizes(source, inputs.first)[rows] == size).all(axis=1)]
     if len(of_one_size) and weight:
       share = weight * len(of_one_size) / len(rows)
       parts.append((_Chosen(source, of_one_size, inputs), share))
@@ -370,14 +388,14 @@ def _mixed(
   return _in_turn(sets)
 
 
-def _scaled(source: Source, wanted: Frames) -> Int[np.ndarray, "N 2"]:
+def scaled_sizes(source: Source, wanted: Frames) -> Int[np.ndarray, "N 2"]:
   """The size that every record of a source comes to."""
   return source.sizes.astype(np.int64) * wanted.size[0] // source.size[0]
 
 
 def _shapes(sources: Sequence[Source], chosen: Sequence[np.ndarray], inputs: Inputs) -> list[Size]:
   """The sizes that batches have, in an order that does not depend on that of the sources."""
-  sizes = [_scaled(s, inputs.first)[rows] for s, rows in zip(sources, chosen, strict=True)]
+  sizes = [scaled_sizes(s, inputs.first)[rows] for s, rows in zip(sources, chosen, strict=True)]
   return [tuple(size) for size in np.unique(np.concatenate(sizes), axis=0).tolist()]
 
 
@@ -456,7 +474,7 @@ class _Chosen:
     self._table, self._rows = source.records, rows
     wanted = list(inputs.frames.items())  # a FrozenDict's are an iterator
     self._arrays = {name: stored_array(source, frames) for name, frames in wanted}
-    self._sizes = {name: _scaled(source, frames)[rows] for name, frames in wanted}
+    self._sizes = {name: scaled_sizes(source, frames)[rows] for name, frames in wanted}
     self._numbers = {name: source.numbers[name][rows] for name in inputs.numbers}
 
   def __len__(self) -> int:

@@ -127,8 +127,8 @@ def open_files(folder: pathlib.Path, row: Row, options: Options, layout: Layout)
     return Opened(paths, {}, _bucket(paths["frames"], options), 0.0, (0, 1))
   lines = {name: decode.timeline(path) for name, path in paths.items()}
   line = lines["frames"]
-  asked_is_less = options.fps and options.fps < line.fps
-  fps = float(options.fps) if asked_is_less else line.fps
+  reduced = options.fps and options.fps < line.fps
+  fps = float(options.fps) if reduced else line.fps
   total = decode.fitting_frames(line, fps)
   for name, other in lines.items():
     have = decode.fitting_frames(other, fps)

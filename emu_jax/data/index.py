@@ -64,7 +64,7 @@ class Texts(Sequence):
     self._file, self._column, self._count = file, column, count
 
   @functools.cached_property
-  def _held(self) -> tuple[bytes, list[int]]:
+  def _column_text(self) -> tuple[bytes, list[int]]:
     with np.load(self._file, allow_pickle=False) as columns:
       ends = columns[f"{self._column}/ends"].tolist()
       return columns[f"{self._column}/utf8"].tobytes(), [0, *ends]
@@ -75,7 +75,7 @@ class Texts(Sequence):
   def __getitem__(self, i):
     if isinstance(i, slice):
       return [self[k] for k in range(*i.indices(self._count))]
-    text, ends = self._held
+    text, ends = self._column_text
     i = range(self._count)[i]
     return text[ends[i] : ends[i + 1]].decode()
 

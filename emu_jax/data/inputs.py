@@ -42,6 +42,7 @@ class Frames:
   clip: ClipSpec
   size: tuple[int, int]  # height and width, pixels; records of another size are resized
   array: str = "frames"  # of a record
+  multiple: tuple[int, int] = (1, 1)  # of what height and width must be multiples, in every bucket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,12 @@ class Inputs:
     return next(iter(self.frames.values()))
 
 
-def clip_inputs(clip: ClipSpec, size: tuple[int, int], *, numbers: tuple[str, ...] = ()) -> Inputs:
+def clip_inputs(
+  clip: ClipSpec,
+  size: tuple[int, int],
+  *,
+  multiple: tuple[int, int] = (1, 1),
+  numbers: tuple[str, ...] = (),
+) -> Inputs:
   """Captioned clips or pictures alone, as "frames"."""
-  return Inputs({"frames": Frames(clip, size)}, numbers)
+  return Inputs({"frames": Frames(clip, size, multiple=multiple)}, numbers)

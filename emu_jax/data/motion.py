@@ -16,17 +16,17 @@ REACH = 7  # longest motion that is searched along each axis, pixels a frame
 PRICE, PRICE_OF_PIXEL = 1.5, 0.5
 
 # ours: what bounds the work for a record, whatever its size and length, and the motion that is
-# found: 7 pixels of 64 in an eighth of a second are 87 % of the height a second.
-HEIGHT = 64  # pixels, of the pictures that are compared
+# found: 7 pixels of 64 in an eighth of a second are 87 % of the shorter side a second.
+SIDE = 64  # pixels, of the shorter side of the pictures that are compared
 PAIRS_PER_SECOND = 8
 PAIRS = 16  # of a record, evenly spread
 
 
 def motion_percent(clip: Clip, fps: float) -> float:
-  """Mean displacement over a clip's blocks, in percent of the frame's height a second.
+  """Mean displacement over a clip's blocks, in percent of the shorter side a second.
 
   Of at most 16 pairs of frames an eighth of a second apart, or as near as the rate allows, reduced
-  to 64 pixels of height; 0 for a picture and for frames narrower than a block.
+  to 64 pixels of the shorter side; 0 for a picture and for frames narrower than a block.
 
   Source: ours, after the motion-vector scores that data sets are chosen by (Emu Video,
     arXiv:2311.10709, sec. 3.3) and that condition SVD (arXiv:2311.15127, "motion bucket").
@@ -37,21 +37,22 @@ def motion_percent(clip: Clip, fps: float) -> float:
     return 0.0
   step, last = (step, last) if last >= 0 else (len(clip) - 1, 0)
   firsts = np.unique(np.linspace(0, last, min(PAIRS, last + 1)).round().astype(int))
-  lengths, height = [], HEIGHT
+  lengths, side = [], SIDE
   for first in firsts:
     pair = np.stack([_reduced(clip[first]), _reduced(clip[first + step])])
-    height = pair.shape[1]
-    if min(pair.shape[1:3]) < BLOCK:
+    side = min(pair.shape[1:3])
+    if side < BLOCK:
       return 0.0
     lengths.append(np.linalg.norm(block_motion(pair)[0], axis=-1).mean())
-  return float(100 * np.mean(lengths) / height * fps / step)
+  return float(100 * np.mean(lengths) / side * fps / step)
 
 
 def _reduced(frame: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
   height, width, _ = frame.shape
-  if height <= HEIGHT:
+  side = min(height, width)
+  if side <= SIDE:
     return frame
-  size = (max(1, round(width * HEIGHT / height)), HEIGHT)
+  size = (round(width * SIDE / side), round(height * SIDE / side))
   return np.asarray(PIL.Image.fromarray(frame).resize(size, PIL.Image.Resampling.BOX))
 
 

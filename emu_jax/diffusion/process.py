@@ -37,14 +37,14 @@ TIME_SCALE = 1000.0
 class Sampling:
   """How a sampling run is discretised; a value of the compiled program, not of its inputs."""
 
-  solver: Solver = "ddim"
+  solver: Solver | None = "ddim"  # None: the usual one of the process
   num_steps: int = 50
   spacing: Spacing = "trailing"  # of the steps of a `Schedule`; no other process has spacings
   offset: int = 0  # added to "leading" times
   eta: float = 0.0  # share of fresh noise, DDIM only
 
   def __post_init__(self):
-    if self.solver not in get_args(Solver):
+    if self.solver not in (None, *get_args(Solver)):
       raise ValueError(f"Sampling: solver={self.solver!r} is none of {get_args(Solver)}")
     if self.solver != "ddim" and self.eta:
       raise ValueError(
@@ -56,7 +56,7 @@ class Sampling:
 class Process(Protocol):
   """Noise levels, and what a network learns and says at them."""
 
-  solvers: ClassVar[tuple[Solver, ...]]  # those that `sample` has, the usual one first
+  solvers: ClassVar[tuple[Solver, ...]]  # those that `sample` has; the first is the usual one
 
   def loss(
     self, predict: Predict, x_0: Video, key: jax.Array, *, offset_noise: float = 0.0
@@ -108,7 +108,7 @@ class Process(Protocol):
 
 def check_solver(who: str, sampling: Sampling, solvers: Sequence[Solver]) -> None:
   """Raises ValueError where a process lacks the solver."""
-  if sampling.solver not in solvers:
+  if sampling.solver not in (None, *solvers):
     raise ValueError(
       f"{who}: solver={sampling.solver!r} does not sample this process; use "
       + " or ".join(map(repr, solvers))

@@ -12,7 +12,7 @@ from PIL import Image
 from emu_jax.data import decode
 from emu_jax.data.inputs import ClipSpec
 from emu_jax.data.metadata import METADATA, read_metadata
-from emu_jax.data.own_files import load_clip
+from emu_jax.data.user_files import load_clip
 from emu_jax.errors import InputError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")

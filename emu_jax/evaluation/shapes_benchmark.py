@@ -49,8 +49,9 @@ def measure(
   Args:
     split: of `shapes.prompts`.
     fields: of the request of the model's task "sample", such as `frames`.
-  Raises: InputError for a model whose frames are not square, and what `Model.run` raises.
+  Raises: InputError as `check` and `Model.run`.
   """
+  check(model, model.request(TASK, prompt="", seed=seed, **fields))
   pairs = list(shapes.prompts(split, num_prompts, seed))
   captions, truths = [c for c, _ in pairs], [t for _, t in pairs]
   starts = range(0, num_prompts, batch_size)
@@ -61,12 +62,7 @@ def measure(
     clips = model.run(TASK, prompt=tuple(padded), seed=seed + start, **fields)
     parts.append(clips.frames[: len(texts)])
   generated, fps = np.concatenate(parts), clips.fps
-  size, width = generated.shape[2:4]
-  if size != width:
-    raise InputError(
-      f"evaluate: frames of {size}x{width} pixels; the moving shapes are square; give a model of "
-      "square frames"
-    )
+  size = generated.shape[2]
   real = real_clips(split, num_prompts, seed, size, generated, fps)
   others = real_clips(split, num_prompts, seed, size, generated, fps, first=num_prompts)
   columns = {"generated": generated, "real": real}
@@ -76,6 +72,27 @@ def measure(
     for name, clips in columns.items()
   }
   return Measured(reports, captions, generated, real)
+
+
+def check(model: Model, request: Any) -> None:
+  """Raises InputError for clips to which the moving shapes have no real ones; needs no weights."""
+  (_, T, H, W, _), fps = model.shape(TASK, request), model.fps(TASK, request)
+  if H != W:
+    raise InputError(
+      f"evaluate: frames of {H}x{W} pixels; the moving shapes are square; give a model of square "
+      "frames"
+    )
+  every = shapes.FPS / fps
+  if every != round(every):
+    raise InputError(
+      f"evaluate: {fps:g} frames a second do not divide the {shapes.FPS:g} of the moving shapes; "
+      "give a model of another rate"
+    )
+  if (T - 1) * every >= shapes.NUM_FRAMES:
+    raise InputError(
+      f"evaluate: {T} frames at {fps:g} a second are longer than the {shapes.NUM_FRAMES} frames at "
+      f"{shapes.FPS:g} of the moving shapes; ask for fewer frames"
+    )
 
 
 def shape_distances(columns: dict[str, Clips], others: Clips) -> dict[str, dict[str, Distance]]:

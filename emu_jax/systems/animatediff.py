@@ -89,6 +89,8 @@ class AnimateDiff(System):
         f"AnimateDiff: num_frames={self.num_frames} is above motion.max_frames="
         f"{self.motion.max_frames}, the positions that are stored"
       )
+    with refused("AnimateDiff: image.preview"):
+      self.process.check(self.image.preview)
 
   @property
   def networks(self) -> Mapping[str, Any]:
@@ -112,18 +114,18 @@ class AnimateDiff(System):
 
   def parts(self) -> Mapping[str, Part]:
     """The image model's, and the motion modules on clips, the image model frozen."""
-    size, frozen_text = self.image.size, dataclasses.replace(self.image, train_text=False)
+    image, frozen_text = self.image, dataclasses.replace(self.image, train_text=False)
     motion = Part(
       trains=(("temporal/*", 1.0), ("*", 0.0)),
-      reads=(*self.image.first_stage.trees(), "text", "spatial", "temporal"),
-      inputs=clip_inputs(ClipSpec(self.num_frames, self.fps), size),
-      texts=self.image.text,
+      reads=(*image.first_stage.trees(), "text", "spatial", "temporal"),
+      inputs=clip_inputs(ClipSpec(self.num_frames, self.fps), image.size, multiple=image.multiple),
+      texts=image.text,
       loss=functools.partial(motion_loss, self),
       samples=functools.partial(motion_samples, self),
-      measures=self.image.first_stage.measures(),
+      measures=image.first_stage.measures(),
       encoders=encoders(frozen_text),
     )
-    return {**self.image.parts(), "motion": motion}
+    return {**image.parts(), "motion": motion}
 
   def tasks(self) -> Mapping[str, Task]:
     """Clips of prompts, all frames at once."""
@@ -299,9 +301,10 @@ def motion_loss(
   config: AnimateDiff, trees: Params, batch: Mapping[str, Any], key: jax.Array, step: Array
 ) -> tuple[PerExample, dict[str, Any]]:
   """Loss of the motion modules on clips. Source: arXiv:2307.04725, eq. 4."""
+  image = config.image.at_size_of(batch)
   key_encode, key_diffuse = jax.random.split(key)
-  latents = config.image.first_stage.encode(trees, pixels_or_posterior(batch), key_encode)
-  conditions = text_conditions(batch_text(config.image, trees, batch))
+  latents = image.first_stage.encode(trees, pixels_or_posterior(batch), key_encode)
+  conditions = text_conditions(batch_text(image, trees, batch))
   net = network(config.unet, merge(trees["spatial"], trees["temporal"]))
   losses = config.process.loss(
     lambda x_t, t: net(x_t, t, conditions),
@@ -319,7 +322,8 @@ def motion_samples(
   empty: Mapping[str, Any],
   key: jax.Array,
 ) -> dict[str, Video]:
-  """Clips of a batch's captions."""
+  """Clips of a batch's captions, at the size of its frames."""
+  config = dataclasses.replace(config, image=config.image.at_size_of(batch))
   text = batch_text(config.image, trees, batch)
   none = batch_without_text(config.image, trees, empty, len(text.texts[0]))
   latents = sample_clip(

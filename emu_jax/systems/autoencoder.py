@@ -78,7 +78,7 @@ def autoencoder_part(
   return Part(
     trains=(("*", 1.0),),
     reads=("autoencoder", "discriminator") if objective.judged else ("autoencoder",),
-    inputs=clip_inputs(ClipSpec(1, 1.0), size),
+    inputs=clip_inputs(ClipSpec(1, 1.0), size, multiple=(config.downsample, config.downsample)),
     loss=loss,
     samples=samples,
   )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from emu_jax.conditioning import TextFeatures, image_branches, text_conditions
-from emu_jax.config import kind, to_dict
+from emu_jax.config import kind, refused, to_dict
 from emu_jax.data.inputs import ClipSpec, clip_inputs
 from emu_jax.diffusion.discrete import Discrete
 from emu_jax.diffusion.guidance import guided, rescale, text_guidance
@@ -33,7 +33,9 @@ from emu_jax.systems.first_stage import (
   FirstStage,
   KlAutoencoder,
   flat,
+  frame_size,
   latent_shape,
+  pixel_multiple,
   pixels_or_posterior,
   to_bytes,
 )
@@ -102,12 +104,14 @@ class Emu(System):
         f"Emu: unet.pooled_dim={self.unet.pooled_dim} must be projection_dim="
         f"{pooled_dim(self.text[-1])} of the last text encoder"
       )
-    factor = self.first_stage.downsample * self.unet.downsample
-    if self.size[0] % factor or self.size[1] % factor:
+    height, width = self.multiple
+    if self.size[0] % height or self.size[1] % width:
       raise ValueError(
-        f"Emu: size={self.size[0]}x{self.size[1]} pixels must be multiples of {factor}: the first "
-        f"stage's factor {self.first_stage.downsample} times the U-Net's {self.unet.downsample}"
+        f"Emu: size={self.size[0]}x{self.size[1]} pixels must be multiples of {height}x{width}: "
+        f"the first stage's factor {self.first_stage.downsample} times the U-Net's"
       )
+    with refused("Emu: preview"):
+      self.process.check(self.preview)
 
   @property
   def networks(self) -> Mapping[str, Any]:
@@ -123,6 +127,15 @@ class Emu(System):
   def texts(self) -> tuple[TextConfig, ...]:
     """Its text encoders."""
     return self.text
+
+  @property
+  def multiple(self) -> tuple[int, int]:
+    """Of what height and width in pixels must be multiples."""
+    return pixel_multiple(self.first_stage, self.unet)
+
+  def at_size_of(self, batch: Mapping[str, Any]) -> "Emu":
+    """The model at the size of a batch's frames: that of its latents, and what SDXL reads of it."""
+    return dataclasses.replace(self, size=frame_size(self.first_stage, batch))
 
   def latent_shape(self, batch: int, num_frames: int = 1) -> tuple[int, int, int, int, int]:
     """B T h w C of the latents of frames of its own size."""
@@ -146,7 +159,7 @@ class Emu(System):
     parts["image"] = Part(
       trains=(("spatial/*", 1.0), ("text/*", text_rate), ("*", 0.0)),
       reads=(*self.first_stage.trees(), "text", "spatial"),
-      inputs=clip_inputs(ClipSpec(1, 1.0), self.size),
+      inputs=clip_inputs(ClipSpec(1, 1.0), self.size, multiple=self.multiple),
       texts=self.text,
       loss=functools.partial(image_loss, self),
       samples=functools.partial(image_samples, self),
@@ -275,7 +288,7 @@ def text_features(
   tokens: tuple[Int[Array, "B _"], ...],
   masks: tuple[Bool[Array, "B _"], ...],
 ) -> TextFeatures:
-  """What the image model is told of a batch of prompts.
+  """What the image model reads of a batch of prompts.
 
   SDXL (arXiv:2307.01952, sec. 2.1, 2.2) reads its two encoders' features side by side, the pooled
   output of the second, and sizes: here those of a whole picture of the model's own size.
@@ -291,7 +304,7 @@ def text_features(
 
 
 def batch_text(config: Emu, trees: Params, batch: Mapping[str, Any]) -> TextFeatures:
-  """What the network is told of a batch's captions, be they tokens or features."""
+  """What the network reads of a batch's captions, be they tokens or features."""
   if "text" in batch:
     return stored_features(batch["text"])
   return text_features(config, trees, batch["tokens"], batch["masks"])
@@ -321,7 +334,7 @@ def encoders(config: Emu) -> Mapping[str, Encoder]:
 
 
 def without_text(
-  config: Emu, negative: TextFeatures, blank: bool | Bool[Array, ""]
+  config: Emu, negative: TextFeatures, blank: bool | Bool[Array, "B"]
 ) -> TextFeatures:
   """What guidance leads away from: a negative prompt, or where it is `blank` no text at all.
 
@@ -330,10 +343,11 @@ def without_text(
   if not config.zero_empty:
     return negative
   keep = jnp.where(blank, 0.0, 1.0)
+  kept = lambda a: a * keep.reshape(keep.shape + (1,) * (a.ndim - keep.ndim))
   vectors = {
-    name: value * keep if name == "pooled" else value for name, value in negative.vectors.items()
+    name: kept(value) if name == "pooled" else value for name, value in negative.vectors.items()
   }
-  return TextFeatures(tuple(text * keep for text in negative.texts), negative.masks, vectors)
+  return TextFeatures(tuple(map(kept, negative.texts)), negative.masks, vectors)
 
 
 def init_spatial(config: Emu, key: jax.Array) -> Params:
@@ -350,6 +364,7 @@ def image_loss(
 
   Source: arXiv:2112.10752, eq. 3.
   """
+  config = config.at_size_of(batch)
   key_encode, key_diffuse = jax.random.split(key)
   latents = config.first_stage.encode(trees, pixels_or_posterior(batch), key_encode)
   conditions = text_conditions(batch_text(config, trees, batch))
@@ -366,7 +381,8 @@ def image_loss(
 def image_samples(
   config: Emu, trees: Params, batch: Mapping[str, Any], empty: Mapping[str, Any], key: jax.Array
 ) -> dict[str, Video]:
-  """Pictures of a batch's captions."""
+  """Pictures of a batch's captions, at the size of its frames."""
+  config = config.at_size_of(batch)
   text = batch_text(config, trees, batch)
   none = batch_without_text(config, trees, empty, len(text.texts[0]))
   latents = sample_image(config, trees, text, none, key, config.guidance, sampling=config.preview)

@@ -30,10 +30,10 @@ from emu_jax.conditioning import (
   past_frames,
   text_conditions,
 )
-from emu_jax.config import kind
+from emu_jax.config import kind, refused
 from emu_jax.data import decode as decoding
 from emu_jax.data.inputs import ClipSpec, clip_inputs
-from emu_jax.data.own_files import load_clip
+from emu_jax.data.user_files import load_clip
 from emu_jax.diffusion.discrete import Discrete
 from emu_jax.diffusion.guidance import emu_video_guidance, guided, rescale
 from emu_jax.diffusion.noise import normal, split
@@ -111,7 +111,7 @@ class EmuVideo(System):
   temporal: TemporalConfig = TemporalConfig()
   process: Process = Discrete(Schedule(zero_terminal_snr=True, prediction="v"))
   # Of the noise added to known frames (interpolation); the paper's levels are steps of this one.
-  augmentation: Process = Discrete()
+  augmentation: Discrete = Discrete()
   guidance: Guidance = Guidance()
   # Of the sampler in interpolation; None: as many as are asked for. Where keys leave little open
   # one step, which is the mean of all that fits, is nearest to what was there (ours: docs/results).
@@ -126,6 +126,10 @@ class EmuVideo(System):
   first_frames: bool = False
   # The part "video" trains the image model's layers too, which Emu Video freezes (to compare).
   train_spatial: bool = False
+
+  def __post_init__(self):
+    with refused("EmuVideo: image.preview"):
+      self.process.check(self.image.preview)
 
   @property
   def networks(self) -> Mapping[str, Any]:
@@ -161,7 +165,9 @@ class EmuVideo(System):
     """The image model's, then clips, more frames between them, more frames behind them."""
     parts = dict(self.image.parts())
     begins = self.num_frames if self.first_frames else 1
-    pictures = clip_inputs(ClipSpec(1, self.fps, begins), self.image.size)
+    pictures = clip_inputs(
+      ClipSpec(1, self.fps, begins), self.image.size, multiple=self.image.multiple
+    )
     parts["image"] = dataclasses.replace(parts["image"], inputs=pictures)
     return parts | {
       "video": self._part("video", "temporal", self.fps),
@@ -176,7 +182,9 @@ class EmuVideo(System):
       trains=((f"{tree}/*", 1.0), ("spatial/*", spatial), ("*", 0.0)),
       reads=(*self.image.first_stage.trees(), "text", "spatial", tree),
       begins={} if tree == "temporal" else {tree: "temporal"},
-      inputs=clip_inputs(ClipSpec(self.known(tree).num_frames, fps), self.image.size),
+      inputs=clip_inputs(
+        ClipSpec(self.known(tree).num_frames, fps), self.image.size, multiple=self.image.multiple
+      ),
       texts=self.image.text,
       loss=functools.partial(video_loss, self, tree),
       samples=functools.partial(video_samples, self, tree, name),
@@ -282,7 +290,8 @@ def video_loss(
 
   Source: Emu Video, arXiv:2311.10709, sec. 3.1 and 3.2.
   """
-  frames, text = pixels_or_posterior(batch), batch_text(config.image, trees, batch)
+  frames = pixels_or_posterior(batch)
+  text = batch_text(config.image.at_size_of(batch), trees, batch)
   dropped = batch["image_dropped"]
   return clip_loss(config, config.known(name), name, trees, frames, text, dropped, key), {}
 
@@ -337,8 +346,8 @@ def video_samples(
 
   Of a clip encoded ahead its reconstruction stands there.
   """
-  image, known, clip = config.image, config.known(name), pixels_or_posterior(batch)
-  text = batch_text(image, trees, batch)
+  image, known = config.image.at_size_of(batch), config.known(name)
+  clip, text = pixels_or_posterior(batch), batch_text(image, trees, batch)
   none = batch_without_text(image, trees, empty, clip.shape[0])
   frames = jax.tree.map(lambda a: a[:, jnp.asarray(known.positions)], clip)
   given = image.first_stage.encode(trees, frames)
@@ -484,7 +493,7 @@ class Interpolate(Between):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extend(Guided):
-  """Continues a clip by as many frames as it is told, which follow a new prompt."""
+  """Continues a clip: its last frames, and a new prompt, lead to as many frames more."""
 
   clip: Annotated[Media, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")]
   """video file, long enough, at the model's rate; its last frames are continued"""
@@ -508,14 +517,14 @@ def lengths(config: EmuVideo) -> dict[int, tuple[int, int]]:
   return found
 
 
-def asked_frames(config: EmuVideo, request: Sample, names: Collection[str]) -> int:
+def requested_frames(config: EmuVideo, request: Sample, names: Collection[str]) -> int:
   """Frames of a request; where it says none those of a training clip, 1 of an image model."""
   usual = config.num_frames if "temporal" in names else 1
   return usual if request.frames is None else request.frames
 
 
 def _sample_fps(config: EmuVideo, request: Sample, names: Collection[str]) -> float:
-  frames = asked_frames(config, request, names)
+  frames = requested_frames(config, request, names)
   return config.fps * (FASTER if lengths(config).get(frames, (0, 0))[1] else 1)
 
 
@@ -549,7 +558,7 @@ def sample_steps(config: EmuVideo, request: Sample, names: Collection[str]) -> t
   Raises: InputError for a length that the model cannot give, ValueError for a sampler that does not
     fit its schedules.
   """
-  frames = asked_frames(config, request, names)
+  frames = requested_frames(config, request, names)
   possible = lengths(config)
   if frames not in possible:
     raise InputError(
@@ -697,7 +706,7 @@ def _parts(config: EmuVideo, request: Interpolate) -> int:
   given = request.clip
   frames = n if request.frames is None else request.frames
   if not isinstance(given, str | pathlib.Path):
-    frames = np.shape(given)[1]
+    frames = frames_of_size(given, config.image.size, "interpolate").shape[1]
   if frames not in (n, 2 * n):
     raise InputError(
       f"interpolate: {frames} key frames; give {n} of them, or {2 * n}, which the model takes"

@@ -77,7 +77,10 @@ def fitted(value: Any, hint: Any) -> Any:
     raise ValueError(f"{value!r} is not of type {name}; give one that is")
   if not isinstance(value, numbers.Real) or isinstance(value, bool) or hint is Any:
     return value
-  return float(value) if is_of(0.5, hint) else int(value)
+  try:
+    return float(value) if is_of(0.5, hint) else int(value)
+  except OverflowError as error:
+    raise ValueError("the number is too large; give a smaller one") from error
 
 
 def is_of(value: Any, hint: Any) -> bool:

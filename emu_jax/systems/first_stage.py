@@ -16,6 +16,7 @@ from emu_jax.models.autoencoder import (
   in_chunks,
   sample_posterior,
 )
+from emu_jax.models.net import Net
 from emu_jax.systems.system import Encoder, Measure, Tree
 from emu_jax.typing import Params, Video
 
@@ -86,6 +87,20 @@ def latent_shape(
       f"{stage.downsample}"
     )
   return batch, num_frames, size[0] // stage.downsample, size[1] // stage.downsample, stage.channels
+
+
+def pixel_multiple(stage: FirstStage, net: Net) -> tuple[int, int]:
+  """Of what height and width in pixels must be multiples for a network on a stage's videos."""
+  _, height, width = net.multiple
+  return stage.downsample * height, stage.downsample * width
+
+
+def frame_size(stage: FirstStage, batch: Mapping[str, Any]) -> tuple[int, int]:
+  """Height and width in pixels of a batch's "frames", or of what was encoded of them ahead."""
+  if "moments" in batch:
+    height, width = batch["moments"].shape[2:4]
+    return height * stage.downsample, width * stage.downsample
+  return batch["frames"].shape[2:4]
 
 
 @kind("pixels")
@@ -161,7 +176,7 @@ class KlAutoencoder:
 
     Source: ours. Latent Diffusion (arXiv:2112.10752, sec. G) divides by one number for all.
     """
-    return {"latents": Measure(self._moments_of_batch, latent_statistics)}
+    return {"latents": Measure(self._moments_of_batch, latent_statistics, ("autoencoder",))}
 
   def _moments_of_batch(self, trees: Params, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
     frames = pixels_or_posterior(batch)

@@ -81,7 +81,8 @@ class InstructPix2Pix(System):
     """The image model's autoencoder, and the network on pairs "source" and "frames"."""
     parts = dict(self.image.parts())
     picture = ClipSpec(1, 1.0)
-    frames = {name: Frames(picture, self.image.size, name) for name in ("frames", "source")}
+    size, multiple = self.image.size, self.image.multiple
+    frames = {name: Frames(picture, size, name, multiple) for name in ("frames", "source")}
     parts["edit"] = dataclasses.replace(
       parts.pop("image"),
       inputs=Inputs(frames),
@@ -206,7 +207,7 @@ def edit_loss(
   Source: arXiv:2211.09800, sec. 3.2. Differs: the source is dropped where the batch says so and
     never alone with another rate; its shares are the data's.
   """
-  image = config.image
+  image = config.image.at_size_of(batch)
   key_encode, key_diffuse = jax.random.split(key)
   latents = image.first_stage.encode(trees, pixels(batch["frames"]), key_encode)
   source = unnormalised(trees, image.first_stage.encode(trees, pixels(batch["source"])))
@@ -232,7 +233,7 @@ def edit_samples(
   key: jax.Array,
 ) -> dict[str, Video]:
   """Source, target and what the model makes of the source, side by side."""
-  image = config.image
+  image = config.image.at_size_of(batch)
   text = batch_text(image, trees, batch)
   none = batch_without_text(image, trees, empty, len(text.texts[0]))
   source, target = pixels(batch["source"]), pixels(batch["frames"])

@@ -12,7 +12,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from emu_jax.checkpoints.release import copy_texts, write_json
 from emu_jax.config import refused
 from emu_jax.diffusion.edm import Edm
 from emu_jax.diffusion.schedule import Schedule
@@ -22,7 +21,7 @@ from emu_jax.models.unet import UNetConfig
 from emu_jax.systems.system import Pipeline, System, Trees
 from emu_jax.systems.text import TextConfig
 from emu_jax.typing import Params
-from emu_jax.weights.files import read_json
+from emu_jax.weights.files import copy_texts, read_json, write_json
 from emu_jax.weights.model import architecture_of, described, load, save
 from emu_jax.weights.options import Options
 

@@ -57,7 +57,10 @@ def system_class(name: str) -> type[System]:
   """
   known = names()
   if name not in known:
-    raise InputError(f"system {name!r} is unknown; choose one of {', '.join(sorted(known))}")
+    raise InputError(
+      f"system {name!r} is unknown; choose one of {', '.join(sorted(known))}, or give its package "
+      f"an entry point of the group {ENTRY_POINTS!r}"
+    )
   return _loaded(name, known[name])
 
 
@@ -74,6 +77,10 @@ def _loaded(name: str, value: str) -> type[System]:
     ) from error
   if not isinstance(found, type) or not issubclass(found, System):
     raise InputError(f"system {name!r}: its entry point {value!r} is no System; name a class")
+  if (kind := found.__dict__.get("config_kind")) != name:
+    raise InputError(
+      f"system {name!r}: its entry point {value!r} is of kind {kind!r}; give both the same name"
+    )
   return found
 
 

@@ -6,14 +6,14 @@ A field's annotation says what a command makes of it, and its docstring is the c
 import dataclasses
 import math
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from emu_jax.data.own_files import load_picture
-from emu_jax.diffusion.process import Sampling
+from emu_jax.data.user_files import load_picture
+from emu_jax.diffusion.process import Sampling, Solver
 from emu_jax.errors import InputError
 
 
@@ -58,7 +58,7 @@ class Seeded:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompted(Seeded):
-  """A request with a prompt, sampled on a discrete schedule."""
+  """A request with a prompt."""
 
   prompt: Prompt
   """what to show"""
@@ -66,8 +66,9 @@ class Prompted(Seeded):
   """prompt that guidance leads away from"""
   steps: int = 50
   """network evaluations of each sampling run, 1 to the 1000 of the model's schedule"""
-  solver: Literal["ddim", "dpm++"] = "ddim"
-  """DDIM, or DPM-Solver++ (2M), which needs fewer steps"""
+  solver: Solver | None = None
+  """on a schedule of steps DDIM, or DPM-Solver++ (2M), which needs fewer steps; on other noise
+  ddim, euler or heun; None: the model's usual one, ddim on a schedule"""
   rescale: float = 0.0
   """how far guided predictions are brought back to the spread of unguided ones, 0 to 1"""
 
@@ -90,11 +91,14 @@ def numbers(**values: float) -> dict[str, jnp.ndarray]:
 def pictures(given: Any, size: tuple[int, int], who: str) -> np.ndarray:
   """uint8 [B, 1, H, W, 3] of a file, or of the caller's own frames.
 
-  Raises: InputError for frames of another size.
+  Raises: InputError for frames of another size, and for clips.
   """
   if isinstance(given, str | pathlib.Path):
     return load_picture(given, size)[None]
-  return frames_of_size(given, size, who)
+  frames = frames_of_size(given, size, who)
+  if frames.shape[1] != 1:
+    raise InputError(f"{who}: {frames.shape[1]} frames were given; a picture is 1 frame")
+  return frames
 
 
 def frames_of_size(given: Any, size: tuple[int, int], who: str) -> np.ndarray:

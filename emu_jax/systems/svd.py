@@ -44,7 +44,9 @@ from emu_jax.systems.autoencoder import (
 from emu_jax.systems.first_stage import (
   FRAMES_AT_A_TIME,
   KlAutoencoder,
+  frame_size,
   latent_shape,
+  pixel_multiple,
   pixels,
   to_bytes,
 )
@@ -129,12 +131,12 @@ class StableVideo(System):
       raise ValueError(
         f"StableVideo: unet.num_micro={unet.num_micro} must be {MICRO}: rate, motion and noise"
       )
-    factor = self.size_multiple
-    if self.size[0] % factor or self.size[1] % factor:
+    height, width = self.multiple
+    if self.size[0] % height or self.size[1] % width:
       raise ValueError(
-        f"StableVideo: size={self.size[0]}x{self.size[1]} pixels must be multiples of {factor}: "
-        f"the first stage's factor {self.first_stage.downsample} times the U-Net's "
-        f"{unet.downsample}"
+        f"StableVideo: size={self.size[0]}x{self.size[1]} pixels must be multiples of "
+        f"{height}x{width}: the first stage's factor {self.first_stage.downsample} times the "
+        "U-Net's"
       )
     if self.num_frames < 1 or not self.rates or min(self.fps, *self.rates) < 1:
       raise ValueError(
@@ -157,9 +159,13 @@ class StableVideo(System):
     self.process.check(self.preview)
 
   @property
-  def size_multiple(self) -> int:
-    """Pixels that height and width must be multiples of."""
-    return self.first_stage.downsample * self.unet.downsample
+  def multiple(self) -> tuple[int, int]:
+    """Of what height and width in pixels must be multiples."""
+    return pixel_multiple(self.first_stage, self.unet)
+
+  def at_size_of(self, batch: Mapping[str, Any]) -> "StableVideo":
+    """The model at the size of a batch's frames."""
+    return dataclasses.replace(self, size=frame_size(self.first_stage, batch))
 
   def latent_shape(self, batch: int, num_frames: int) -> tuple[int, int, int, int, int]:
     """B T h w C of the latents of frames of its own size."""
@@ -191,7 +197,7 @@ class StableVideo(System):
     frozen = tuple((glob, 0.0) for glob in OVER_FRAMES)
     image = self._part(
       (*frozen, ("unet/*", 1.0), *self._vision_rate),
-      clip_inputs(ClipSpec(1, 1.0), self.size),
+      clip_inputs(ClipSpec(1, 1.0), self.size, multiple=self.multiple),
       functools.partial(image_loss, self),
       functools.partial(image_samples, self),
     )
@@ -205,10 +211,11 @@ class StableVideo(System):
       "high_resolution": self.high_resolution_noise,
       "high_quality": self.high_quality_noise,
     }
+    clip = ClipSpec(self.num_frames, self.rates)
     clips = {
       name: self._part(
         rates,
-        clip_inputs(ClipSpec(self.num_frames, self.rates), self.size, numbers=(MOTION,)),
+        clip_inputs(clip, self.size, multiple=self.multiple, numbers=(MOTION,)),
         functools.partial(clip_loss, self, noise),
         functools.partial(clip_samples, self, name),
       )
@@ -307,15 +314,15 @@ class Animate(Seeded):
   def __post_init__(self):
     super().__post_init__()
     if self.fps is not None and self.fps < 1:
-      raise InputError(f"animate: fps={self.fps:g} is below 1 frame a second; give 1 or more")
+      raise InputError(f"fps={self.fps:g} is below 1 frame a second; give 1 or more")
     if self.motion is not None and not 0 <= self.motion <= MAX_BUCKET:
-      raise InputError(f"animate: motion={self.motion:g} is not from 0 to {MAX_BUCKET:g}")
+      raise InputError(f"motion={self.motion:g} is not from 0 to {MAX_BUCKET:g}")
     if self.noise is not None and self.noise < 0:
-      raise InputError(f"animate: noise={self.noise:g} is negative; 0 = none")
+      raise InputError(f"noise={self.noise:g} is negative; 0 = none")
     frames = 1 if self.frames is None else self.frames
     if min(frames, self.steps, self.decode_chunk) < 1:
       raise InputError(
-        f"animate: {frames} frames, {self.steps} steps and chunks of {self.decode_chunk} must all "
+        f"{frames} frames, {self.steps} steps and chunks of {self.decode_chunk} must all "
         "be at least 1"
       )
 
@@ -332,11 +339,11 @@ def requested_size(config: StableVideo, request: Animate) -> tuple[int, int]:
   """
   requested = (request.height, request.width)
   height, width = (o if a is None else a for a, o in zip(requested, config.size, strict=True))
-  factor = config.size_multiple
-  if min(height, width) < 1 or height % factor or width % factor:
+  of_height, of_width = config.multiple
+  if min(height, width) < 1 or height % of_height or width % of_width:
     raise InputError(
-      f"animate: {height}x{width} pixels; height and width must be multiples of {factor}, such "
-      f"as {config.size[0]}x{config.size[1]}"
+      f"animate: {height}x{width} pixels; height and width must be multiples of "
+      f"{of_height}x{of_width}, such as {config.size[0]}x{config.size[1]}"
     )
   return height, width
 
@@ -366,8 +373,6 @@ def _animate_arrays(config: StableVideo, request: Animate) -> Arrays:
   }
   requested = {name: getattr(request, name) for name in usual}
   picture = pictures(request.picture, requested_size(config, request), "animate")
-  if picture.shape[1] != 1:
-    raise InputError(f"animate: {picture.shape[1]} frames were given; a picture is 1 frame")
   values = {name: usual[name] if value is None else value for name, value in requested.items()}
   return numbers(**values) | {"picture": picture}
 
@@ -587,7 +592,7 @@ def image_samples(
 ) -> dict[str, Video]:
   """Pictures beside others that the model makes of their vectors."""
   del empty  # it reads no text
-  picture = pixels(batch["frames"])
+  config, picture = config.at_size_of(batch), pixels(batch["frames"])
   net = network(image_unet(config), trees["unet"])
   conditions = image_conditions(config, trees, picture)
   noise = normal(key, config.latent_shape(picture.shape[0], 1))
@@ -606,7 +611,7 @@ def clip_samples(
   """The real clip beside the model's, given the first frame, the rate and the motion."""
   del empty
   key_picture, key_noise = split(key, 2)
-  clip = pixels(batch["frames"])
+  config, clip = config.at_size_of(batch), pixels(batch["frames"])
   B, T = clip.shape[:2]
   strength = jnp.full(B, config.augmentation)
   picture = clip_picture(config, trees, batch, strength, key_picture)

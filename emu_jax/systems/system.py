@@ -13,9 +13,12 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 
 from emu_jax.data.inputs import Inputs
+from emu_jax.trees import first_match, leaf_shapes
 from emu_jax.typing import Params, PerExample, Video
 
 Trees = Mapping[str, Params]  # by name: "autoencoder", "spatial", …
@@ -64,11 +67,13 @@ class Measure:
   Attributes:
     one: (trees, batch) -> statistics of one batch, compiled.
     all: statistics of every batch, as numpy arrays -> the tree.
+    reads: trees that `one` needs, but for those that encoded data makes needless.
     num_examples: that are read for it.
   """
 
   one: Callable[[Trees, Batch], Any]
   all: Callable[[Sequence[Any]], Params]
+  reads: tuple[str, ...] = ()
   num_examples: int = 512
 
 
@@ -131,9 +136,10 @@ class Task:
     steps: (request, names of the trees that there are) -> programs, in order. The last one leaves
       "frames", uint8 [B, T, H, W, 3]. Raises InputError or ValueError for what cannot be had.
     arrays: request -> arrays beside those that every task has: pictures and clips as uint8
-      [B or 1, T, H, W, 3], numbers as float32. It runs on the host, before any program. Every task
+      [B or 1, T, H, W, 3], numbers as float32. It runs on the host, before any program, and does
+      not read the seed, so that requests which differ in it alone share what is read. Every task
       has "seeds" uint32 [B], one an example (`example_keys`); one with prompts "prompt" and
-      "negative" (tokens, masks) and "blank", whether the negative prompt is empty.
+      "negative" (tokens, masks) and "blank" bool [B], whether the negative prompt is empty.
     fps: (request, names of the trees that there are) -> frames a second of the result.
     suffix: of the file that a command writes where nothing else is asked for.
     file: the name of that file, without its suffix; "": the task's.
@@ -171,7 +177,11 @@ class System(abc.ABC):
 
   @property
   def networks(self) -> Mapping[str, Any]:
-    """What public weights must agree with: configurations by tree, "text/<i>" of each encoder."""
+    """What public weights must agree with, by name.
+
+    Configurations of networks by tree, "text/<i>" of each encoder, and what a network was trained
+    with, such as "schedule".
+    """
     return {}
 
   @abc.abstractmethod
@@ -231,3 +241,29 @@ class Pipeline:
 def tree_shapes(system: System, name: str) -> Params:
   """Shapes and dtypes of one of a system's trees; its `init` is traced once for equal systems."""
   return jax.eval_shape(system.trees()[name].init, jax.random.key(0))
+
+
+def trained_trees(system: System, part: Part) -> tuple[str, ...]:
+  """Names of the trees of which at least one leaf trains."""
+  shapes = {name: leaf_shapes(tree_shapes(system, name)) for name in part.reads}
+  trains = lambda path: first_match(part.trains, path) > 0
+  return tuple(n for n, leaves in shapes.items() if any(trains(f"{n}/{leaf}") for leaf in leaves))
+
+
+def frozen_as_read(system: System, trees: Trees) -> dict[str, Params]:
+  """Trees in the dtype in which they lie while they do not train: arrays, or shapes of them."""
+  table = system.trees()
+  return {name: _cast(table[name], tree) for name, tree in trees.items()}
+
+
+def _cast(table: Tree, tree: Params) -> Params:
+  def cast(path: str, leaf: Any) -> Any:
+    dtype = jnp.dtype(first_match(table.dtypes, path))
+    if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype == dtype:
+      return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct(leaf.shape, dtype)
+    return leaf.astype(dtype)
+
+  flat = {path: cast(path, leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
+  return unflatten_dict(flat, sep="/")

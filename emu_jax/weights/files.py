@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -23,6 +24,8 @@ from emu_jax.errors import InputError
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers and of transformers
 VARIANTS = ("", ".fp16")  # float16 files are found, so that what is said of them is to the point
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+# What a tokenizer, a scheduler and an image processor consist of; nothing that could run.
+TEXT_FILES = (".json", ".txt", ".model")
 SHARD_BYTES = 5 * 2**30  # as diffusers and transformers shard
 
 
@@ -137,6 +140,20 @@ def read_json(path: pathlib.Path) -> dict:
   if not isinstance(values, dict):
     raise InputError(f"weights: {path} holds no JSON object; download it again")
   return values
+
+
+def write_json(path: pathlib.Path, values: dict) -> None:
+  """Writes indented JSON, and the folders above it."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def copy_texts(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies a folder's files of text, such as a tokenizer's, into a new one."""
+  target.mkdir(parents=True)
+  for file in sorted(source.iterdir()):
+    if file.is_file() and file.suffix in TEXT_FILES:
+      shutil.copyfile(file, target / file.name)
 
 
 @contextlib.contextmanager

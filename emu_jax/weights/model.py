@@ -18,7 +18,6 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from emu_jax.checkpoints.run import load_numpy
 from emu_jax.config import check_kinds
 from emu_jax.errors import InputError
 from emu_jax.parallel.placement import leaf_sharding
@@ -26,6 +25,7 @@ from emu_jax.typing import Params
 from emu_jax.weights import files
 from emu_jax.weights.architecture import Architecture
 from emu_jax.weights.architectures import ARCHITECTURES
+from emu_jax.weights.arrays import load_numpy
 from emu_jax.weights.options import Options
 from emu_jax.weights.table import join, split, tensor_shape
 

@@ -54,13 +54,13 @@ def drawn(
   """Clips by the last model, each of the others' first; `captions` [N] of a captioned one."""
   num, chunks = DRAWN[size], []
   for start in range(0, num, CHUNK):
-    some, clips = slice(start, min(start + CHUNK, num)), None
+    rows, clips = slice(start, min(start + CHUNK, num)), None
     for model, folder in zip(models, folders, strict=True):
       key = jax.random.fold_in(jax.random.key(seed), start)
       key = jax.random.fold_in(key, model.num_frames)
       clips = sample(
-        averaged(folder), key, clips, None if captions is None else captions[some],
-        model=model, sampling=SAMPLING[size], num=some.stop - start,
+        averaged(folder), key, clips, None if captions is None else captions[rows],
+        model=model, sampling=SAMPLING[size], num=rows.stop - start,
       )  # fmt: skip
     chunks.append(np.asarray(clips, np.float64))
   return np.concatenate(chunks)

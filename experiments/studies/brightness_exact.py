@@ -21,11 +21,11 @@ def sizes() -> dict[str, int]:
 
 def cells(size: Size, seed: int) -> dict[str, Cell]:
   """Nothing random: every seed is the same."""
-  asked = dict(list(sizes().items())[:2]) if size == "tiny" else sizes()
+  chosen = dict(list(sizes().items())[:2]) if size == "tiny" else sizes()
   options = {"sampling": vars(SAMPLING)}
   return {
     name: Cell((), options | {"numbers": n}, lambda folders, n=n: measure(n))
-    for name, n in asked.items()
+    for name, n in chosen.items()
   }
 
 

@@ -36,8 +36,8 @@ def cells(size: Size, seed: int) -> dict[str, Cell]:
   tuned = dataclasses.replace(tuned, optim=optim, name="tuned")
   runs = {BEFORE: before}
   for arm, by in ((MOTION, "motion"), (RANDOM, "random")):
-    some = selection(clips, pixels, num, by, seed)
-    runs[arm] = r.video(seed, change=tuned, after=before, clips=some)
+    chosen = selection(clips, pixels, num, by, seed)
+    runs[arm] = r.video(seed, change=tuned, after=before, clips=chosen)
   wanted = WithoutSpeed(**vars(recipe_prompts(r, "validation", seed)))
 
   def measure(folders):

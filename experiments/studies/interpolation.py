@@ -200,7 +200,7 @@ def judge(results: Results) -> list[Criterion]:
   less = lambda a, b, metric: results.difference(a, b, metric)
   clean = {way: arm(way, "clean") for way in (MODEL, KEPT, *PLAIN)}
   noisy = {way: arm(way, "noisy") for way in (WITH, WITHOUT)}
-  own = {way: arm(way, GENERATED) for way in (MODEL, *PLAIN)}
+  generated = {way: arm(way, GENERATED) for way in (MODEL, *PLAIN)}
   seam = less("16 frames, published seam", "16 frames, gapless seam", "seam")
   return [
     Criterion(
@@ -224,11 +224,11 @@ def judge(results: Results) -> list[Criterion]:
     ),
     Criterion(
       "generated keys, off their path outside them, pixels: model less repetition",
-      less(own[MODEL], own["repetition"], "off path outside"), most=0.0,
+      less(generated[MODEL], generated["repetition"], "off path outside"), most=0.0,
     ),
     Criterion(
       "generated keys, ghost score: model less blending",
-      less(own[MODEL], own["blending"], "ghost"), most=0.0,
+      less(generated[MODEL], generated["blending"], "ghost"), most=0.0,
     ),
     Criterion("spike of speed: published seam less gapless", seam, least=0.0),
   ]  # fmt: skip

@@ -11,7 +11,9 @@ import pytest
 import safetensors.numpy
 
 from emu_jax import cli
+from emu_jax.checkpoints.release import write_release
 from emu_jax.checkpoints.run import latest_step
+from emu_jax.config import to_dict
 from emu_jax.model import load
 from emu_jax.systems import registry
 from emu_jax.systems.system import System
@@ -87,6 +89,22 @@ def test_half_the_bits_are_a_choice(source):
   assert half.system.unet.dtype == half.system.text[0].dtype == "bfloat16"
   assert whole.system.unet.dtype == "float32"
   assert {str(a.dtype) for a in jax.tree.leaves(half.trees["spatial"])} == {"bfloat16"}
+
+
+def test_a_run_has_the_precision_that_was_asked_for_in_its_public_form_too(source, tmp_path):
+  """Of a release, which is a trained model like a run; statistics of latents stay as they are."""
+  model = load(source)
+  config = {"version": registry.VERSION, "system": to_dict(model.system)}
+  (tmp_path / "release").mkdir()
+  write_release(tmp_path / "release", config, model.trees, model.tokenizer_folders)
+  words = ["convert", str(tmp_path / "release"), str(tmp_path / "public"), "--to", "diffusers"]
+  cli.main([*words, "--precision", "bfloat16"])
+  found = safetensors.numpy.load_file(
+    tmp_path / "public" / "unet" / "diffusion_pytorch_model.safetensors"
+  )
+  assert {str(array.dtype) for array in found.values()} == {"bfloat16"}
+  vae = json.loads((tmp_path / "public" / "vae" / "config.json").read_text())
+  assert vae["scaling_factor"] == 0.5
 
 
 @pytest.fixture(scope="module")

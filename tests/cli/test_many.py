@@ -54,9 +54,9 @@ def batches(monkeypatch):
   """Batches as they are run from now on: how many examples each has."""
   sizes, run = [], Model.run_all
 
-  def counting(model, task, requests, **more):
+  def counting(model, task, requests, **options):
     sizes.append(len(requests))
-    return run(model, task, requests, **more)
+    return run(model, task, requests, **options)
 
   monkeypatch.setattr(Model, "run_all", counting)
   return sizes
@@ -78,9 +78,9 @@ def test_every_line_has_its_samples_its_seeds_and_its_row(
   assert [row["file_name"] for row in rows] == files
   assert [row["text"] for row in rows] == [p for p in PROMPTS for _ in range(2)]
   assert [row["seed"] for row in rows] == [10 + k for k in range(6)]
-  told, err = capsys.readouterr()
+  printed, err = capsys.readouterr()
   assert not err  # nothing moves where there is no terminal
-  assert f"{out}: 6 files, 6 of them new; metadata.jsonl names them" in told
+  assert f"{out}: 6 files, 6 of them new; metadata.jsonl names them" in printed
   assert [row.file_name for row in read_metadata(out)] == files  # as emu-train prepare reads it
 
 
@@ -91,9 +91,9 @@ def test_an_example_is_what_its_prompt_and_seed_give_alone(emu, runs, prompts, t
   model = load(runs / "image")
   for i, prompt in enumerate(PROMPTS):
     alone = model.sample(prompt, seed=10 + i, steps=2).frames[0, 0].astype(int)
-    apart = np.abs(alone - np.asarray(PIL.Image.open(out / f"{i:05d}_00.png"), int))
-    assert apart.max() <= 1
-    assert (apart > 0).mean() <= 0.01
+    difference = np.abs(alone - np.asarray(PIL.Image.open(out / f"{i:05d}_00.png"), int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() <= 0.01
     assert np.ptp(alone) > 50
 
 
@@ -125,11 +125,11 @@ def test_what_is_there_is_not_made_again_and_what_is_not_is(
 def test_an_interruption_leaves_metadata_of_what_is_there(emu, prompts, tmp_path, monkeypatch):
   run, calls = Model.run_all, []
 
-  def interrupted(model, task, requests, **more):
+  def interrupted(model, task, requests, **options):
     calls.append(1)
     if len(calls) == 2:
       raise KeyboardInterrupt
-    return run(model, task, requests, **more)
+    return run(model, task, requests, **options)
 
   monkeypatch.setattr(Model, "run_all", interrupted)
   out = tmp_path / "many"
@@ -144,14 +144,14 @@ def test_another_request_does_not_go_into_the_same_folder(emu, refused, runs, pr
   words = ("--prompts", prompts, "--out", out, "--batch-size", 2, *PNG)
   emu("sample", *words)
   before = {p: p.read_bytes() for p in out.iterdir()}
-  for more, names in (
+  for options, names in (
     (("--seed", 1), "requests"),
     (("--text-guidance", 2), "requests"),
     (("--samples", 2), "samples, requests"),
     (("--precision", "bfloat16"), "precision"),
   ):
     says = f"{out}: holds the examples of another request ({names}); give another folder"
-    assert says in refused(*words, *more)
+    assert says in refused(*words, *options)
   prompts.write_text("another\n")
   assert "another request (requests)" in refused(*words)
   assert {p: p.read_bytes() for p in out.iterdir()} == before
@@ -185,7 +185,7 @@ def test_lines_of_json_have_fields_of_their_own(emu, runs, tmp_path, monkeypatch
   file.write_text("\n".join(map(json.dumps, lines)))
   emu("sample", "--prompts", file, "--out", out, "--checkpoint", runs / "video", "--seed", 3,
       "--batch-size", 2, "--suffix", ".gif", "--enlarge", 1)  # fmt: skip
-  assert sizes == [2, 1, 1, 1]
+  assert sizes == [2, 2, 1, 1]  # the last line goes with the first two, negative prompt or not
   rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
   assert [row["seed"] for row in rows] == [3, 7, 5, 6, 7]
   assert [row["text"] for row in rows] == ["red", "blue", "red", "red", "red"]

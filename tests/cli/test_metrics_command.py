@@ -70,9 +70,9 @@ def test_clips_are_measured_and_the_report_has_every_count(folders, tmp_path, ca
 
 
 def test_the_report_does_not_depend_on_batch_or_devices(folders, tmp_path):
-  for name, how in (("a", ("--batch-size", 5)), ("b", ("--mesh.data", 8))):
+  for name, words in (("a", ("--batch-size", 5)), ("b", ("--mesh.data", 8))):
     run(
-      *clips_of(folders), "--shapes", "--frames", FRAMES, *how, "--out", tmp_path / f"{name}.json"
+      *clips_of(folders), "--shapes", "--frames", FRAMES, *words, "--out", tmp_path / f"{name}.json"
     )
   a, b = (json.loads((tmp_path / f"{n}.json").read_text())["generated"] for n in "ab")
   assert a["estimates"] == b["estimates"]
@@ -83,17 +83,17 @@ def test_the_report_does_not_depend_on_batch_or_devices(folders, tmp_path):
 
 def test_pictures_are_measured_with_a_users_own_weights(folders, tmp_path, monkeypatch):
   """The networks themselves: tests/evaluation/test_published_networks.py."""
-  asked = []
+  paths = []
 
   def fid(path):
-    asked.append(path)
+    paths.append(path)
     rows = lambda params, x: x.reshape(x.shape[0], -1)[:, ::200]
     return features.Features("FID", "frames", 16, {}, rows)
 
   monkeypatch.setattr(features, "fid", fid)
   file = tmp_path / "fid.safetensors"
   run(*pictures_of(folders), "--fid-weights", file, "--out", tmp_path / "a.md")
-  assert asked == [file]
+  assert paths == [file]
   lines = (tmp_path / "a.md").read_text().splitlines()
   assert any(line.startswith("| FID | ") and "(12 to 12" in line for line in lines)
   assert "12 x 1 x 32 x 32" in lines[2]

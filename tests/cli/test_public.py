@@ -51,9 +51,9 @@ def emu(*words):
 
 @pytest.mark.parametrize("way", ["a folder of its own", "a motion adapter"])
 def test_animate_diff_makes_clips_of_prompts(folders, tmp_path, way):
-  own = ("--checkpoint", folders["animation"])
+  animation = ("--checkpoint", folders["animation"])
   lent = ("--checkpoint", folders["image"], "--motion-adapter", folders["adapter"])
-  model = own if way == "a folder of its own" else lent
+  model = animation if way == "a folder of its own" else lent
 
   def clip(*words):
     emu("sample", PROMPT, *model, "--out", tmp_path / "a.gif", *words)
@@ -80,8 +80,8 @@ def test_the_image_model_in_an_animation_is_untouched(folders):
   """Its weights are the same bytes, and with 1 frame it draws the same picture."""
   image = load(folders["image"])
   lent = load(folders["image"], motion_adapter=folders["adapter"])
-  own = load(folders["animation"])
-  for model in (lent, own):
+  animation = load(folders["animation"])
+  for model in (lent, animation):
     assert model.system.image.unet == image.system.unet
     assert model.system.process.schedule.kind == "linear"  # what motion modules were trained with
   assert image.system.process == lent.system.image.process
@@ -94,13 +94,13 @@ def test_the_image_model_in_an_animation_is_untouched(folders):
 
 
 def test_animate_diff_says_what_it_cannot_do(folders, picture, refused, tmp_path):
-  own, out = ("--checkpoint", folders["animation"]), ("--out", tmp_path / "a.mp4")
-  assert "frames=17 cannot be had" in refused("sample", PROMPT, *own, *out, "--frames", 17)
+  animation, out = ("--checkpoint", folders["animation"]), ("--out", tmp_path / "a.mp4")
+  assert "frames=17 cannot be had" in refused("sample", PROMPT, *animation, *out, "--frames", 17)
   assert "sample: has no option --image" in refused(
-    "sample", PROMPT, *own, *out, "--image", picture
+    "sample", PROMPT, *animation, *out, "--image", picture
   )
   lent = ("--motion-adapter", folders["adapter"])
-  assert "is not read here" in refused("sample", PROMPT, *own, *lent, *out)
+  assert "is not read here" in refused("sample", PROMPT, *animation, *lent, *out)
   assert "config.json is missing" in refused(
     "sample", PROMPT, "--checkpoint", folders["image"], "--motion-adapter", tmp_path, *out
   )
@@ -124,11 +124,11 @@ def test_a_picture_is_edited(folders, picture, tmp_path):
     emu("edit", picture, "red", "--checkpoint", folders["edit"], "--out", out, *words)
     return out.read_bytes()
 
-  own = edited()
+  default = edited()
   assert PIL.Image.open(tmp_path / "e.png").size == (256, 256)  # 16, shown 16 times as large
-  assert edited("--image-guidance", 1.5, "--text-guidance", 7.5) == own
+  assert edited("--image-guidance", 1.5, "--text-guidance", 7.5) == default
   assert (
-    len({own, edited("--image-guidance", 1), edited("--text-guidance", 1), edited("--seed", 1)})
+    len({default, edited("--image-guidance", 1), edited("--text-guidance", 1), edited("--seed", 1)})
     == 4
   )
 
@@ -166,8 +166,8 @@ def test_a_picture_becomes_a_clip(folders, picture, tmp_path):
   assert fps == pytest.approx(7, rel=0.05)  # a GIF counts in hundredths of a second
   compiled = program(svd.animate).here._cache_size()
   assert clip() == whole
-  told = [("--seed", 1), ("--motion", 30), ("--noise", 0.5), ("--last-guidance", 1)]
-  assert len({whole, *(clip(*words) for words in told)}) == 5
+  changes = [("--seed", 1), ("--motion", 30), ("--noise", 0.5), ("--last-guidance", 1)]
+  assert len({whole, *(clip(*words) for words in changes)}) == 5
   assert program(svd.animate).here._cache_size() == compiled
   clip("--frames", 3, "--solver", "heun")
   assert len(read(tmp_path / "a.gif")[0]) == 3

@@ -130,11 +130,11 @@ def test_guidance_given_takes_the_place_of_the_models_own(emu, tmp_path):
     emu("sample", PROMPT, "--out", tmp_path / "a.png", "--enlarge", 1, *words)
     return (tmp_path / "a.png").read_bytes()
 
-  own = written()
+  default = written()
   named = ("--text-guidance", 7.5, "--image-guidance", 2, "--picture-guidance", 7.5)
-  assert written(*named) == own  # what the config says
+  assert written(*named) == default  # what the config says
   others = ("text-guidance", "image-guidance", "picture-guidance")
-  changed = {own, written("--negative", "blue"), *(written(f"--{name}", 1) for name in others)}
+  changed = {default, written("--negative", "blue"), *(written(f"--{name}", 1) for name in others)}
   assert len(changed) == 5
   ways = [(), ("--rescale", 0.7), ("--solver", "dpm++")]  # in 2 steps the solvers are one
   assert len({written("--frames", 1, "--steps", 3, *words) for words in ways}) == 3
@@ -476,10 +476,10 @@ def test_help_lists_the_tasks_of_a_model_and_those_of_others(runs, capsys):
   with pytest.raises(SystemExit) as ended:
     cli.main(["--help"])
   assert not ended.value.code
-  own, others, rest = re.split(r"\n\n(?=tasks of models|other commands)", capsys.readouterr().out)
-  assert "shapes_64 (EmuVideo):" in own
+  tasks, others, rest = re.split(r"\n\n(?=tasks of models|other commands)", capsys.readouterr().out)
+  assert "shapes_64 (EmuVideo):" in tasks
   for name in ("sample", "interpolate", "extend"):
-    assert re.search(rf"^  {name} +\S", own, re.M)
+    assert re.search(rf"^  {name} +\S", tasks, re.M)
     assert f"  {name}" not in others
   assert "  edit (instruct_pix2pix)  Changes a picture" in others
   assert "  animate (svd)" in others

@@ -18,7 +18,7 @@ from emu_jax.data import codecs, folder, records
 from emu_jax.data.batches import Source, batches, open_source
 from emu_jax.data.clip_files import Options
 from emu_jax.data.inputs import ClipSpec, Frames, Inputs, clip_inputs
-from emu_jax.data.own_files import load_clip, load_picture
+from emu_jax.data.user_files import load_clip, load_picture
 from emu_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def take(iterator, count):
   return taken
 
 
-def which(batch):
+def records_of(batch):
   """Record numbers of a batch."""
   return batch["frames"][:, 0, 0, 0, 0].tolist()
 
@@ -86,23 +86,23 @@ def test_a_batch_is_what_the_contract_says():
   assert batch["fps"].dtype == np.float32
   assert batch["image_dropped"].dtype == bool
   captions = [bytes(row).decode() for row in batch["tokens"][0].astype(np.uint8)]
-  assert captions == [f"{i:03d}" for i in which(batch)]  # a clip keeps its own caption
+  assert captions == [f"{i:03d}" for i in records_of(batch)]  # a clip keeps its own caption
 
 
-@pytest.mark.parametrize(("stored", "asked"), [(8.0, 8.0), (8.0, 4.0), (30.0, 8.0), (23.976, 24.0)])
-def test_clips_keep_the_asked_rate_and_repeat_no_frame(stored, asked):
-  rng, spec, steps = np.random.default_rng(0), ClipSpec(5, asked), []
+@pytest.mark.parametrize(("stored", "rate"), [(8.0, 8.0), (8.0, 4.0), (30.0, 8.0), (23.976, 24.0)])
+def test_clips_keep_the_asked_rate_and_repeat_no_frame(stored, rate):
+  rng, spec, steps = np.random.default_rng(0), ClipSpec(5, rate), []
   for _ in range(300):
     chosen = reading.clip_indices(40, stored, [spec], rng)[0]
     assert chosen[0] >= 0
     assert chosen[-1] <= 39
     steps.append(np.diff(chosen))
     # By nearest time: no frame is further than half a stored one from where it belongs.
-    drift = chosen - chosen[0] - np.arange(5) * max(1.0, stored / asked)
+    drift = chosen - chosen[0] - np.arange(5) * max(1.0, stored / rate)
     assert np.abs(drift).max() <= 1 + 1e-6
   assert np.min(steps) >= 1
   # The mean step is the ratio of the rates: each of 300 clips may round by one frame in 4 steps.
-  np.testing.assert_allclose(np.mean(steps), max(1.0, stored / asked), atol=0.25 / 300**0.5 * 5)
+  np.testing.assert_allclose(np.mean(steps), max(1.0, stored / rate), atol=0.25 / 300**0.5 * 5)
 
 
 def test_every_start_is_equally_likely():
@@ -159,7 +159,7 @@ def test_what_would_repeat_frames_is_left_out_and_counted(caplog):
     4,
     5,
   ]
-  seen = {i for batch in take(stream(mixed_lengths(), 2), 4) for i in which(batch)}
+  seen = {i for batch in take(stream(mixed_lengths(), 2), 4) for i in records_of(batch)}
   assert seen == {0, 3}
 
 
@@ -247,18 +247,20 @@ def test_another_number_of_processes_goes_on_where_some_were(before, after):
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_processes_see_each_record_once_and_equally_many(shuffle):
   options = {"sources": source(43), "repeat": False, "shuffle": shuffle, "process_count": 4}
-  parts = [[which(b) for b in stream(**options, batch_size=2, process_index=p)] for p in range(4)]
+  parts = [
+    [records_of(b) for b in stream(**options, batch_size=2, process_index=p)] for p in range(4)
+  ]
   assert {len(part) for part in parts} == {5}  # 3 records fill no batch of all four
   numbers = [i for part in parts for batch in part for i in batch]
   assert len(set(numbers)) == len(numbers) == 40
 
 
 def test_one_pass_sees_each_record_once_and_epochs_differ():
-  once = [i for batch in stream(source(), repeat=False) for i in which(batch)]
+  once = [i for batch in stream(source(), repeat=False) for i in records_of(batch)]
   assert sorted(once) == list(range(40))
   assert once != sorted(once)
   epochs = take(stream(source()), 20)
-  first, second = ([i for b in epochs[k : k + 10] for i in which(b)] for k in (0, 10))
+  first, second = ([i for b in epochs[k : k + 10] for i in records_of(b)] for k in (0, 10))
   assert sorted(first) == sorted(second) == list(range(40))
   assert first != second
   assert len(list(stream(source(), 16, repeat=False))) == 2  # what does not fill a batch is left
@@ -268,7 +270,7 @@ def test_the_seed_decides_everything():
   one, again, other = (take(stream(source(), seed=s, drop_both=0.5), 3) for s in (1, 1, 2))
   for a, b in zip(one, again, strict=True):
     same(a, b)
-  assert [which(b) for b in one] != [which(b) for b in other]
+  assert [records_of(b) for b in one] != [records_of(b) for b in other]
 
 
 def test_dropout_rates():
@@ -321,8 +323,10 @@ def test_one_pass_spreads_every_source_evenly():
   for shuffle in (True, False):
     read = list(stream([a, b], 5, repeat=False, shuffle=shuffle))
     assert [batch["frames"][:, 0, 0, 0, 2].sum() for batch in read] == [1] * 10
-    assert sorted(i for batch in read for i in which(batch)) == sorted([*range(40), *range(10)])
-  one, two = ([which(x) for x in stream([a, b], 5, repeat=False)] for _ in range(2))
+    assert sorted(i for batch in read for i in records_of(batch)) == sorted(
+      [*range(40), *range(10)]
+    )
+  one, two = ([records_of(x) for x in stream([a, b], 5, repeat=False)] for _ in range(2))
   assert one == two
 
 
@@ -343,11 +347,11 @@ def test_a_batch_has_one_shape_and_shapes_take_turns_by_their_records():
   taken = take(stream(bucketed(), 3), 140)
   shapes = [batch["frames"].shape[2:4] for batch in taken]
   assert {shape: shapes.count(shape) for shape in shapes} == {(4, 4): 80, (4, 8): 40, (8, 4): 20}
-  held = bucketed().sizes
+  sizes = bucketed().sizes
   for batch, shape in zip(taken, shapes, strict=True):
-    assert {tuple(held[i]) for i in which(batch)} == {shape}
+    assert {tuple(sizes[i]) for i in records_of(batch)} == {shape}
   once = list(stream(bucketed(), 3, repeat=False))
-  assert sorted(i for batch in once for i in which(batch)) == list(range(42))
+  assert sorted(i for batch in once for i in records_of(batch)) == list(range(42))
   first = [batch["frames"].shape[2:4] for batch in once[:4]]
   assert set(first) == {(4, 4), (4, 8), (8, 4)}  # a few batches show every shape
 
@@ -364,9 +368,9 @@ def test_shapes_of_two_sources_share_batches():
 
 def test_reading_processes_read_shapes_and_several_sources_too():
   options = {"sources": [bucketed(), bucketed()], "repeat": False, "drop_text": 0.3}
-  here, there = (list(stream(**options, workers=workers)) for workers in (0, 1))
-  assert len(here) == len(there) == 84 // 4
-  for expected, got in zip(here, there, strict=True):
+  serial, parallel = (list(stream(**options, workers=workers)) for workers in (0, 1))
+  assert len(serial) == len(parallel) == 84 // 4
+  for expected, got in zip(serial, parallel, strict=True):
     same(got, expected)
 
 
@@ -381,7 +385,7 @@ def test_the_order_over_shapes_is_part_of_the_position(repeat):
   rest, _ = together(1, 2, positions[0], **options)
   for a, b in zip(whole[2:], rest, strict=True):
     same(a, b)
-  seeds = [[which(b) for b in together(1, 3, **options, seed=seed)[0]] for seed in (1, 1, 2)]
+  seeds = [[records_of(b) for b in together(1, 3, **options, seed=seed)[0]] for seed in (1, 1, 2)]
   assert seeds[0] == seeds[1] != seeds[2]
 
 
@@ -412,6 +416,10 @@ UNFIT = {
   "another aspect": (Frames(SPEC, (4, 2)), r"packed at 4x4 .* takes 4x2"),
   "no such array": (Frames(SPEC, (4, 4), "mask"), r"buckets have no array 'mask'.* have frames"),
   "a part of a pixel": (Frames(SPEC, (1, 1)), r"records of 6x4 pixels .* do not scale by 1/4"),
+  "no multiple": (
+    Frames(SPEC, (2, 2), multiple=(2, 4)),
+    r"30 of 42 records of buckets come to 2x2 pixels .* widths that are multiples of 4; pack",
+  ),
 }
 
 
@@ -428,7 +436,7 @@ def test_numbers_stand_in_the_batch_under_their_names():
   made.numbers["motion"] = np.arange(40, dtype=np.float32) * 2
   wanted = clip_inputs(SPEC, (4, 4), numbers=("motion",))
   for batch in take(stream(made, inputs=wanted), 3):
-    np.testing.assert_array_equal(batch["motion"], 2 * np.float32(which(batch)))
+    np.testing.assert_array_equal(batch["motion"], 2 * np.float32(records_of(batch)))
     assert batch["motion"].dtype == np.float32
   with pytest.raises(InputError, match=r"memory4 have no number 'score'; they have motion"):
     stream(made, inputs=clip_inputs(SPEC, (4, 4), numbers=("score",)))
@@ -464,10 +472,10 @@ def test_several_arrays_begin_at_the_same_second(longest):
     begin = batch["frames"][:, 0, 0, 0, 1].astype(int)
     starts |= set(begin.tolist())
     for name, clip in (*clips.items(), ("first", ClipSpec(1, 1.0))):
-      shown = batch[name][:, :, 0, 0, 1].astype(int)
-      shown = shown if name == "frames" else 255 - shown
+      frame_numbers = batch[name][:, :, 0, 0, 1].astype(int)
+      frame_numbers = frame_numbers if name == "frames" else 255 - frame_numbers
       steps = np.arange(clip.num_frames) * round(8 / clip.fps)
-      np.testing.assert_array_equal(shown, begin[:, None] + steps[None])
+      np.testing.assert_array_equal(frame_numbers, begin[:, None] + steps[None])
     np.testing.assert_array_equal(batch["fps"], np.float32([clips["frames"].fps] * 6))
     assert batch["edited"].shape[2:] == (4, 4, 3)
     assert batch["first"].shape[1:] == (1, 2, 2, 3)
@@ -493,7 +501,7 @@ def test_a_rate_that_fits_is_drawn_uniformly():
   for batch in take(stream(made, 30, inputs=wanted), 30):
     steps = np.diff(batch["frames"][:, :, 0, 0, 1].astype(int))
     np.testing.assert_array_equal(steps, np.broadcast_to(8 / batch["fps"][:, None], steps.shape))
-    for record, fps in zip(which(batch), batch["fps"].tolist(), strict=True):
+    for record, fps in zip(records_of(batch), batch["fps"].tolist(), strict=True):
       drawn[record].append(fps)
   for record, rates in ((0, [8]), (1, [8, 4]), (2, [8, 4, 2])):
     assert set(drawn[record]) == set(rates)
@@ -566,7 +574,7 @@ def test_folders_that_were_not_prepared(tmp_path):
     open_source(tmp_path, "train")
 
 
-class SomeoneElses(tfds.core.GeneratorBasedBuilder):
+class Unindexed(tfds.core.GeneratorBasedBuilder):
   """A dataset of the same features that this project did not write."""
 
   VERSION = tfds.core.Version("2.0.0")
@@ -584,7 +592,7 @@ class SomeoneElses(tfds.core.GeneratorBasedBuilder):
 
 
 def test_a_dataset_without_an_index_is_refused(tmp_path):
-  builder = SomeoneElses(data_dir=str(tmp_path), file_format="array_record")
+  builder = Unindexed(data_dir=str(tmp_path), file_format="array_record")
   builder.download_and_prepare()
   with pytest.raises(InputError, match=r"by an earlier version or by another program; pack it"):
     open_source(str(builder.data_path), "train")
@@ -621,13 +629,13 @@ def test_real_captioned_clips_from_folder_to_batch(tmp_path):
   where = ROOT.parent / "shared/data/sprites"
   if not where.is_dir():
     pytest.skip(f"{where} is not there")
-  few = tmp_path / "few"
-  few.mkdir()
-  (few / "clips").symlink_to(where / "clips")
+  subset = tmp_path / "subset"
+  subset.mkdir()
+  (subset / "clips").symlink_to(where / "clips")
   lines = (where / "metadata.jsonl").read_text().splitlines()[:12]
-  (few / "metadata.jsonl").write_text("\n".join(lines))
+  (subset / "metadata.jsonl").write_text("\n".join(lines))
   options = Options((32, 32), validation_fraction=0.0, codec="lossless")
-  folder.prepare_folder(few, tmp_path / "out", options=options, workers=1, progress=False)
+  folder.prepare_folder(subset, tmp_path / "out", options=options, workers=1, progress=False)
   opened = open_source(tmp_path / "out", "train")
   (batch,) = take(
     stream(opened, 12, inputs=clip_inputs(ClipSpec(8, 8.0), (32, 32)), shuffle=False), 1

@@ -17,6 +17,7 @@ from video_files import numbers, write_numbered, write_video
 from emu_jax.data import clip_files, decode, folder, index, records
 from emu_jax.data.batches import open_source
 from emu_jax.data.clip_files import Options
+from emu_jax.data.motion import motion_percent
 from emu_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -605,7 +606,18 @@ def test_masks_are_stored_without_loss_whatever_the_codec(tmp_path):
     prepare(where, tmp_path / "other", codec="gif")
 
 
-def test_motion_is_measured_in_percent_of_the_height_a_second(tmp_path):
+def test_motion_of_a_tall_clip_is_that_of_the_wide_one_it_is_turned_to():
+  """A share of the shorter side, whichever that is."""
+  texture = np.random.default_rng(0).integers(0, 256, (96, 160, 3), np.uint8)
+  texture = np.asarray(PIL.Image.fromarray(texture).resize((640, 384)))
+  wide = np.stack([texture[:96, 2 * i : 2 * i + 192] for i in range(24)])
+  # 2 px a frame at 16 frames/s of a shorter side of 96: 33 %/s
+  found = [motion_percent(clip, 16.0) for clip in (wide, wide.swapaxes(1, 2))]
+  np.testing.assert_allclose(found, 100 * 2 * 16 / 96, rtol=0.15)
+  np.testing.assert_allclose(*found, rtol=1e-2)
+
+
+def test_motion_is_measured_in_percent_of_the_shorter_side_a_second(tmp_path):
   where = tmp_path / "clips"
   where.mkdir()
   texture = np.random.default_rng(0).integers(0, 256, (48, 160, 3), np.uint8)

@@ -22,6 +22,13 @@ class Pretended(Model):
   captions: list = ()
   calls: list = dataclasses.field(default_factory=list)
   still: bool = False
+  rate: float = FPS
+
+  def shape(self, task, request):
+    return (1, *self.clips.shape[1:])
+
+  def fps(self, task, request):
+    return self.rate
 
   def run(self, task, *, prompt, seed, **fields):
     self.calls.append((task, prompt, seed, fields))
@@ -29,7 +36,7 @@ class Pretended(Model):
     rows = np.minimum(seed + np.arange(len(prompt)), last)  # example i of a batch has its seed + i
     assert [self.captions[row] for row in rows] == list(prompt)
     frames = self.clips[rows]
-    return Clips(np.repeat(frames[:, :1], FRAMES, axis=1) if self.still else frames, FPS)
+    return Clips(np.repeat(frames[:, :1], FRAMES, axis=1) if self.still else frames, self.rate)
 
 
 def pretend(num, split, still=False):
@@ -92,8 +99,18 @@ def test_prompts_of_a_split_are_the_drawn_ones():
   assert captions == [shapes.caption(shapes.scene("videos", "test", i, 0)) for i in range(3)]
 
 
-def test_frames_that_are_not_square_are_refused():
-  model = pretend(2, "test")
-  model = dataclasses.replace(model, clips=model.clips[:, :, :16])
-  with pytest.raises(InputError, match="frames of 16x32 pixels; the moving shapes are square"):
+@pytest.mark.parametrize(
+  ("shape", "fps", "says"),
+  [
+    ((8, 16, 32), 4.0, "frames of 16x32 pixels; the moving shapes are square"),
+    ((8, 32, 32), 24.0, "24 frames a second do not divide the 16 of the moving shapes"),
+    ((8, 32, 32), 5.0, "5 frames a second do not divide the 16"),
+    ((16, 32, 32), 4.0, "16 frames at 4 a second are longer than the 40 frames at 16"),
+  ],
+)
+def test_clips_to_which_no_real_ones_compare_are_refused_before_sampling(shape, fps, says):
+  clips = np.zeros((2, *shape, 3), np.uint8)
+  model = dataclasses.replace(pretend(2, "test"), clips=clips, rate=fps)
+  with pytest.raises(InputError, match=f"^evaluate: {says}"):
     run(model, 2, 2)
+  assert not model.calls

@@ -62,7 +62,7 @@ def test_samples_are_resampled_in_pairs():
 
 
 @pytest.mark.parametrize(
-  ("low", "high", "bounds", "told"),
+  ("low", "high", "bounds", "expected"),
   [
     (0.1, 0.5, {"least": 0.0}, "holds"),
     (-0.1, 0.5, {"least": 0.0}, "not decided"),
@@ -72,8 +72,8 @@ def test_samples_are_resampled_in_pairs():
     (0.1, 0.5, {"least": 0.0, "most": 0.4}, "not decided"),
   ],
 )
-def test_a_criterion_is_decided_by_the_whole_interval(low, high, bounds, told):
-  assert Criterion("", estimates.Estimate(0.2, low, high, 3), **bounds).verdict == told
+def test_a_criterion_is_decided_by_the_whole_interval(low, high, bounds, expected):
+  assert Criterion("", estimates.Estimate(0.2, low, high, 3), **bounds).verdict == expected
 
 
 def test_a_claim_is_as_strong_as_its_weakest_criterion():

@@ -31,8 +31,8 @@ def test_it_keeps_the_clips_of_the_highest_scores_and_all_that_validate(clips, t
   assert len(kept) == 5
   assert min(found[json.dumps(truth)] for truth in kept) >= max(others)
   assert {truth["speed"] for truth in kept} == {"quickly"}
-  held = [open_source(folder, "validation").records for folder in (clips, tmp_path / "lively")]
-  assert words(held[0]) == words(held[1])
+  records = [open_source(folder, "validation").records for folder in (clips, tmp_path / "lively")]
+  assert words(records[0]) == words(records[1])
 
 
 @pytest.mark.parametrize("num", ["0", "25"])

@@ -24,9 +24,9 @@ MODELS = {
 
 def seen(model, monkeypatch):
   """Training clips [B, T, h, w, C] and what is said of them [B, T, h, w, C]."""
-  told = []
+  conditions = []
   monkeypatch.setattr(
-    pixel_model, "network", lambda net, tree: lambda x, t, given: told.append(given)
+    pixel_model, "network", lambda net, tree: lambda x, t, given: conditions.append(given)
   )
 
   def loss(process, predict, x_0, key):
@@ -36,25 +36,25 @@ def seen(model, monkeypatch):
   monkeypatch.setattr(Discrete, "loss", loss)
   batch = {"example": np.arange(12)}
   clips, _ = model.loss({"net": {}}, {}, batch, jax.random.key(0), 0)
-  return np.asarray(clips), told[0].concat
+  return np.asarray(clips), conditions[0].concat
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_clip_has_one_brightness_and_only_some_are_told_of_it(name, monkeypatch):
-  clips, told = seen(MODELS[name], monkeypatch)
+  clips, conditions = seen(MODELS[name], monkeypatch)
   assert clips.shape == (12, *MODELS[name].shape)
   of_each = clips.reshape(12, -1)
   np.testing.assert_array_equal(of_each.min(axis=1), of_each.max(axis=1))
   brightness = of_each[:, 0]
   if name == "picture":
-    assert told is None
+    assert conditions is None
   elif name == "direct":
-    assert not np.asarray(told).any()
+    assert not np.asarray(conditions).any()
   elif name == "factorized":
-    first = np.asarray(told)[:, 0]
+    first = np.asarray(conditions)[:, 0]
     assert (first[..., 0] == 1).all()  # the mask
     np.testing.assert_array_equal(first[..., 1:], clips[:, 0])
-    assert not np.asarray(told)[:, 1:].any()
+    assert not np.asarray(conditions)[:, 1:].any()
   else:
     for number, (low, high) in enumerate(CAPTIONS.values()):
       mine = brightness[number::3]
@@ -62,7 +62,7 @@ def test_a_clip_has_one_brightness_and_only_some_are_told_of_it(name, monkeypatc
       assert (len(set(mine)) == 1) == (low == high)
       one_hot = np.eye(3, dtype=np.float32)[number]
       np.testing.assert_array_equal(
-        np.asarray(told)[number::3], np.broadcast_to(one_hot, (4, *told.shape[1:]))
+        np.asarray(conditions)[number::3], np.broadcast_to(one_hot, (4, *conditions.shape[1:]))
       )
   assert len(set(brightness)) > 2
 
@@ -74,8 +74,8 @@ def test_a_denoiser_that_is_told_lands_on_what_was_asked(monkeypatch):
   def exact(net, tree):
     wide = lambda a: a[:, None, None, None, None]
 
-    def predict(x_t, t, told):
-      x_0 = jnp.broadcast_to((told.concat @ levels)[..., None], x_t.shape)
+    def predict(x_t, t, conditions):
+      x_0 = jnp.broadcast_to((conditions.concat @ levels)[..., None], x_t.shape)
       alpha, sigma = SCHEDULE(t)
       return target("v", x_0, (x_t - wide(alpha) * x_0) / wide(sigma), alpha, sigma)
 

@@ -21,5 +21,5 @@ def test_distance_is_none_from_the_same_and_grows_with_noise(frames, name):
   assert others.shape == (16, frames, 32, 32, 3)
   assert not any((one == other).all() for one in clips for other in others)
   noise = np.random.default_rng(0).integers(0, 256, clips.shape, np.uint8)
-  far = [distance(some, others)[name].item() for some in (others, clips, noise)]
+  far = [distance(group, others)[name].item() for group in (others, clips, noise)]
   assert far[0] < 1e-6 < far[1] < far[2]

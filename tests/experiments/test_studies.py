@@ -91,13 +91,13 @@ def of_brightness(claimed):
 
 def of_brightness_captions(claimed):
   near, far = (0.02, 0.4) if claimed else (0.4, 0.02)
-  asked = np.resize([-1.0, 1.0], 20)
-  told = lambda off: (
-    [{"brightness": asked * (1 - off), "asked": asked, "off": np.full(20, off), "noise": asked * 0}]
+  goals = np.resize([-1.0, 1.0], 20)
+  seeds = lambda off: (
+    [{"brightness": goals * (1 - off), "asked": goals, "off": np.full(20, off), "noise": goals * 0}]
     * SEEDS
   )
   kept = {brightness.ZERO: near, brightness.SD: far, brightness.EPS: far}
-  return Results({name: told(off) for name, off in kept.items()})
+  return Results({name: seeds(off) for name, off in kept.items()})
 
 
 def of_brightness_growth(claimed):
@@ -254,10 +254,10 @@ def test_arms_of_a_study_differ_in_what_is_compared_and_nothing_else():
 
 
 def test_studies_begin_with_the_packages_image_model_and_nothing_that_crosses_frames(tmp_path):
-  held = load(made(recipe.released(SHIPPED, "image"), tmp_path)).trees
+  trees = load(made(recipe.released(SHIPPED, "image"), tmp_path)).trees
   shipped = load(SHIPPED).trees
-  assert set(held) == {"autoencoder", "latents", "text", "spatial"}
-  chex.assert_trees_all_equal(held, {name: shipped[name] for name in held})
+  assert set(trees) == {"autoencoder", "latents", "text", "spatial"}
+  chex.assert_trees_all_equal(trees, {name: shipped[name] for name in trees})
 
 
 def test_a_study_of_the_finished_model_has_all_of_it(tmp_path):

@@ -67,12 +67,12 @@ def test_a_page_says_what_holds_and_how_it_came_about(tmp_path):
   criteria = write(one, results, tmp_path / "out", command)
   assert [criterion.verdict for criterion in criteria] == ["holds"]
   page = (tmp_path / "out" / "toy.md").read_text()
-  for told in (
+  for text in (
     "**The claim holds**",
     "a less b | at least 0.5 | 1 | holds",
     "python -m experiments.run toy",
   ):
-    assert told in page
+    assert text in page
   assert "| a | b | score | 1 | 1 | 1 [0.7575, 1] of 12 |" in page
   document = json.loads((tmp_path / "out" / "toy.json").read_text())
   np.testing.assert_allclose(document["arms"]["a"]["score"]["seeds"], [1.15, 2.15, 3.15])

@@ -70,6 +70,8 @@ def test_trees_that_parts_name_are_there_and_every_leaf_of_them_has_a_rate(syste
     assert set(part.begins.values()) <= set(table), name
     for encoder in part.encoders.values():
       assert set(encoder.trees) <= set(part.reads), name
+    for measure in part.measures.values():
+      assert set(measure.reads) <= set(part.reads), name
     rates = {}
     for tree in part.reads:
       shapes = leaf_shapes(jax.eval_shape(table[tree].init, jax.random.key(0)))
@@ -146,7 +148,7 @@ def test_each_system_has_a_kind_of_its_own():
 WIDE = (16, 24)  # height and width
 
 
-def shown(batch, num_frames, size=WIDE, seed=0):
+def random_frames(batch, num_frames, size=WIDE, seed=0):
   rng = np.random.default_rng(seed)
   return rng.integers(0, 256, (batch, num_frames, *size, 3), dtype=np.uint8)
 
@@ -187,7 +189,7 @@ def model_of(system, words):
 def batch_of(system, part, words, seed=0):
   """Two examples of what a part trains on."""
   arrays = {
-    name: jnp.asarray(shown(2, frames.clip.num_frames, frames.size, seed + i))
+    name: jnp.asarray(random_frames(2, frames.clip.num_frames, frames.size, seed + i))
     for i, (name, frames) in enumerate(part.inputs.frames.items())
   }
   pairs = [tokenizer(["red", "blue"], overflow="error") for tokenizer in words]
@@ -207,10 +209,10 @@ def test_a_clip_that_is_not_square_trains_and_is_drawn(words):
   clips = model.run("sample", prompt="red", frames=2, steps=2)
   assert clips.frames.shape == (1, 2, 16, 24, 3)
   assert clips.frames.std() > 5
-  given = shown(1, 1)
+  given = random_frames(1, 1)
   assert model.sample("red", frames=2, steps=1, image=given).frames.shape == (1, 2, 16, 24, 3)
   with pytest.raises(InputError, match="frames of 24x16 pixels; this model works at 16x24"):
-    model.sample("red", frames=2, image=shown(1, 1, (24, 16)))
+    model.sample("red", frames=2, image=random_frames(1, 1, (24, 16)))
 
 
 def test_pixels_are_drawn_without_an_autoencoder(words):
@@ -224,13 +226,13 @@ def test_an_example_of_a_batch_is_what_its_seed_draws_alone(name, words):
   """Example i has the noise of seed + i, whatever stands beside it."""
   system = wide(SYSTEMS[name])
   model, task = model_of(system, words), "edit" if name == "instruct_pix2pix" else "sample"
-  how = {"steps": 2} | ({"picture": shown(1, 1)} if task == "edit" else {"frames": 2})
-  together = model.run(task, prompt=("red", "blue"), seed=3, **how).frames.astype(int)
+  options = {"steps": 2} | ({"picture": random_frames(1, 1)} if task == "edit" else {"frames": 2})
+  together = model.run(task, prompt=("red", "blue"), seed=3, **options).frames.astype(int)
   for i, prompt in enumerate(("red", "blue")):
-    alone = model.run(task, prompt=prompt, seed=3 + i, **how).frames.astype(int)
+    alone = model.run(task, prompt=prompt, seed=3 + i, **options).frames.astype(int)
     # The noise is equal to the last bit; programs of one and of two examples round apart.
     np.testing.assert_allclose(together[i : i + 1], alone, atol=1)
-  other = model.run(task, prompt="blue", seed=3, **how).frames.astype(int)
+  other = model.run(task, prompt="blue", seed=3, **options).frames.astype(int)
   assert np.abs(other - together[1:]).max() > 5
 
 
@@ -255,7 +257,7 @@ def test_the_part_edit_sees_its_source_and_zeros_where_that_is_dropped(words, mo
   monkeypatch.setattr(
     type(system.image.process),
     "loss",
-    lambda self, predict, x_0, key, **how: read.append(predict(x_0, None)) or x_0.sum((1, 2, 3, 4)),
+    lambda self, predict, x_0, key, **_: read.append(predict(x_0, None)) or x_0.sum((1, 2, 3, 4)),
   )
   part.loss(trees, batch, jax.random.key(1), jnp.array(0))
   given = instruct_pix2pix.pixels(batch["source"])

@@ -168,14 +168,14 @@ def test_a_discriminator_that_no_loss_needs_is_not_read():
 
 def test_the_part_is_the_loss_on_uint8_frames_with_the_systems_objective(case):
   trees, frames = case
-  shown = ((frames + 1) * 127.5).astype(jnp.uint8)
+  uint8_frames = ((frames + 1) * 127.5).astype(jnp.uint8)
   part, step = IMAGE.parts()["autoencoder"], jnp.array(10)
-  losses, metrics = jax.jit(part.loss)(trees, {"frames": shown}, jax.random.key(2), step)
-  pixels = shown.astype(jnp.float32) / 127.5 - 1
+  losses, metrics = jax.jit(part.loss)(trees, {"frames": uint8_frames}, jax.random.key(2), step)
+  pixels = uint8_frames.astype(jnp.float32) / 127.5 - 1
   expected, _ = autoencoder_loss(CONFIG, OBJECTIVE, trees, pixels, jax.random.key(2), step)
   np.testing.assert_allclose(losses, expected, rtol=1e-4)
   assert {"psnr", "generator", "discriminator"} <= set(metrics)
-  drawn = part.samples(trees, {"frames": shown}, {}, jax.random.key(3))["reconstruction"]
+  drawn = part.samples(trees, {"frames": uint8_frames}, {}, jax.random.key(3))["reconstruction"]
   np.testing.assert_array_equal(drawn[..., :16, :], pixels)
 
 

@@ -171,11 +171,11 @@ def test_scales_of_one_give_the_fully_conditioned_sampler(key, model):
 def test_kept_frames_are_told_without_noise_and_others_with_the_papers(key, model):
   known = KnownFrames(4, (0, 2), max_noise=250)
   given = jax.random.normal(key, (1, 2, *MODEL.image.latent_shape(1)[2:]))
-  told = model | {"interpolation": model["temporal"]}
+  all_trees = model | {"interpolation": model["temporal"]}
   words = features(jax.random.key(1), 1), features(jax.random.key(2), 1)
-  run = lambda **how: sample_video(
-    MODEL, known, "interpolation", told, given, *words, jax.random.key(5), None,
-    sampling=Sampling(num_steps=1), **how,
+  run = lambda **options: sample_video(
+    MODEL, known, "interpolation", all_trees, given, *words, jax.random.key(5), None,
+    sampling=Sampling(num_steps=1), **options,
   )  # fmt: skip
   np.testing.assert_array_equal(run(keep=True), run(keep=True, noise_level=0))
   usual = run()

@@ -60,9 +60,9 @@ def test_statistics_of_batches_are_those_of_all_at_once(model):
   """Batches whose means differ: the spread between them is part of the whole's."""
   frames = np.concatenate([clips(0, 4, 2), 255 - clips(1, 4, 2) // 8, clips(2, 4, 2) // 8])
   together = measured(model, frames)
-  apart = measured(model, *np.split(frames, 3))
+  in_batches = measured(model, *np.split(frames, 3))
   # Sums of a thousand float32 numbers.
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), apart, together)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), in_batches, together)
   first = measured(model, frames[:4])
   assert np.abs(first["scale"] / together["scale"] - 1).max() > 0.05
 

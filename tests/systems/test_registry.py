@@ -39,7 +39,7 @@ class Number(int):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-  """A package that names five systems, installed as pip would leave it."""
+  """A package that names six systems, installed as pip would leave it."""
   (tmp_path / "toy_package.py").write_text(PLUGIN)
   (tmp_path / "broken_package.py").write_text("raise RuntimeError('no accelerator\\nat all')")
   info = tmp_path / "toy-1.0.dist-info"
@@ -52,6 +52,7 @@ def package(tmp_path, monkeypatch):
     "broken = broken_package:Toy\n"
     "missing = toy_package:Absent\n"
     "number = toy_package:Number\n"
+    "another = toy_package:Toy\n"
   )
   monkeypatch.syspath_prepend(str(tmp_path))
   yield tmp_path
@@ -73,7 +74,8 @@ def test_an_unknown_name_is_refused_with_those_that_there_are():
 
 
 def test_another_packages_system_goes_by_its_name_and_the_houses_keep_theirs(package):
-  assert list(registry.names()) == [*registry.BUILT_IN, "test_toy", "broken", "missing", "number"]
+  others = ["test_toy", "broken", "missing", "number", "another"]
+  assert list(registry.names()) == [*registry.BUILT_IN, *others]
   assert registry.names()["emu"] == registry.BUILT_IN["emu"]
   toy = registry.from_config({"version": 2, "system": {"@kind": "test_toy", "size": 5}}, "run")
   assert (type(toy).__name__, toy.size) == ("Toy", 5)
@@ -88,6 +90,7 @@ def test_another_packages_system_goes_by_its_name_and_the_houses_keep_theirs(pac
     ("broken", "'broken_package:Toy' does not import (RuntimeError: no accelerator)"),
     ("missing", "'toy_package:Absent' does not import (AttributeError"),
     ("number", "'toy_package:Number' is no System; name a class"),
+    ("another", "'toy_package:Toy' is of kind 'test_toy'; give both the same name"),
   ],
 )
 def test_an_entry_point_that_is_no_system_is_refused_in_one_line(package, name, says):

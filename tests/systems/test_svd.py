@@ -108,7 +108,7 @@ def losses():
   return lambda name, *arguments: programs[name](*arguments)
 
 
-def some_picture(seed):
+def random_picture(seed):
   keys = jax.random.split(jax.random.key(seed), 2)
   each = lambda value: jnp.full(B, value)
   return svd.Picture(
@@ -132,15 +132,15 @@ def sample():
 
 def test_at_init_the_video_model_is_its_image_model_frame_by_frame(key, fresh):
   x, t = jax.random.normal(key, (B, T, 4, 6, 4)), jnp.array([-1.0, 1.0])
-  conditions = some_picture(3).conditions(T)
+  conditions = random_picture(3).conditions(T)
   video = jax.jit(UNet(SYSTEM.unet).apply)
   image = jax.jit(UNet(svd.image_unet(SYSTEM)).apply)
   # Zero layers would hide the rest of the network; those over frames stay at their start.
   tree = flatten_dict(perturbed(fresh["unet"], 1), sep="/")
   start = flatten_dict(fresh["unet"], sep="/")
-  held = [p for p in tree if "temporal_" in p or p.startswith("concat_in")]
-  assert len(held) > 20
-  params = unflatten_dict(tree | {p: start[p] for p in held}, sep="/")
+  kept = [p for p in tree if "temporal_" in p or p.startswith("concat_in")]
+  assert len(kept) > 20
+  params = unflatten_dict(tree | {p: start[p] for p in kept}, sep="/")
   alone = Conditions(conditions.texts, vectors=conditions.vectors)
   frames = [image({"params": params}, x[:, i : i + 1], t, alone) for i in range(T)]
   found = video({"params": params}, x, t, conditions)
@@ -162,7 +162,7 @@ def test_a_bucket_is_the_records_motion_scaled_and_cut_to_its_range():
 
 @pytest.mark.parametrize("column", range(3))
 def test_each_micro_condition_changes_the_output(column, trees):
-  x, t, conditions = jnp.ones((B, T, 4, 6, 4)), jnp.zeros(B), some_picture(1).conditions(T)
+  x, t, conditions = jnp.ones((B, T, 4, 6, 4)), jnp.zeros(B), random_picture(1).conditions(T)
   net = jax.jit(UNet(SYSTEM.unet).apply)
   micro = conditions.vectors["micro"].at[:, column].add((1.0, 40.0, 0.5)[column])
   other = dataclasses.replace(conditions, vectors={"micro": micro})
@@ -193,7 +193,7 @@ def test_the_encoder_sees_the_clean_picture_and_the_autoencoder_the_noised_one(k
 
 
 def test_the_picture_stands_beside_every_frame_and_dropped_is_zero():
-  picture = some_picture(0)
+  picture = random_picture(0)
   conditions = picture.conditions(T, jnp.array([False, True]))
   assert conditions.concat.shape == (B, T, 4, 6, 4)
   np.testing.assert_array_equal(conditions.concat[0, 2], picture.latents[0, 0])
@@ -372,13 +372,13 @@ def test_samples_stand_beside_the_real_frames(name, trees):
   system = dataclasses.replace(SYSTEM, preview=svd.Sampling("euler", STEPS))
   draw = jax.jit(system.parts()[name].samples)
   one = batch(frames=frames)
-  shown = draw(trees, one, {}, jax.random.key(0))
-  assert set(shown) == {name}
-  assert shown[name].shape == (B, frames, H, 2 * W, 3)
+  previews = draw(trees, one, {}, jax.random.key(0))
+  assert set(previews) == {name}
+  assert previews[name].shape == (B, frames, H, 2 * W, 3)
   np.testing.assert_allclose(
-    shown[name][:, :, :, :W], one["frames"].astype(jnp.float32) / 127.5 - 1, atol=1e-6
+    previews[name][:, :, :, :W], one["frames"].astype(jnp.float32) / 127.5 - 1, atol=1e-6
   )
-  assert float(jnp.abs(shown[name]).max()) <= 1
+  assert float(jnp.abs(previews[name]).max()) <= 1
 
 
 # Sampling.
@@ -386,7 +386,7 @@ def test_samples_stand_beside_the_real_frames(name, trees):
 
 def test_at_scale_0_the_picture_is_withheld_and_above_it_is_not(key, trees, sample):
   noise = jax.random.normal(key, (B, T, 4, 6, 4))
-  one, other = some_picture(1), some_picture(2)
+  one, other = random_picture(1), random_picture(2)
   without = sample(trees, one, noise, 0.0, 0.0)
   np.testing.assert_allclose(sample(trees, other, noise, 0.0, 0.0), without, atol=1e-5)
   assert float(jnp.abs(sample(trees, one, noise, 1.0, 1.0) - without).max()) > 1e-2
@@ -399,7 +399,7 @@ def test_at_scale_0_the_picture_is_withheld_and_above_it_is_not(key, trees, samp
 
 def test_the_first_frames_scale_of_1_is_the_conditional_prediction(key, trees):
   """Of one step: the prediction of the first frame is that of the conditions alone."""
-  noise, picture = jax.random.normal(key, (B, T, 4, 6, 4)), some_picture(1)
+  noise, picture = jax.random.normal(key, (B, T, 4, 6, 4)), random_picture(1)
   one_step = svd.Sampling("euler", 1)
   run = jax.jit(
     lambda first, last: svd.sample_latents(

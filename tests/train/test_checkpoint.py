@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny_run import OPTIM, config, data, init, noisy_loss, run, sample, stage
 
-from emu_jax.checkpoints.run import latest_step, load_ema
+from emu_jax.checkpoints.run import items, latest_step, load_ema, load_trees
 from emu_jax.errors import InputError
 from emu_jax.parallel.mesh import make_mesh
 from train.checkpoint import Checkpoints
@@ -174,6 +174,15 @@ def test_half_written_checkpoint_is_ignored(copy, finished, lost):
   state = run(copy, 7)  # does step 7 again, and saves it under its name
   chex.assert_trees_all_equal(state, finished[1])
   assert latest_step(copy) == 7
+
+
+def test_trees_of_a_step_are_read_of_that_one(copy):
+  """Whatever the run has written meanwhile; one that it has deleted is named."""
+  assert items(copy, 6)["net"] == ("checkpoints/6/ema",)
+  before, newest = (load_trees(copy, ["net"], step)["net"] for step in (6, None))
+  assert np.any(before["out"]["bias"] != newest["out"]["bias"])
+  with pytest.raises(InputError, match="checkpoints/5/ema is missing by now"):
+    load_trees(copy, ["net"], 5)
 
 
 def test_folder_without_a_checkpoint_is_refused(tmp_path, copy):

@@ -114,10 +114,10 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(runs, run, tmp_path, cap
 
 
 def test_a_stage_that_was_stopped_stops_the_recipe(run, tmp_path, monkeypatch):
-  asked = []
-  monkeypatch.setattr(command, "train_part", lambda e, folder: asked.append(e.part))
+  parts = []
+  monkeypatch.setattr(command, "train_part", lambda e, folder: parts.append(e.part))
   run("--out", tmp_path)
-  assert asked == ["autoencoder"]
+  assert parts == ["autoencoder"]
 
 
 def test_fields_reach_the_run_and_its_config(run, tmp_path):
@@ -456,7 +456,7 @@ def test_a_config_file_that_is_not_python(refused, tmp_path):
     ("--data.tokenizers one two", "one does not exist; give a folder or file with"),
     ("--system.fps 16", "stage 'interpolation': batches: none of the 40 records"),
     ("--system.fps 16", "gives 37 frames at 64 fps without repeating any"),
-    ("--data.batch_size 8", "have 4 usable validation records, fewer than a batch; lower it"),
+    ("--data.batch_size 8", "have at most 4 usable validation records of one size, fewer"),
     ("stray", "'stray' belongs to no option"),
   ],
 )

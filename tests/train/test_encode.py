@@ -43,12 +43,12 @@ from train.config import DataConfig, Experiment
 from train.loop import LoopConfig
 
 IMAGE = dataclasses.replace(MODEL.image, preview=Sampling(num_steps=2))
-HOW = dict(
+COMMON = dict(
   system=dataclasses.replace(MODEL, image=IMAGE),
   data=DataConfig(sources=({clips!r},), batch_size=4, drop_text=0.3, drop_both=0.3),
   loop=LoopConfig(num_steps=2, log_every=1, num_samples=1),
 )
-STAGES = tuple(Experiment(part=part, **HOW) for part in ("image", "video", "interpolation"))
+STAGES = tuple(Experiment(part=part, **COMMON) for part in ("image", "video", "interpolation"))
 """
 
 
@@ -122,17 +122,17 @@ def one_local_device():
 def readers(made, experiment, count=4):
   """The experiment's first batches, and its empty prompt."""
   sources = opened(experiment, "train")
-  held = sources[0].encoded
-  encoding = held and held.encoding
+  encoded = sources[0].encoded
+  encoding = encoded and encoded.encoding
   folders = [made.runs / "image" / "tokenizers" / str(i) for i in range(2)]
   tokenizers = load_tokenizers(experiment.definition.texts, folders)
   empty = empty_prompt(tokenizers)
   if "captions" in encoded_fields(experiment, encoding):
-    tokenizers, empty = (), {"text": collate_captions([held.empty], held.encoding)}
+    tokenizers, empty = (), {"text": collate_captions([encoded.empty], encoded.encoding)}
   options = batch_options(experiment, tokenizers)
   options |= {"drop_text": experiment.data.drop_text, "drop_both": experiment.data.drop_both}
   with contextlib.closing(batches(sources, **options)) as data:
-    return list(itertools.islice(data, count)), empty, held and held.encoding
+    return list(itertools.islice(data, count)), empty, encoded and encoded.encoding
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +179,10 @@ def test_batches_are_those_of_the_clips_in_the_same_order(made):
     assert record["text"]["masks"][0] is None
     seen = clip["masks"][1][..., None]
     np.testing.assert_array_equal(record["text"]["masks"][1], clip["masks"][1])
-    for own, other in zip(
+    for stored, computed in zip(
       record["text"]["texts"], (text.texts[0], text.texts[1] * seen), strict=True
     ):
-      np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-5)
+      np.testing.assert_allclose(stored, computed, rtol=1e-5, atol=1e-5)
   dropped = np.concatenate([record["image_dropped"] for record in of_records])
   assert 0 < dropped.sum() < len(dropped)
 

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from emu_jax import weights
+from emu_jax.checkpoints.stored import Stored
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.errors import InputError
+from emu_jax.systems.system import tree_shapes
 from emu_jax.systems.text import init_text
 from tests.tiny import MODEL
 from train.clips import stage_tokenizers
 from train.config import Experiment
-from train.inherit import check_public_trees, inherit
+from train.inherit import check_network, check_public_trees, inherit
 
 
 @pytest.fixture
@@ -60,6 +62,30 @@ def test_text_encoders_are_held_in_the_dtype_that_they_compute_in(encoders):
   model = dataclasses.replace(MODEL, image=dataclasses.replace(MODEL.image, text=half))
   text = inherit(with_encoders(model, *encoders[0]), None)[0]["text"]
   assert {leaf.dtype for leaf in jax.tree.leaves(text)} == {jax.numpy.dtype("bfloat16")}
+  model = dataclasses.replace(model, image=dataclasses.replace(model.image, train_text=True))
+  text = inherit(with_encoders(model, *encoders[0]), None)[0]["text"]
+  assert {leaf.dtype for leaf in jax.tree.leaves(text)} == {np.dtype("float32")}
+
+
+def test_a_tree_of_several_precisions_is_read_in_none_of_them():
+  """Each of its networks is then given its own."""
+  readings = []
+  for dtypes, dtype in ((("bfloat16", "float32"), None), (("bfloat16",) * 2, "bfloat16")):
+    pairs = zip(MODEL.image.text, dtypes, strict=True)
+    text = tuple(dataclasses.replace(encoder, dtype=d) for encoder, d in pairs)
+    model = dataclasses.replace(MODEL, image=dataclasses.replace(MODEL.image, text=text))
+    shapes = tree_shapes(model, "text")
+    load = lambda names, reading, s=shapes: readings.append(reading["dtype"]) or {"text": s}
+    inherit(Experiment(model, "image"), Stored(model, ("text",), load, (), "here", public=True))
+    assert readings.pop() == dtype
+
+
+def test_networks_are_those_of_trees():
+  """What a network was trained with, such as its schedule, is none."""
+  with pytest.raises(
+    InputError, match="no network 'schedule'; it has autoencoder, spatial, text/0"
+  ):
+    check_network(MODEL, "schedule", "folder")
 
 
 def test_a_network_of_another_config_is_refused(encoders):

@@ -99,12 +99,12 @@ def i2vgen():
       "image_latents": torch.tensor(latents),
       "image_embeddings": torch.tensor(picture),
     }
-    told = Conditions(
+    conditions = Conditions(
       (*conditions.texts, jnp.asarray(picture)),
       concat=channels_last(latents),
       vectors={"micro": jnp.asarray(fps, jnp.float32)[:, None]},
     )
-    return called(model, net, (theirs, (x_t, t, told)))
+    return called(model, net, (theirs, (x_t, t, conditions)))
 
   return diffusers.I2VGenXLUNet(), run
 

@@ -253,7 +253,7 @@ def comparable(a: Clip, b: Clip) -> tuple[bytes, bytes]:
   Small clips are enlarged, every pixel repeated, so that H.264 keeps their colours.
   """
   setting = common(a, b)
-  scale = media.readable_scale(setting.height)
+  scale = media.readable_scale(setting.height, setting.width)
   a_file, b_file = (
     media.mp4_bytes(media.enlarge(fitted(clip, setting), scale), setting.fps) for clip in (a, b)
   )

@@ -1,0 +1,60 @@
+"""Trees of arrays as Orbax stores them, read as numpy arrays on this host."""
+
+import functools
+import logging
+import pathlib
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from emu_jax.errors import InputError
+
+# Orbax warns of each metadata file that a folder of a single item does not have, of folders that
+# it cannot read, and, with a traceback, of writes that failed; the last two are errors here.
+_EXPECTED = (
+  "Metadata file does not exist",
+  "Failed to get item metadata",
+  "_SignalingThread.run() raised an exception",
+  "Commit callback in background save thread",
+  "Save Finalize thread",
+  "one or more items may not be finalized",
+)
+logging.getLogger("absl").addFilter(
+  lambda record: not any(text in record.getMessage() for text in _EXPECTED)
+)
+
+
+def stored_metadata(folder: pathlib.Path) -> Any:
+  """Shapes and dtypes of a stored tree."""
+  written = folder / "_METADATA"
+  return _metadata(folder, written.stat().st_mtime_ns if written.is_file() else None)
+
+
+@functools.lru_cache(maxsize=256)
+def _metadata(folder: pathlib.Path, written_ns: int | None) -> Any:
+  """Read once of what was written then: Orbax opens every array for it, and a run asks often."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    metadata = checkpointer.metadata(folder).item_metadata
+  if metadata is None:
+    raise InputError(f"{folder} cannot be read; copy it again from the run")
+  return metadata.tree
+
+
+def load_numpy(folder: pathlib.Path, names: Collection[str] | None = None) -> dict[str, Any]:
+  """A stored tree, or those of its branches that are named, as numpy arrays."""
+  folder = pathlib.Path(folder).absolute()  # Orbax takes no other
+  try:
+    stored = stored_metadata(folder)
+    wanted = {name: stored[name] for name in stored if names is None or name in names}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
+      return checkpointer.restore(folder, args=args)
+  except InputError:
+    raise
+  except (OSError, ValueError, KeyError) as error:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    raise InputError(f"{folder} cannot be read: {reason}; copy it again from the run") from error

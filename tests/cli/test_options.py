@@ -1,0 +1,85 @@
+"""What the commands say to words that they cannot use, before any model is read."""
+
+import pytest
+
+from emu_jax import cli
+from emu_jax.cli import many
+from emu_jax.systems.requests import Prompted
+from tests.tiny_recipe import refusal
+from train import command
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch):
+  for module in ("task", "many", "evaluate"):
+    monkeypatch.setattr(f"emu_jax.cli.{module}.loaded", None)
+
+
+@pytest.mark.parametrize(
+  ("words", "says"),
+  [
+    (
+      "sample x --steps abc",
+      "--steps: invalid literal for int() with base 10: 'abc'; it takes --steps INT; see emu-jax "
+      "sample --help\n",
+    ),
+    ("sample x --solver euler", "solver='euler' does not sample this process; use 'ddim' or 'dpm"),
+    ("sample x --seam tight", "invalid choice 'tight' for argument '--seam'. Expected one of ("),
+    ("sample x --steps", "Missing value for argument '--steps'. Expected 1 values"),
+    ("sample x y", "Unrecognized options: y; see emu-jax sample --help"),
+    ("evaluate --num-prompts many", "--num-prompts: invalid literal for int()"),
+    ("metrics --frames 3", "Missing from emu-jax metrics: --generated PATH folder of videos"),
+    ("metrics --generated a --reference b --frames x", "--frames: invalid literal for int()"),
+    ("convert a b --to zip", "invalid choice 'zip' for argument '--to'"),
+    ("juice", "Expected one of {make, score}; see emu-jax juice --help"),
+    ("juice make --a x", "Missing from emu-jax juice make: --b PATH"),
+    ("--seed 1 sample x", "--seed: stands before the command; write emu-jax COMMAND --seed"),
+    ("--steps=3 sample x", "--steps: stands before the command"),
+  ],
+)
+def test_words_that_are_not_understood_are_one_line(words, says, capsys):
+  line = refusal(cli.main, words.split(), capsys)
+  assert line.startswith("emu-jax: error: ")
+  assert says in line
+
+
+@pytest.mark.parametrize(
+  ("words", "says"),
+  [
+    ("draw", "Expected one of {run, prepare, encode, plan}; see emu-train --help"),
+    ("run", "Missing from emu-train run: --config PATH"),
+    ("run --config x --process a", "--process: invalid literal for int() with base 10: 'a'; it"),
+  ],
+)
+def test_words_that_emu_train_does_not_understand_are_one_line(words, says, capsys):
+  line = refusal(command.main, words.split(), capsys)
+  assert line.startswith("emu-train: error: ")
+  assert says in line
+
+
+@pytest.mark.parametrize(
+  ("words", "lines", "says"),
+  [
+    ("sample red", "blue\n", "every line has a 'prompt', so 'red' is never used"),
+    ("interpolate a.mp4 --prompt red", "", "every line has a 'prompt', so 'red' is never used"),
+    ("sample red", '{"text": "blue"}', "every line has a 'prompt', so 'red' is never used"),
+    ("extend a.mp4", '{"clip": "b.mp4", "prompt": "x"}', "every line has a 'clip', so 'a.mp4' is"),
+    ("sample red --suffix .gif", None, "--suffix .gif is for many examples; give --prompts or"),
+    ("sample red --batch-size 4", None, "--batch-size 4 is for many examples"),
+  ],
+)
+def test_a_word_that_changes_nothing_is_refused(words, lines, says, tmp_path, capsys):
+  words = words.split()
+  if lines is not None:
+    file = tmp_path / f"lines.{'jsonl' if '{' in lines else 'txt'}"
+    file.write_text(lines or "blue\n")
+    words += ["--prompts", file, "--out", tmp_path / "out"]
+  assert says in refusal(cli.main, words, capsys)
+  assert not (tmp_path / "out").exists()
+
+
+def test_what_some_lines_lack_may_be_given_to_all(tmp_path):
+  file = tmp_path / "lines.jsonl"
+  file.write_text('{"prompt": "blue"}\n{"seed": 3}\n')
+  lines = many.read_lines(Prompted, file, {"prompt": "red"})
+  assert [line.fields["prompt"] for line in lines] == ["blue", "red"]
