@@ -19,7 +19,8 @@ recipe goes on from the public image-to-video weights. Not published: frame rate
 optical flow makes a motion bucket, the share of pictures withheld, and the number of steps, the
 batch and the rate of tuning on 25 frames (all ours).
 
-Not trained: no accelerator was at hand. Planned at high resolution only (docs/plans.md).
+Not trained: no accelerator was at hand. Meshes and micro-batches follow the plans in docs/plans.md;
+of v5e the last stage leaves too little free to be sure of it.
 """
 
 import dataclasses

@@ -354,7 +354,7 @@ def edited(run, **changes):
       {"system__image__first_stage__config__channels": [12]},
       "another config: autoencoder/",
     ),
-    ({"system__image__size": [20, 20]}, "size=20x20 pixels must be multiples of 8: "),
+    ({"system__image__size": [20, 20]}, "size=20x20 pixels must be multiples of 8x8: "),
     (
       {"system__fps": "fast"},
       "'fast' is not of type float (in fps); restore it, or use the version",
