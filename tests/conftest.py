@@ -16,7 +16,6 @@ os.environ["XLA_FLAGS"] = " ".join(
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",  # pieces cost more to put together than they save
-    "--xla_cpu_use_fusion_emitters=false",  # the older way compiles in two thirds of the time
   ]
 )
 
