@@ -99,7 +99,7 @@ class Encode:
   """New folder for the encoded records; the same command again changes nothing in it."""
   stage: str = ""
   """The stage that will train on them, and all whose autoencoder and text encoders are the same;
-  empty: the last one."""
+  empty: the first of clips, or the last one where none is."""
   runs: pathlib.Path | None = None
   """Folder of the runs, one a stage; None: runs/ and the config's name."""
   dtype: Literal["float16", "float32"] = "float16"
@@ -182,7 +182,8 @@ def encode_source(arguments: Encode, words: list[str]) -> None:
   a = arguments
   stages = load_stages(str(a.config))
   folders = a.runs or pathlib.Path("runs") / a.config.stem
-  stage = a.stage or stages[-1].run_name
+  of_clips = (e.run_name for e in stages if e.definition.inputs.first.clip.num_frames > 1)
+  stage = a.stage or next(of_clips, stages[-1].run_name)
   ((experiment, _),) = planned(Run(a.config, stage=(stage,)), stages, folders, words)
   bar = sys.stderr.isatty()
   report = encode(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -96,15 +97,23 @@ def test_sizes_that_fill_no_batch_of_validation_are_named(validated, capsys):
   assert "fills no batch of 4: 3 of 16x32, 1 of 32x16" in line
 
 
-def test_records_are_encoded_for_the_last_stage_where_none_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("num_frames", [1, 3])
+def test_records_are_encoded_for_the_first_stage_of_clips_or_the_last(num_frames, monkeypatch):
   def planned(arguments, *others):
     raise InputError(f"stages {arguments.stage}")
 
-  stages = (HALF, dataclasses.replace(HALF, name="last"))
+  @dataclasses.dataclass(frozen=True)
+  class Clips(Halves):
+    def parts(self):
+      part = super().parts()["half"]
+      clips = clip_inputs(ClipSpec(num_frames, 1.0), (8, 8))
+      return {"half": part, "clips": dataclasses.replace(part, inputs=clips), "last": part}
+
+  stages = [Experiment(Clips(), part) for part in ("half", "clips", "last")]
   monkeypatch.setattr(command, "load_stages", lambda path: stages)
   monkeypatch.setattr(command, "planned", planned)
-  arguments = command.Encode(tmp_path / "clips", tmp_path / "config.py", tmp_path / "out")
-  with pytest.raises(InputError, match=r"stages \('last',\)"):
+  arguments = command.Encode(*map(pathlib.Path, ("clips", "config.py", "out")))
+  with pytest.raises(InputError, match="'clips'" if num_frames > 1 else "'last'"):
     command.encode_source(arguments, [])
 
 
