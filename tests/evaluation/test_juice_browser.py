@@ -231,7 +231,7 @@ def test_videos_play_side_by_side_in_equal_size_and_can_be_stopped(driver, study
   )  # fmt: skip
   assert left["right"] < right["left"]
   assert left["width"] > 300
-  assert rater.run("videos().every(v => v.loop && v.muted && v.videoWidth === 384)")
+  assert rater.run("videos().every(v => v.loop && v.muted && v.videoWidth === 240)")
   assert rater.run("document.documentElement.scrollHeight <= innerHeight"), "has to be scrolled"
   rater.press("p")
   assert rater.run("videos().every(v => v.paused)")

@@ -71,7 +71,7 @@ def test_the_key_says_which_side_is_whose(base, made):
     assert item.a_file == str(base / "secret_a" / f"shot_{number}.mp4")
     for side in ("left", "right"):
       file = made / entry[side]
-      colour = pairs.fitted(pairs.measured(file), pairs.Setting(256, 384, 8.0, 1))[0, 128, 64]
+      colour = pairs.fitted(pairs.measured(file), pairs.Setting(160, 240, 8.0, 1))[0, 80, 40]
       assert (colour[0] > colour[2]) == (side == item.a_side)
 
 
