@@ -19,41 +19,31 @@ def no_weights(monkeypatch):
   ("words", "says"),
   [
     (
-      "sample x --steps abc",
+      "emu-jax sample x --steps abc",
       "--steps: invalid literal for int() with base 10: 'abc'; it takes --steps INT; see emu-jax "
       "sample --help\n",
     ),
-    ("sample x --solver euler", "solver='euler' does not sample this process; use 'ddim' or 'dpm"),
-    ("sample x --seam tight", "invalid choice 'tight' for argument '--seam'. Expected one of ("),
-    ("sample x --steps", "Missing value for argument '--steps'. Expected 1 values"),
-    ("sample x y", "Unrecognized options: y; see emu-jax sample --help"),
-    ("evaluate --num-prompts many", "--num-prompts: invalid literal for int()"),
-    ("metrics --frames 3", "Missing from emu-jax metrics: --generated PATH folder of videos"),
-    ("metrics --generated a --reference b --frames x", "--frames: invalid literal for int()"),
-    ("convert a b --to zip", "invalid choice 'zip' for argument '--to'"),
-    ("juice", "Expected one of {make, score}; see emu-jax juice --help"),
-    ("juice make --a x", "Missing from emu-jax juice make: --b PATH"),
-    ("--seed 1 sample x", "--seed: stands before the command; write emu-jax COMMAND --seed"),
-    ("--steps=3 sample x", "--steps: stands before the command"),
+    ("emu-jax sample x --solver euler", "solver='euler' does not sample this process; use 'ddim'"),
+    ("emu-jax sample x --seam tight", "invalid choice 'tight' for argument '--seam'. Expected one"),
+    ("emu-jax sample x --steps", "Missing value for argument '--steps'. Expected 1 values"),
+    ("emu-jax sample x y", "Unrecognized options: y; see emu-jax sample --help"),
+    ("emu-jax evaluate --num-prompts many", "--num-prompts: invalid literal for int()"),
+    ("emu-jax metrics --frames 3", "Missing from emu-jax metrics: --generated PATH folder of"),
+    ("emu-jax metrics --generated a --reference b --frames x", "--frames: invalid literal for"),
+    ("emu-jax convert a b --to zip", "invalid choice 'zip' for argument '--to'"),
+    ("emu-jax juice", "Expected one of {make, score}; see emu-jax juice --help"),
+    ("emu-jax juice make --a x", "Missing from emu-jax juice make: --b PATH"),
+    ("emu-jax --seed 1 sample x", "--seed: stands before the command; write emu-jax COMMAND"),
+    ("emu-jax --steps=3 sample x", "--steps: stands before the command"),
+    ("emu-train draw", "Expected one of {run, prepare, encode, plan}; see emu-train --help"),
+    ("emu-train run", "Missing from emu-train run: --config PATH"),
+    ("emu-train run --config x --process a", "--process: invalid literal for int() with base 10"),
   ],
 )
 def test_words_that_are_not_understood_are_one_line(words, says, capsys):
-  line = refusal(cli.main, words.split(), capsys)
-  assert line.startswith("emu-jax: error: ")
-  assert says in line
-
-
-@pytest.mark.parametrize(
-  ("words", "says"),
-  [
-    ("draw", "Expected one of {run, prepare, encode, plan}; see emu-train --help"),
-    ("run", "Missing from emu-train run: --config PATH"),
-    ("run --config x --process a", "--process: invalid literal for int() with base 10: 'a'; it"),
-  ],
-)
-def test_words_that_emu_train_does_not_understand_are_one_line(words, says, capsys):
-  line = refusal(command.main, words.split(), capsys)
-  assert line.startswith("emu-train: error: ")
+  program, *words = words.split()
+  line = refusal({"emu-jax": cli.main, "emu-train": command.main}[program], words, capsys)
+  assert line.startswith(f"{program}: error: ")
   assert says in line
 
 
