@@ -17,7 +17,7 @@ from emu_jax.conditioning import every_fourth
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.model import Model, check_trees, program
-from emu_jax.systems import fields
+from emu_jax.systems import emu_video, fields
 from emu_jax.systems.emu import decode
 from emu_jax.systems.emu_video import Extend, Guidance, Interpolate, encode_picture, keys_at
 from emu_jax.systems.instruct_pix2pix import Edit
@@ -157,7 +157,37 @@ def test_interpolation_leaves_its_keys_as_they_are_unless_they_are_to_be_drawn_a
   redrawn = between(model, keys, keep_keys=False).frames[:, known]
   assert np.abs(redrawn - coded(model, keys).astype(int)).max() > 10
   drawn = frames_of(model).astype(int)
-  assert np.abs(frames_of(model, frames=37)[:, known] - drawn).max() <= 1
+  assert np.abs(frames_of(model, frames=37, keep_keys=True)[:, known] - drawn).max() <= 1
+
+
+def test_a_clip_of_which_all_frames_are_likely_alike_does_not_pulse_at_its_keys(model, monkeypatch):
+  """The exact denoiser of still clips, of keys that were drawn with an error each.
+
+  All 37 frames then are the keys' mean; keys that are kept stand out by their errors.
+  """
+  system = dataclasses.replace(MODEL, fps=3.0)  # programs of its own
+  monkeypatch.setattr(emu_video, "video_network", still_clips)
+  still = dataclasses.replace(model, system=system)
+  steps = lambda **options: np.abs(
+    np.diff(frames_of(still, frames=37, **options).astype(int), axis=1)
+  )
+  assert steps(keep_keys=True).max() > 10
+  assert steps().max() == 0
+
+
+def still_clips(config, trees, name):
+  """In place of `video_network`: frames that differ as keys, else the mean of the known ones."""
+
+  def net(x_t, t, conditions):
+    mask, known = conditions.concat[..., :1], conditions.concat[..., 1:]
+    if name == "temporal":
+      clean = jax.random.normal(jax.random.key(0), x_t.shape[1:])[None] + 0 * x_t
+    else:
+      mean = (mask * known).sum(1, keepdims=True) / jnp.maximum(mask.sum(1, keepdims=True), 1)
+      clean = mean + 0 * x_t
+    return config.process.output(clean, x_t, t)
+
+  return net
 
 
 def test_interpolation_may_have_scales_of_its_own(model):

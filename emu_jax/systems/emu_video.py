@@ -460,11 +460,8 @@ class Between(Guided):
 
   seam: Literal["gapless", "published"] = "gapless"
   """how two interpolated parts are joined: without a gap, or as the paper did"""
-  keep_keys: bool = True
-  """leave the frames that others are added to as they are; the paper draws them anew"""
   interpolation_steps: int | None = None
   """steps that add frames; None: the model's own, else those of the rest"""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample(Between):
@@ -477,6 +474,9 @@ class Sample(Between):
   frames: int | None = None
   """length: 1, the model's own, or interpolated from it at four times its rate; None: the model's
   own, 1 of an image model"""
+  keep_keys: bool = False
+  """leave the frames that others are added to as they were drawn; else they are drawn once more
+  with the others, as in the paper, since a frame drawn by other steps stands out"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -489,6 +489,8 @@ class Interpolate(Between):
   """what it shows"""
   frames: int | None = None
   """key frames to take; None: those of one interpolation"""
+  keep_keys: bool = True
+  """leave the frames that others are added to as they are; the paper draws them anew"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -580,14 +582,20 @@ def sample_steps(config: EmuVideo, request: Sample, names: Collection[str]) -> t
       config, "temporal", first_frame(clip_frames), request.sampling, guided, key=(1, 3)
     )
     steps.append(_clip_step(f"image + text -> {clip_frames} frames", static, clip_program))
-  steps += between_steps(config, request, parts, of_key=(2, 3))
+  steps += between_steps(config, request, parts, request.keep_keys, of_key=(2, 3))
   return (*steps, decode_step(stage))
 
 
 def between_steps(
-  config: EmuVideo, request: Between, parts: int, of_key: tuple[int, int] | None
+  config: EmuVideo, request: Between, parts: int, keep: bool, of_key: tuple[int, int] | None
 ) -> list[Step]:
-  """Frames between the keys "latents", `num_keys` of them at a time, joined."""
+  """Frames between the keys "latents", `num_keys` of them at a time, joined.
+
+  Keys are kept where they are pictures of something. Those that the model drew go through the same
+  network, steps and decoder as the frames between them: frames of one clip that were made in two
+  ways differ in colour, and the clip pulses at every fourth. Source: Emu Video, arXiv:2311.10709,
+  sec. 3.2, for keys that are drawn anew; that pictures are kept is ours.
+  """
   if not parts:
     return []
   given = (request.interpolation_steps, config.interpolation_steps, request.steps)
@@ -599,7 +607,7 @@ def between_steps(
   guided = request.guidance(config.guidance).between.scales is not None
   static = Clip(
     config, "interpolation", every_fourth(config.num_keys), sampling, guided,
-    keep=request.keep_keys, key=of_key,
+    keep=keep, key=of_key,
   )  # fmt: skip
   made = [
     _clip_step(
@@ -692,7 +700,7 @@ def interpolate_steps(
   last = decode_step(stage)
   steps = [
     Step("pixels -> latents", encode_picture, config, tuple(stage.trees())),
-    *between_steps(config, request, parts, of_key=None),
+    *between_steps(config, request, parts, request.keep_keys, of_key=None),
     last,
   ]
   if request.keep_keys:
