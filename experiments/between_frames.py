@@ -57,6 +57,22 @@ def centroids(share: Float[np.ndarray, "T H W"]) -> Float[np.ndarray, "T 2"]:
   return places
 
 
+def colour_steps(clip: Float[np.ndarray, "T H W 3"], scene: shapes.Scene) -> tuple[float, float]:
+  """How far the shape's mean colour moves from a frame to the next, in grey levels (RGB distance).
+
+  A pixel is the shape's by three quarters of its share at least.
+
+  Returns: the mean over steps that begin or end at a key, and the mean over all others.
+  """
+  inside = shares(clip, scene) > 0.75
+  with np.errstate(invalid="ignore", divide="ignore"):
+    colours = (clip * inside[..., None]).sum(axis=(1, 2)) / inside.sum(axis=(1, 2))[:, None]
+  steps = np.linalg.norm(np.diff(colours, axis=0), axis=1)
+  keys = np.isin(np.arange(len(clip)), KNOWN.positions)
+  at_key = keys[1:] | keys[:-1]
+  return float(np.nanmean(steps[at_key])), float(np.nanmean(steps[~at_key]))
+
+
 def off_path(
   places: Float[np.ndarray, "T 2"], keys: Float[np.ndarray, "8 2"]
 ) -> Float[np.ndarray, " T"]:

@@ -1,14 +1,15 @@
-"""How right the frames are that a model adds to 8, beside repetition and blending.
+"""How right the frames are that a model adds to 8, beside repetition and blending; and the pulse.
 
   python -m experiments.interpolated
 
 Keys are frames of drawn clips of motions that training has not seen; the oracle reads centroids.
-Beside them, of clips that the model draws itself, its 37 frames against the 8 they were made of.
+A clip pulses where its colours change more at the frames that others were added to than elsewhere.
 """
 
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -21,10 +22,21 @@ from emu_jax.evaluation import metrics, oracle
 from emu_jax.evaluation.metrics import Clips
 from emu_jax.model import SHIPPED, load
 from emu_jax.parallel.compilation import enable_cache
-from experiments.between_frames import BETWEEN, KNOWN, OUTSIDE, blended, repeated
+from experiments.between_frames import (
+  BETWEEN,
+  KNOWN,
+  OUTSIDE,
+  blended,
+  colour_steps,
+  repeated,
+)
 
 FPS = 16.0  # of 37 frames
 MODEL, MANY, BLENDED, REPEATED = "model", "model, all steps", "blending", "repetition"
+WAYS = (MODEL, MANY, BLENDED, REPEATED)
+REDRAWN, DRAWN = "interpolate, keys drawn anew", "drawn clips"
+GENERATED, GENERATED_KEPT = "sample", "sample, keys kept"
+COLOURED = (GENERATED, GENERATED_KEPT, MODEL, REDRAWN, DRAWN)
 WHERE = {"between": BETWEEN, "outside": OUTSIDE, "added": (*BETWEEN, *OUTSIDE)}
 MOST = 60.0  # dB, of frames that are equal or nearly so
 
@@ -35,7 +47,7 @@ class Arguments:
 
   checkpoint: pathlib.Path = SHIPPED  # a run, a recipe's runs or a release
   out: pathlib.Path = pathlib.Path("docs/results")  # for interpolated.md and .json
-  num: int = 48
+  num: int = 64
   batch_size: int = 16
   solver: str = "dpm++"
   steps: int = 10  # of pictures and of 8 frames; the model has its own number for those between
@@ -52,22 +64,25 @@ def main() -> None:
   captions = [shapes.caption(scene) for scene in scenes]
   real = np.stack([shapes.draw(scene, side)[: KNOWN.num_frames] for scene in scenes])
   keys = real[:, list(KNOWN.positions)]
-  made, many, generated, generated_keys = [], [], [], []
+  requests = {
+    MODEL: ("interpolate", {}),
+    MANY: ("interpolate", {"interpolation_steps": a.steps}),
+    REDRAWN: ("interpolate", {"keep_keys": False}),
+    GENERATED: ("sample", {"frames": 37}),
+    GENERATED_KEPT: ("sample", {"frames": 37, "keep_keys": True}),
+  }
+  clips = {way: [] for way in requests}
   for start in tqdm(range(0, a.num, a.batch_size), desc="sampling", disable=None):
     rows = slice(start, start + a.batch_size)
     fields = {"solver": a.solver, "steps": a.steps, "seed": a.seed + start}
     fields["prompt"] = tuple(captions[rows])
-    made.append(model.run("interpolate", clip=keys[rows], **fields).frames)
-    all_steps = fields | {"interpolation_steps": a.steps}
-    many.append(model.run("interpolate", clip=keys[rows], **all_steps).frames)
-    generated.append(model.run("sample", frames=37, **fields).frames)
-    # By the same seed, the 8 frames that those were made of.
-    generated_keys.append(model.run("sample", frames=8, **fields).frames)
-  clips = {MODEL: np.concatenate(made), MANY: np.concatenate(many)}
-  clips |= {BLENDED: blended(keys), REPEATED: repeated(keys)}
-  found = {way: errors(clip, real) for way, clip in clips.items()}
-  given = np.concatenate(generated)[:, list(KNOWN.positions)]
-  found["own"] = {"given": psnrs(given, np.concatenate(generated_keys))}
+    for way, (task, options) in requests.items():
+      given = {"clip": keys[rows]} if task == "interpolate" else {}
+      clips[way].append(model.run(task, **given, **fields, **options).frames)
+  clips = {way: np.concatenate(parts) for way, parts in clips.items()}
+  clips |= {BLENDED: blended(keys), REPEATED: repeated(keys), DRAWN: real}
+  found = {way: errors(clips[way], real) for way in WAYS}
+  found |= {f"colour, {way}": colour_changes(clips[way], scenes) for way in COLOURED}
   a.out.mkdir(parents=True, exist_ok=True)
   text = page(found, a)
   (a.out / "interpolated.md").write_text(text)
@@ -98,6 +113,14 @@ def errors(clips: Clips, real: Clips) -> dict[str, np.ndarray]:
   return found
 
 
+def colour_changes(clips: Clips, scenes: Sequence[shapes.Scene]) -> dict[str, np.ndarray]:
+  """Of each clip: steps of the shape's colour at keys and elsewhere (`colour_steps`)."""
+  pairs = [colour_steps(c.astype(float), s) for c, s in zip(clips, scenes, strict=True)]
+  at_keys, elsewhere = np.array(pairs).T
+  seen = np.isfinite(at_keys) & np.isfinite(elsewhere)  # clips that show the colour asked for
+  return {"at keys": at_keys[seen], "elsewhere": elsewhere[seen]}
+
+
 def times_less(theirs: np.ndarray, ours: np.ndarray, num_resamples: int = 2000) -> metrics.Estimate:
   """Ratio of the means over the same clips, with a percentile-bootstrap interval over these."""
   n = len(ours)
@@ -123,14 +146,23 @@ def page(found: dict[str, dict[str, np.ndarray]], a: Arguments) -> str:
   for way in (MODEL, MANY, BLENDED, REPEATED):
     cells = [formatted(metrics.mean(found[way][name])) for name in names]
     lines.append(f"| {way} | {' | '.join(cells)} |")
-  agreement = formatted(metrics.mean(found["own"]["given"]))
   less = formatted(times_less(found[BLENDED]["off added"], found[MODEL]["off added"]))
   lines += [
     f"\n'{MODEL}' adds frames by its own number of steps, '{MANY}' by as many as {a.solver} takes "
     f"for pictures and clips. In added frames the shape is {less} times less off than by "
     f"{BLENDED}.",
-    f"\nThe model's own clips, 37 frames against the 8 they were made of: {agreement} dB.",
+    "\n## Colour from frame to frame\n",
+    "Steps of the shape's mean colour, in grey levels, that begin or end at one of the 8 frames "
+    "that others are added to, and all others. Of clips that the model samples, and of those that "
+    "it makes of drawn keys ('model': kept, they are exact and their neighbours are not).\n",
+    "| clips | number | at keys | elsewhere | ratio |",
+    "|---" * 5 + "|",
   ]
+  for way in COLOURED:
+    changes = found[f"colour, {way}"]
+    cells = [formatted(metrics.mean(changes[name])) for name in ("at keys", "elsewhere")]
+    ratio = formatted(times_less(changes["at keys"], changes["elsewhere"]))
+    lines.append(f"| {way} | {len(changes['elsewhere'])} | {' | '.join(cells)} | {ratio} |")
   return "\n".join(lines) + "\n"
 
 

@@ -463,6 +463,7 @@ class Between(Guided):
   interpolation_steps: int | None = None
   """steps that add frames; None: the model's own, else those of the rest"""
 
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample(Between):
   """Generates a video (or, with 1 frame, a picture) from a prompt."""

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 
 from emu_jax.data import shapes
-from experiments.between_frames import KNOWN, repeated
+from experiments.between_frames import KNOWN, colour_steps, repeated
 from experiments.interpolated import MOST, errors, times_less
+
+SCENE = shapes.Scene("red", "square", "large", "plain", "black", "right", "quickly", (0.25, 0.5))
 
 
 @pytest.fixture(scope="module")
 def real():
   """Quick clips of large shapes: 15 pixels a second, 15/16 a frame."""
-  scene = shapes.Scene("red", "square", "large", "plain", "black", "right", "quickly", (0.25, 0.5))
-  return shapes.draw(scene, 64)[None, : KNOWN.num_frames]
+  return shapes.draw(SCENE, 64)[None, : KNOWN.num_frames]
 
 
 def test_the_truth_has_no_errors(real):
@@ -44,3 +45,14 @@ def test_a_ratio_of_errors_is_of_their_means_with_the_same_clips_drawn_for_both(
 def test_no_shape_is_half_a_side_away(real):
   blank = np.zeros_like(real)
   assert errors(blank, real)["off added"] == 32
+
+
+def test_a_key_of_another_colour_is_a_step_into_it_and_one_out_of_it(real):
+  scene, clip = SCENE, real[0].astype(float)
+  assert colour_steps(clip, scene) == (0, 0)
+  clip[KNOWN.positions[0], ..., 0] *= 0.9
+  at_keys, elsewhere = colour_steps(clip, scene)
+  red = shapes.COLOURS["red"][0]
+  # Two of the 16 steps at the 8 keys; edges have less of the colour than the 0.75 that count.
+  np.testing.assert_allclose(at_keys, 2 * 0.1 * red / 16, rtol=0.05)
+  assert elsewhere == 0
