@@ -34,6 +34,7 @@ from emu_jax.data.latent_records import (
   collate_captions,
   read_encoding,
 )
+from emu_jax.data.workers import end_with_parent
 from emu_jax.errors import InputError
 
 # texts, overflow="error" | "truncate" -> tokens int32 [B, L], mask bool [B, L]
@@ -589,4 +590,4 @@ def _reader(data: grain.MapDataset, workers: int, threads: int) -> grain.IterDat
   if not absl.flags.FLAGS.is_parsed():  # Grain's processes read flags that only absl's main parses
     absl.flags.FLAGS(sys.argv[:1])
   options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-  return read.mp_prefetch(options)
+  return read.mp_prefetch(options, worker_init_fn=end_with_parent)

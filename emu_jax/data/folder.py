@@ -27,6 +27,7 @@ from emu_jax.data import clip_files, records, shards
 from emu_jax.data.clip_files import Options
 from emu_jax.data.metadata import Layout, Row, fingerprint, read_metadata
 from emu_jax.data.motion import MOTION
+from emu_jax.data.workers import end_with_parent
 from emu_jax.errors import InputError
 
 SPLITS = records.RecordBuilder.splits
@@ -217,7 +218,7 @@ def _run_here(workers: int | None, planned: Sequence[Shard], make: Callable) -> 
       make(shard)
     return
   spawn = multiprocessing.get_context("spawn")  # forking a process that runs JAX can deadlock
-  pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent)
+  pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=end_with_parent)
   try:
     running = [pool.submit(make, shard) for shard in planned]
     wait(running, return_when=FIRST_EXCEPTION)
@@ -231,16 +232,6 @@ def _run_here(workers: int | None, planned: Sequence[Shard], make: Callable) -> 
     ) from error
   finally:
     pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-  """A killed parent cannot end its decoding processes: each watches for it."""
-
-  def watch():
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager
