@@ -149,7 +149,9 @@ def _lines(folder: pathlib.Path, inner: pathlib.PurePath, above: tuple) -> Itera
     names = {
       column: str(inner / _inside(line.place, value))
       for column, value in line.columns.items()
-      if isinstance(value, str) and (column == "file_name" or column.endswith(FILE_COLUMN)) and value
+      if isinstance(value, str)
+      and (column == "file_name" or column.endswith(FILE_COLUMN))
+      and value
     }
     yield Line(line.place, line.columns | names)
 
@@ -226,7 +228,7 @@ def _advice(folder: pathlib.Path) -> str:
       return f"rename {name} to metadata{path.suffix}, its columns file_name and text"
     if path.suffix in (".json", ".tsv", ".xlsx"):
       return f"write {name} as metadata.csv or metadata.jsonl, its columns file_name and text"
-  return "write a metadata.jsonl with a line {\"file_name\": ..., \"text\": ...} a clip"
+  return 'write a metadata.jsonl with a line {"file_name": ..., "text": ...} a clip'
 
 
 def _numeric_columns(entries: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -235,9 +237,7 @@ def _numeric_columns(entries: Sequence[Mapping[str, Any]]) -> list[str]:
   free = [
     name
     for name in columns
-    if name not in ("file_name", "text")
-    and not name.endswith(FILE_COLUMN)
-    and name.isidentifier()
+    if name not in ("file_name", "text") and not name.endswith(FILE_COLUMN) and name.isidentifier()
   ]
   values = {name: [e[name] for e in entries if e.get(name) not in (None, "")] for name in free}
   return [

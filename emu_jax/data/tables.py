@@ -60,9 +60,7 @@ def utf8(path: pathlib.Path) -> str:
   if data.startswith(UTF16_MARKS):
     line, reason = 1, "it begins as UTF-16 does"
   if line:
-    raise InputError(
-      f"prepare: {path} line {line} is not UTF-8 ({reason}); save the file as UTF-8"
-    )
+    raise InputError(f"prepare: {path} line {line} is not UTF-8 ({reason}); save the file as UTF-8")
   return text
 
 
@@ -75,8 +73,7 @@ def _json_lines(path: pathlib.Path) -> Iterator[Line]:
       yield Line(place, dict(json.loads(line)))
     except (ValueError, TypeError, RecursionError) as error:
       raise InputError(
-        f"prepare: {place} is not a JSON object ({error}); "
-        'write {"file_name": ..., "text": ...}'
+        f'prepare: {place} is not a JSON object ({error}); write {{"file_name": ..., "text": ...}}'
       ) from error
 
 
