@@ -297,7 +297,7 @@ def _row(line: Line, numeric: Sequence[str]) -> Row:
 
 
 class _Names:
-  """Names as they stand on the disk: macOS stores an accent apart from its letter, tables do not."""
+  """Names as they stand on the disk: macOS stores accents apart from their letters."""
 
   def __init__(self, folder: pathlib.Path):
     self._folder = folder

@@ -101,8 +101,8 @@ def _csv_lines(path: pathlib.Path) -> Iterator[Line]:
         )
       if any(_swallows(cell, cells, delimiter) for cell in cells):
         raise InputError(
-          f"prepare: {place} begins a text that runs over the lines after it, which look like lines "
-          "of their own; close its quotation mark"
+          f"prepare: {place} begins a text that runs over the lines after it, which look like "
+          "clips of their own; close its quotation mark"
         )
       yield Line(place, dict(zip(header, cells, strict=True)))
   except csv.Error as error:

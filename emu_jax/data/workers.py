@@ -1,4 +1,4 @@
-"""Processes that decode or read: they end when the process that began them ends, however it does."""
+"""Processes that decode or read: they end when their parent process ends, however it does."""
 
 import multiprocessing
 import os

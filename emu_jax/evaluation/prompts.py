@@ -25,7 +25,7 @@ def read_prompts(path: pathlib.Path, stems: Sequence[str], who: str) -> list[str
     stems: names of files without their endings, in their natural order.
     who: the command that asks, for messages.
 
-  Raises: InputError for another number of prompts, a name without one, or a file that cannot be read.
+  Raises: InputError for another number of prompts, a name without one, or an unreadable file.
   """
   try:
     lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
