@@ -246,8 +246,9 @@ def check_data(experiment: Experiment) -> None:
   for path, encoder in zip(named_tokenizers(experiment), encoders, strict=False):
     checked_tokenizer(path, encoder)
   experiment.check_mesh(jax.device_count())
+  sources = opened(experiment, "train")
   try:
-    records_by_size(opened(experiment, "train"), experiment.definition.inputs)
+    records_by_size(sources, experiment.definition.inputs)
   except InputError as error:  # the recipe's other stages may well fit
     raise InputError(f"stage {experiment.run_name!r}: {error}") from error
   validation = validation_of(experiment, jax.device_count())
