@@ -39,6 +39,7 @@ from emu_jax.errors import InputError
 
 REPORT = index.REPORT
 LOCK = "lock"
+NOTES = 2  # layout of what is noted of finished work (emu_jax.data.shards)
 VERSION = tfds.core.Version(f"{index.LAYOUT}.0.0")
 FACTS = (
   "size",
@@ -336,7 +337,8 @@ def resumable(out: pathlib.Path, job: dict, who: str = "prepare") -> Iterator[pa
   """
   partial = unfinished(out)
   with _claimed(partial, out, who):
-    job_text, began = json.dumps(job, sort_keys=True), partial / "job.json"
+    job_text = json.dumps(job | {"notes": NOTES}, sort_keys=True)
+    began = partial / "job.json"
     if not began.is_file() or began.read_text() != job_text:
       _empty(partial, out, who)
       began.write_text(job_text)

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
-from video_files import numbers, write_numbered, write_video
+from video_files import numbered, numbers, write_numbered, write_video
 
 from emu_jax.data import clip_files, decode, folder, index, records
 from emu_jax.data.batches import open_source
@@ -130,6 +130,20 @@ def test_a_long_clip_becomes_consecutive_records(tmp_path):
   assert [r["name"].decode() for r in parts] == [f"0.mp4#{k}" for k in range(5)]
   assert all(len(r["frames"]) == 20 for r in parts)  # 12.5 s in five equal parts, none above 3 s
   assert numbers(np.concatenate([r["frames"] for r in parts])) == list(range(100))
+
+
+@pytest.mark.parametrize("fps", [0.0, 0.05])
+def test_frames_further_apart_than_a_part_lasts_are_a_record_each(tmp_path, fps):
+  where = tmp_path / "clips"
+  where.mkdir()
+  frames = [numbered(i) for i in range(0, 5)]
+  write_video(where / "0.mp4", frames, times=[30.0 * i for i in range(5)])
+  write_jsonl(where, rows_of(1))
+  report = prepare(where, tmp_path / "out", fps=fps)
+  assert report.skipped == ()
+  found = numbers(np.concatenate([r["frames"][:] for r in packed(tmp_path / "out")]))
+  assert set(found) == set(range(5))
+  assert found == sorted(found)
 
 
 @pytest.mark.parametrize(("fps", "stored", "step"), [(4.0, 4.0, 2), (0.0, 8.0, 1), (30.0, 8.0, 1)])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import sprites_64
 from emu_jax.checkpoints.run import Origin
 from emu_jax.checkpoints.stored import Stored
 from emu_jax.config import kind
@@ -18,6 +19,7 @@ from emu_jax.errors import InputError
 from emu_jax.parallel import placement
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from emu_jax.systems.system import Measure, Part, System, Tree, tree_shapes
+from tests.data.video_files import write_numbered
 from tests.tiny import MODEL
 from train import clips as train_clips
 from train import command, inherit
@@ -109,6 +111,26 @@ def test_sizes_that_fill_no_batch_of_validation_are_named(validated, capsys):
   size, line = validated(buckets((16, 16, 4), (16, 32, 3)), buckets((32, 16, 1)), capsys=capsys)
   assert size == 4
   assert "fills no batch of 4: 3 of 16x32, 1 of 32x16" in line
+
+
+def test_a_small_folder_trains_every_stage_of_a_shipped_config_as_it_is(
+  tmp_path, monkeypatch, capsys
+):
+  clips = tmp_path / "clips"
+  clips.mkdir()
+  for i in range(43):
+    write_numbered(clips / f"{i}.mp4", 8)
+    (clips / f"{i}.txt").write_text("a clip")
+  words = ["--out", str(tmp_path / "packed"), "--size", "64", "--workers", "1"]
+  command.main(["prepare", str(clips), *words])
+  assert "43 of 43 clips packed" in capsys.readouterr().out
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  for stage in sprites_64.STAGES:
+    data = dataclasses.replace(stage.data, sources=(str(tmp_path / "packed"),))
+    command.check_data(dataclasses.replace(stage, data=data))
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 3  # one a stage: what validation is
+  assert all("validation" in line for line in lines)
 
 
 @pytest.mark.parametrize("num_frames", [1, 3])
