@@ -457,7 +457,8 @@ if __name__ == '__main__':
   frames = {'frames': np.zeros((4, 4, 4, 3), np.uint8), 'fps': np.float32(8), 'caption': b''}
   source = batches.Source('memory', (4, 4), [frames] * 4, np.full(4, 4), np.full(4, 8.0))
   wanted = inputs.clip_inputs(inputs.ClipSpec(2, 8.0), (4, 4))
-  next(batches.batches(source, wanted, batch_size=2, seed=0, workers=1))
+  read = batches.batches(source, wanted, batch_size=2, seed=0, workers=1)
+  next(read)
   print(multiprocessing.active_children()[0].pid, flush=True)
   os.kill(os.getpid(), signal.SIGKILL)
 """
