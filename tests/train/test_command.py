@@ -292,9 +292,9 @@ def bad_folder(tmp_path, kind):
     return folder
   row = {"file_name": "a.mp4", "text": "a clip"}
   if kind == "no text column":
-    return metadata(folder, [{"file_name": "a.mp4", "caption": "a clip"}])
+    return metadata(folder, [{"file_name": "a.mp4", "words": "a clip"}])
   if kind == "no file_name column":
-    (folder / "metadata.csv").write_text("file,text\na.mp4,a clip\n")
+    (folder / "metadata.csv").write_text("clip,text\na.mp4,a clip\n")
     return folder
   if kind == "broken json":
     (folder / "metadata.jsonl").write_text('{"file_name": "a.mp4", \n')
