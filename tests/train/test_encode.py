@@ -396,7 +396,7 @@ def test_clips_of_several_captions_are_encoded_without_them_and_one_is_drawn_a_s
     (clips / f"{i}.txt").write_text("a red circle\na blue square\n")
   packed, out = tmp_path / "packed", tmp_path / "encoded"
   command.main(["prepare", str(clips), "--out", str(packed), "--size", "16", "--workers", "1"])
-  words = made.words(packed, "--runs", made.runs, "--out", out, "--stage", "image")
+  words = made.words(packed, "--runs", made.runs, "--out", out)
   with tiny_recipe.one_device(), one_local_device():
     command.main(["encode", *words])
   source = open_source(out, "train")
@@ -404,7 +404,9 @@ def test_clips_of_several_captions_are_encoded_without_them_and_one_is_drawn_a_s
   assert [len(r["captions"]) for r in source.records] == [2] * 4
   assert len(source.all_captions) == 8
   experiment = made.stage("image", out)
-  read = batches(opened(experiment, "train"), **batch_options(experiment, (_words,)))
+  read = batches(
+    opened(experiment, "train"), **batch_options(experiment, ()) | {"tokenizers": (_words,)}
+  )
   drawn = {
     bytes(row).decode() for _ in range(8) for row in next(read)["tokens"][0].astype(np.uint8)
   }
