@@ -1,6 +1,8 @@
 """An experiment's packed clips and their captions, opened and checked."""
 
+import dataclasses
 import itertools
+import math
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -9,7 +11,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from emu_jax.data.batches import Source, check_alike, open_source
+from emu_jax.data.batches import Source, check_alike, has_split, open_source, records_by_size
 from emu_jax.data.tokenizer import Tokenizer, tokenizer_file, train_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.model import load_tokenizers
@@ -21,9 +23,12 @@ CAPTIONS_READ = 2000  # of a source, to tell how many are too long
 
 
 def opened(experiment: Experiment, split: str) -> list[Source]:
-  """A split of each source, checked against the part."""
-  sources = [open_source(path, split) for path in experiment.data.sources]
-  for path, source in zip(experiment.data.sources, sources, strict=True):
+  """A split of each source, checked against the part; validation is of those that have some."""
+  paths = experiment.data.sources
+  if split == "validation":
+    paths = [path for path in paths if has_split(path, split)] or paths
+  sources = [open_source(path, split) for path in paths]
+  for path, source in zip(paths, sources, strict=True):
     if source.encoded and not experiment.definition.encoders:
       raise InputError(
         f"--data.sources {path}: holds latents, and part {experiment.part!r} trains on pixels; "
@@ -37,6 +42,47 @@ def opened(experiment: Experiment, split: str) -> list[Source]:
       )
   check_alike(sources)
   return sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+  """How much a part is validated on."""
+
+  batch_size: int  # examples, over all devices and processes; 0: there is no validation
+  note: str = ""  # a line for whoever expects more
+
+
+def validation_of(experiment: Experiment, num_devices: int) -> Validation:
+  """Batches of the training's size, or as large ones as few records fill: none is repeated."""
+  loop = experiment.loop
+  if not (loop.validate_every or loop.sample_every):
+    return Validation(0)
+  who = f"stage {experiment.run_name!r}"
+  without = "; it trains without validation loss and samples: prepare more clips to have them"
+  try:
+    counts = records_by_size(opened(experiment, "validation"), experiment.definition.inputs)
+  except InputError as error:
+    return Validation(0, f"{who}: {error}{without}")
+  data, fsdp, _ = experiment.mesh.shape(num_devices)
+  whole = math.lcm(data * fsdp, jax.process_count())  # what a batch is a multiple of
+  most = max(counts.values())
+  batch_size = min(experiment.data.batch_size, most // whole * whole)
+  if not batch_size:
+    few = f"{most} usable validation record(s) of one size fill no batch of {whole}"
+    return Validation(0, f"{who}: {few}{without}")
+  few = [f"{n} of {height}x{width}" for (height, width), n in counts.items() if n < batch_size]
+  if few:
+    return Validation(
+      batch_size,
+      f"{who}: validation leaves out records whose size fills no batch of {batch_size}: "
+      f"{', '.join(few)}",
+    )
+  if batch_size < experiment.data.batch_size:
+    return Validation(
+      batch_size,
+      f"{who}: validation has batches of {batch_size} examples, as {most} usable record(s) fill",
+    )
+  return Validation(batch_size)
 
 
 def batch_options(experiment: Experiment, tokenizers: tuple[Tokenizer, ...]) -> dict[str, Any]:
@@ -103,7 +149,7 @@ def keep_tokenizer(
   elif inherited and inherited.is_dir():
     shutil.copytree(inherited, target)
   else:
-    texts = itertools.chain.from_iterable(source.captions for source in sources)
+    texts = itertools.chain.from_iterable(source.all_captions for source in sources)
     train_tokenizer(texts, target, experiment.definition.texts[i].vocab_size)
 
 
@@ -120,7 +166,7 @@ def copy_tokenizer(named: pathlib.Path, target: pathlib.Path) -> None:
 
 def tell_of_cuts(tokenizers: tuple[Tokenizer, ...], sources: Sequence[Source]) -> None:
   """Prints how many captions an encoder will not see to their end, where there are any."""
-  read = [spread(source.captions, CAPTIONS_READ) for source in sources]
+  read = [spread(source.all_captions, CAPTIONS_READ) for source in sources]
   texts = list(itertools.chain.from_iterable(read))
   for i, tokenizer in enumerate(tokenizers):
     cut = sum(len(ids) > tokenizer.max_length for ids in tokenizer.encode(texts))

@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 import jax
@@ -17,7 +17,6 @@ from emu_jax.cli import failures
 from emu_jax.cli.options import read
 from emu_jax.config import override
 from emu_jax.data.batches import batches, records_by_size
-from emu_jax.data.index import Size
 from emu_jax.data.latent_records import collate_captions
 from emu_jax.errors import InputError
 from emu_jax.model import checked_tokenizer
@@ -33,6 +32,7 @@ from train.clips import (
   opened,
   stage_tokenizers,
   tell_of_cuts,
+  validation_of,
 )
 from train.config import (
   Experiment,
@@ -55,8 +55,6 @@ from train.packing import Prepare, finished, prepare, split_at_dashes, splits
 from train.parts import build, encoded_fields, encoded_trees, initial_trees
 from train.planning import command as planning
 from train.processes import join, together
-
-WITHOUT_VALIDATION = "prepare more clips, or set --loop.validate_every 0 --loop.sample_every 0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,44 +245,15 @@ def check_data(experiment: Experiment) -> None:
   check_public_trees(experiment)
   for path, encoder in zip(named_tokenizers(experiment), encoders, strict=False):
     checked_tokenizer(path, encoder)
-  loop = experiment.loop
-  needed = ("train", "validation") if loop.validate_every or loop.sample_every else ("train",)
   experiment.check_mesh(jax.device_count())
-  for split in needed:
-    try:
-      sources = opened(experiment, split)
-    except InputError as error:
-      if split == "train":
-        raise
-      raise InputError(f"{error}; {WITHOUT_VALIDATION}") from error
-    try:
-      counts = records_by_size(sources, experiment.definition.inputs)
-    except InputError as error:  # the recipe's other stages may well fit
-      raise InputError(f"stage {experiment.run_name!r}: {error}") from error
-    if split == "validation":
-      check_validation(experiment, counts)
-
-
-def check_validation(experiment: Experiment, counts: Mapping[Size, int]) -> None:
-  """Names the sizes of validation records that fill no batch; a single pass repeats none.
-
-  Args:
-    counts: usable records of each size.
-  Raises: InputError where no size fills one.
-  """
-  batch_size, most = experiment.data.batch_size, max(counts.values())
-  if most < batch_size:
-    raise InputError(
-      f"--data.batch_size {batch_size}: {list(experiment.data.sources)} have at most {most} usable "
-      f"validation records of one size, fewer than a batch; lower it, or {WITHOUT_VALIDATION}"
-    )
-  few = [f"{n} of {height}x{width}" for (height, width), n in counts.items() if n < batch_size]
-  if few and jax.process_index() == 0:
-    print(
-      f"stage {experiment.run_name!r}: validation leaves out records whose size fills no batch of "
-      f"{batch_size}: {', '.join(few)}",
-      file=sys.stderr,
-    )
+  sources = opened(experiment, "train")
+  try:
+    records_by_size(sources, experiment.definition.inputs)
+  except InputError as error:  # the recipe's other stages may well fit
+    raise InputError(f"stage {experiment.run_name!r}: {error}") from error
+  validation = validation_of(experiment, jax.device_count())
+  if validation.note and jax.process_index() == 0:
+    print(validation.note, file=sys.stderr)
 
 
 def train_part(experiment: Experiment, folder: pathlib.Path) -> bool:
@@ -311,6 +280,10 @@ def _remove_unbegun(folder: pathlib.Path) -> None:
 
 
 def _train(experiment: Experiment, folder: pathlib.Path, config: str) -> bool:
+  batch_size = validation_of(experiment, jax.device_count()).batch_size
+  if not batch_size:
+    loop = dataclasses.replace(experiment.loop, validate_every=0, sample_every=0)
+    experiment = dataclasses.replace(experiment, loop=loop)
   sources = opened(experiment, "train")
   records = sources[0].encoded  # the same of all
   encoding = records and records.encoding
@@ -328,6 +301,7 @@ def _train(experiment: Experiment, folder: pathlib.Path, config: str) -> bool:
 
   def validation() -> Iterator:
     options = batch_options(experiment, readers)
+    options |= {"batch_size": batch_size // jax.process_count()}
     return batches(opened(experiment, "validation"), **options, shuffle=False, repeat=False)
 
   training = batches(

@@ -13,7 +13,7 @@ import json
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -105,7 +105,7 @@ def encode(
   ]
   (empty,) = encoders.captions([""])
   numbers = tuple(sources["train"].numbers)
-  features = latent_records.features(empty, dtype, numbers)
+  features = latent_records.features(empty, dtype, numbers, several_captions(sources.values()))
   settings = {"records_per_shard": records_per_shard, "batch_size": encoders.batch_size}
   with contextlib.ExitStack() as stack:
     claimed = records.resumable(out, arguments | settings, "encode")
@@ -154,11 +154,21 @@ def _opened(experiment: Experiment, folder: pathlib.Path) -> dict[str, Source]:
   return {split: opened(experiment, split)[0] for split in splits}
 
 
+def several_captions(sources: Iterable[Source]) -> bool:
+  """Whether records have more than one caption."""
+  return any(len(source.all_captions) > len(source.captions) for source in sources)
+
+
 def _prepared(
   experiment: Experiment, source: Source, dtype: str, batch_size: int
 ) -> tuple[Encoding, Callable[[], FrozenEncoders]]:
   """What the records will be, and the function that puts their encoders on the devices."""
   part = experiment.definition
+  if several_captions([source]):  # one is drawn a step: the step encodes it
+    encoders = {name: one for name, one in part.encoders.items() if name != "captions"}
+    part = dataclasses.replace(part, encoders=encoders)
+    if jax.process_index() == 0:
+      print("encode: clips have several captions, which the training step encodes: latents alone")
   inherited, _ = inherit(experiment, source_of(experiment))
   names = [name for encoder in part.encoders.values() for name in encoder.trees]
   if missing := [name for name in names if name not in inherited]:

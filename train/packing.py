@@ -25,7 +25,8 @@ class Prepare:
   """Packs a folder of captioned clips, or the built-in moving shapes, for training."""
 
   source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|shapes")]
-  """Folder with metadata.jsonl or metadata.csv (file_name, text), or the word `shapes`."""
+  """Folder of clips with metadata.jsonl, .csv or .parquet (file_name, text), or with each clip's
+  captions in a .txt beside it; or the word `shapes`."""
   out: pathlib.Path
   """New folder for the records; the same command again changes nothing in it."""
   size: tuple[int, ...] = ()
@@ -47,7 +48,8 @@ class Prepare:
   max_seconds: float = 10.0
   """Longest record in seconds; longer clips are cut into several of equal length."""
   validation_fraction: float = 0.05
-  """Share of the files kept for validation, chosen by their names."""
+  """Share of the files kept for validation, chosen by their names; none where that is less than
+  one file, and folders train, validation and test are splits themselves."""
   workers: int = 2
   """Decoding processes, 1 or more (the local runner only)."""
   runner: Literal["local", "beam"] = "local"
@@ -146,6 +148,8 @@ def summarise(report: Report, options: Options) -> None:
     f"{report.out}: {report.num_packed} of {report.num_clips} clips packed as "
     f"{splits(report.num_records)} of {pixels} pixels"
   )
+  for note in report.notes:
+    print(f"  {note}")
   for skipped in report.skipped[:SHOWN]:
     print(f"  skipped {skipped.file_name}: {skipped.reason}")
   if len(report.skipped) > SHOWN:

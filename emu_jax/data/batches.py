@@ -34,6 +34,7 @@ from emu_jax.data.latent_records import (
   collate_captions,
   read_encoding,
 )
+from emu_jax.data.workers import end_with_parent
 from emu_jax.errors import InputError
 
 # texts, overflow="error" | "truncate" -> tokens int32 [B, L], mask bool [B, L]
@@ -56,10 +57,12 @@ class Source:
   num_frames: Int[np.ndarray, "N"]
   fps: Float[np.ndarray, "N"]  # 0 for a picture
   sizes: Int[np.ndarray, "N 2"] | None = None  # of each; None: all of them `size`
-  captions: Sequence[str] = ()
+  captions: Sequence[str] = ()  # of each, the first
+  all_captions: Sequence[str] = ()  # of one record after another: some have several
   numbers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # float32 [N]
   arrays: tuple[str, ...] = ("frames",)  # of every record
   encoded: Encoded | None = None  # what the records are instead of pixels
+  digest: str = ""  # of the folder's records and their order; "" where there is no folder
 
   def __post_init__(self):
     if self.sizes is None:
@@ -88,11 +91,24 @@ def open_source(path: str | pathlib.Path, split: str) -> Source:
   frame = records.decoder
   if encoded is not None:
     frame = functools.partial(latent_records.decoder, dtype=encoded.encoding.dtype)
-  table = records.Table(builder.as_data_source(split), listed.arrays, frame)
+  name = f"{folder.name}/{split}"
+  try:
+    rows = builder.as_data_source(split)
+  except Exception as error:  # whatever the reader of a damaged or missing file raises
+    raise records.damaged(name, error) from error
+  table = records.Table(rows, listed.arrays, frame, name)
   return Source(
-    f"{folder.name}/{split}", listed.size, table, listed.num_frames, listed.fps, listed.sizes,
-    listed.captions, listed.numbers, listed.arrays, encoded,
+    name, listed.size, table, listed.num_frames, listed.fps, listed.sizes,
+    listed.captions, listed.all_captions, listed.numbers, listed.arrays, encoded,
+    index.digest(folder),
   )  # fmt: skip
+
+
+def has_split(path: str | pathlib.Path, split: str) -> bool:
+  """Whether packed records have a split."""
+  folder = pathlib.Path(path)
+  packed = (folder / "dataset_info.json").is_file()
+  return packed and split in tfds.builder_from_directory(folder).info.splits
 
 
 def usable(source: Source, inputs: Inputs) -> Int[np.ndarray, "M"]:
@@ -352,7 +368,39 @@ def batches(
     data = groups[0]
   else:
     data = grain.MapDataset.mix(groups, shares) if repeat else _in_turn(groups)
-  return iter(_reader(data, workers, threads))
+  return Positioned(iter(_reader(data, workers, threads)), [source.digest for source in sources])
+
+
+class Positioned(grain.DatasetIterator):
+  """Batches whose position says which records it counts: it is no position in others.
+
+  `set_state` raises InputError for the position of other records.
+  """
+
+  def __init__(self, batches_read: grain.DatasetIterator, digests: Sequence[str]):
+    super().__init__()
+    self._batches, self._digests = batches_read, list(digests)
+
+  def __next__(self) -> Batch:
+    return next(self._batches)
+
+  def get_state(self) -> dict[str, Any]:
+    return {"position": self._batches.get_state(), "records": self._digests}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    if "records" not in state:  # of an earlier version
+      self._batches.set_state(state)
+      return
+    if state["records"] != self._digests:
+      raise InputError(
+        f"--data.sources: records of the digest(s) {' '.join(self._digests)} are not those that "
+        f"this run trains on ({' '.join(state['records'])}): they were packed anew, and their "
+        "order is another; name the earlier ones, or begin another run with --init-from"
+      )
+    self._batches.set_state(state["position"])
+
+  def close(self) -> None:
+    self._batches.close()
 
 
 def _records_of(
@@ -503,7 +551,7 @@ def example(
   drop_image: float = 0.0,
   empty: dict | None = None,
 ) -> dict:
-  """One training example of a record: random clips, its caption, and what was dropped of it.
+  """One training example of a record: random clips, one of its captions, and what was dropped.
 
   Args:
     chosen: "record", and by name in a batch the "arrays" of frames, the "sizes" that they come to
@@ -516,8 +564,8 @@ def example(
   clips = rate_choices(inputs)[rate]
   taken = clip_indices(num_frames, fps, clips, rng)
   u = rng.random()
-  text = record["caption"]
-  text = text.decode() if isinstance(text, bytes) else text
+  texts = index.text_captions(record)
+  text = texts[rng.integers(len(texts))] if len(texts) > 1 else texts[0]
   dropped = u < drop_text + drop_both
   arrays = {}
   for (name, frames), rows in zip(chosen["arrays"].items(), taken, strict=True):
@@ -589,4 +637,4 @@ def _reader(data: grain.MapDataset, workers: int, threads: int) -> grain.IterDat
   if not absl.flags.FLAGS.is_parsed():  # Grain's processes read flags that only absl's main parses
     absl.flags.FLAGS(sys.argv[:1])
   options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-  return read.mp_prefetch(options)
+  return read.mp_prefetch(options, worker_init_fn=end_with_parent)

@@ -137,7 +137,8 @@ def open_files(folder: pathlib.Path, row: Row, options: Options, layout: Layout)
         f"metadata: {files[name]} gives {have} frames at {other.fps:g} fps, {row.file_name} has "
         f"{total} at {fps:g} fps; name a file as long and as fine"
       )
-  num_parts = max(1, math.ceil(total / (fps * options.max_seconds) - 1e-6))
+  num_parts = math.ceil(total / (fps * options.max_seconds) - 1e-6)
+  num_parts = max(1, min(total, num_parts))  # slides may stay for longer than a part lasts
   bounds = tuple(total * part // num_parts for part in range(num_parts + 1))
   return Opened(paths, lines, _bucket(paths["frames"], options), fps, bounds)
 

@@ -17,6 +17,7 @@ import os
 import pathlib
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -27,9 +28,10 @@ from emu_jax.data import clip_files, records, shards
 from emu_jax.data.clip_files import Options
 from emu_jax.data.metadata import Layout, Row, fingerprint, read_metadata
 from emu_jax.data.motion import MOTION
+from emu_jax.data.workers import end_with_parent
 from emu_jax.errors import InputError
 
-SPLITS = records.RecordBuilder.splits
+SPLITS = ("train", "validation", "test")
 NAME = "clip_folder"  # of the dataset, in the names of its files
 DESCRIPTION = "Captioned clips of a user's folder, cropped and resized."
 CLIPS_PER_SHARD = 64  # at most
@@ -57,6 +59,7 @@ class Report:
   skipped: tuple[Skipped, ...]  # files that gave no record, or not all of theirs
   seconds: float
   existing: bool = False  # an earlier run with the same arguments had made it: nothing was done
+  notes: tuple[str, ...] = ()  # what a person should know besides
 
   def write(self, folder: pathlib.Path) -> None:
     """As `report.json` of a folder."""
@@ -120,7 +123,10 @@ def pack(
   earlier = records.finished(out, arguments, overwrite)
   if earlier is not None:
     skipped = tuple(Skipped(**entry) for entry in earlier.pop("skipped"))
-    return Report(**earlier | {"out": str(out), "skipped": skipped, "existing": True})
+    notes = tuple(earlier.get("notes", ()))
+    return Report(
+      **earlier | {"out": str(out), "skipped": skipped, "existing": True, "notes": notes}
+    )
   planned = plan(rows, options, clips_per_shard)
   job = arguments | {"folder": str(folder), "clips_per_shard": clips_per_shard}
   with records.resumable(out, job) as work:
@@ -136,14 +142,17 @@ def pack(
         f"prepare: none of the {len(rows)} clips named by the metadata of {folder} can be read; "
         f"the first: {skipped[0].reason}"
       )
-    features = records.features(layout.arrays, layout.numbers)
+    features = records.features(layout.arrays, layout.numbers, layout.captions)
     info = shards.describe(NAME, __name__, work, features, DESCRIPTION)
     num_records = shards.assemble(
       info, work, planned, arrays=layout.arrays, numbers=layout.numbers, size=options.size
     )
     num_packed = sum(note.num_clips for note in notes)
     seconds = round(time.monotonic() - began, 3)
-    report = Report(str(out), arguments, len(rows), num_packed, num_records, skipped, seconds)
+    report = Report(
+      str(out), arguments, len(rows), num_packed, num_records, skipped, seconds,
+      notes=without_validation(rows, options),
+    )  # fmt: skip
     report.write(work / "whole")
   return report
 
@@ -166,19 +175,44 @@ def layout_of(rows: Sequence[Row], options: Options) -> Layout:
 def plan(rows: Sequence[Row], options: Options, clips_per_shard: int) -> list[Shard]:
   """The shards of all splits: runs of rows in their order, by these arguments alone."""
   size = min(clips_per_shard, math.ceil(len(rows) / SHARDS))
-  planned = []
+  splits, planned = splits_of(rows, options), []
   for split in SPLITS:
-    of_split = [row for row in rows if split_of(row, options) == split]
+    of_split = [row for row, of_row in zip(rows, splits, strict=True) if of_row == split]
     for number, first in enumerate(range(0, len(of_split), size)):
       planned.append(Shard(split, number, tuple(of_split[first : first + size])))
   return planned
 
 
-def split_of(row: Row, options: Options) -> str:
-  """By the file's name alone, so that a grown folder keeps its split."""
-  digest = hashlib.sha256(row.file_name.encode()).digest()
-  held_back = int.from_bytes(digest[:8]) < options.validation_fraction * 2**64
-  return "validation" if held_back else "train"
+def splits_of(rows: Sequence[Row], options: Options) -> list[str]:
+  """The split of each row: its folder's, else by its file's name alone, as a grown folder keeps it.
+
+  Where validation's share is less than one file, or all there is, it takes nothing.
+  """
+  splits = [row.split or "train" for row in rows]
+  if "validation" in splits:
+    return splits
+  chosen = [s == "train" and _held_back(row, options) for row, s in zip(rows, splits, strict=True)]
+  files = {row.file_name for row, split in zip(rows, splits, strict=True) if split == "train"}
+  if options.validation_fraction * len(files) < 1 or chosen.count(True) == splits.count("train"):
+    return splits
+  return ["validation" if held else split for held, split in zip(chosen, splits, strict=True)]
+
+
+def _held_back(row: Row, options: Options) -> bool:
+  """Whether a file's name puts it into validation; alike for both ways to write an accent."""
+  digest = hashlib.sha256(unicodedata.normalize("NFC", row.file_name).encode()).digest()
+  return int.from_bytes(digest[:8]) < options.validation_fraction * 2**64
+
+
+def without_validation(rows: Sequence[Row], options: Options) -> tuple[str, ...]:
+  """A line that says that validation was asked for and has no file."""
+  if not options.validation_fraction or "validation" in splits_of(rows, options):
+    return ()
+  files = len({row.file_name for row in rows})
+  return (
+    f"no validation split: a share of {options.validation_fraction:g} of {files} file(s) leaves "
+    "none for it, and all train; prepare more clips, or raise --validation-fraction",
+  )
 
 
 def pack_shard(
@@ -187,7 +221,7 @@ def pack_shard(
   """Packs one shard; safe to repeat, and to do twice at once."""
   skips = shards.Skips()
   examples = shard_records(shard, folder, options, layout, skips)
-  features = records.features(layout.arrays, layout.numbers)
+  features = records.features(layout.arrays, layout.numbers, layout.captions)
   shards.write(shard, work, features, examples, skips)
 
 
@@ -196,12 +230,16 @@ def shard_records(
 ) -> Iterator[dict]:
   """The records of a shard in order; what cannot be read is added to `skips`."""
   for row in shard.rows:
+    if row.fault:
+      skips.skipped.append((row.file_name, row.fault))
+      continue
+    captions = {"captions": list(row.texts)} if layout.captions else {}
     reasons, count = [], 0
     for count, made in enumerate(clip_files.clip_records(folder, row, options, layout), 1):
       if isinstance(made, str):
         reasons.append((count - 1, made))
       else:
-        yield made
+        yield made | captions
     skips.num_clips += len(reasons) < count
     if reasons:
       skips.skipped.append((row.file_name, clip_files.skipped_parts(reasons, count)))
@@ -217,7 +255,7 @@ def _run_here(workers: int | None, planned: Sequence[Shard], make: Callable) -> 
       make(shard)
     return
   spawn = multiprocessing.get_context("spawn")  # forking a process that runs JAX can deadlock
-  pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent)
+  pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=end_with_parent)
   try:
     running = [pool.submit(make, shard) for shard in planned]
     wait(running, return_when=FIRST_EXCEPTION)
@@ -231,16 +269,6 @@ def _run_here(workers: int | None, planned: Sequence[Shard], make: Callable) -> 
     ) from error
   finally:
     pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-  """A killed parent cannot end its decoding processes: each watches for it."""
-
-  def watch():
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

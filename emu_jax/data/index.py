@@ -2,12 +2,15 @@
 
 `index.npz` holds for each split num_frames, fps, sizes (height, width), captions, names and the
 named numbers of the records in their order, and for all of them the layout's version, the arrays
-that a record has and the size that they were packed for. Texts lie as UTF-8 bytes on end with the
+that a record has and the size that they were packed for. Where a record has several captions all
+of them lie on end, with their numbers by record. Texts lie as UTF-8 bytes on end with the
 places where they end, so that nothing is unpickled and a long caption costs the others nothing.
 """
 
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,7 +19,7 @@ from jaxtyping import Float32, Int32
 
 from emu_jax.errors import InputError
 
-FILE = "index.npz"
+FILE, REPORT = "index.npz", "report.json"
 LAYOUT = 2  # 1: a record's frames were one array, deflated; there was no text in the index
 
 Size = tuple[int, int]  # height and width, pixels
@@ -29,7 +32,7 @@ class Entry:
   num_frames: int
   fps: float  # frames/s; 0 for a picture
   size: Size
-  caption: str
+  captions: tuple[str, ...]
   name: str
   numbers: Mapping[str, float]
 
@@ -37,10 +40,17 @@ class Entry:
   def of(cls, record: Mapping, num_frames: int) -> "Entry":
     """Of a record as `records.packed` gives it."""
     size = tuple(int(side) for side in record["size"])
-    text = lambda value: value.decode() if isinstance(value, bytes) else value
     numbers = {name: float(value) for name, value in record.get("numbers", {}).items()}
-    names = (text(record[field]) for field in ("caption", "name"))
-    return cls(num_frames, float(record["fps"]), size, *names, numbers)
+    name = record["name"]
+    name = name.decode() if isinstance(name, bytes) else name
+    captions = tuple(text_captions(record))
+    return cls(num_frames, float(record["fps"]), size, captions, name, numbers)
+
+
+def text_captions(record: Mapping) -> list[str]:
+  """All captions of a record, in their order."""
+  texts = record["captions"] if "captions" in record else [record["caption"]]
+  return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +60,8 @@ class Index:
   num_frames: Int32[np.ndarray, "N"]
   fps: Float32[np.ndarray, "N"]
   sizes: Int32[np.ndarray, "N 2"]
-  captions: Sequence[str]
+  captions: Sequence[str]  # of each, the first
+  all_captions: Sequence[str]  # of one record after another
   names: Sequence[str]
   numbers: Mapping[str, np.ndarray]  # float32 [N]; NaN where a record has none
   arrays: tuple[str, ...]  # of every record
@@ -58,10 +69,14 @@ class Index:
 
 
 class Texts(Sequence):
-  """The texts of a column; read from the file when the first one is taken."""
+  """The texts of a column; read from the file when the first one is taken.
 
-  def __init__(self, file: pathlib.Path, column: str, count: int):
-    self._file, self._column, self._count = file, column, count
+  Args:
+    rows: which of the column's texts these are; None: all.
+  """
+
+  def __init__(self, file: pathlib.Path, column: str, count: int, rows: np.ndarray | None = None):
+    self._file, self._column, self._count, self._rows = file, column, count, rows
 
   @functools.cached_property
   def _column_text(self) -> tuple[bytes, list[int]]:
@@ -77,6 +92,7 @@ class Texts(Sequence):
       return [self[k] for k in range(*i.indices(self._count))]
     text, ends = self._column_text
     i = range(self._count)[i]
+    i = i if self._rows is None else self._rows[i]
     return text[ends[i] : ends[i + 1]].decode()
 
 
@@ -96,8 +112,11 @@ def write(
     columns[f"{split}/num_frames"] = np.array([row.num_frames for row in rows], np.int32)
     columns[f"{split}/fps"] = np.array([row.fps for row in rows], np.float32)
     columns[f"{split}/sizes"] = np.array([row.size for row in rows], np.int32).reshape(-1, 2)
+    if any(len(row.captions) != 1 for row in rows):
+      counts = np.array([len(row.captions) for row in rows], np.int32)
+      columns[f"{split}/captions/counts"] = counts
     for column, texts in (
-      ("captions", [row.caption.encode() for row in rows]),
+      ("captions", [caption.encode() for row in rows for caption in row.captions]),
       ("names", [row.name.encode() for row in rows]),
     ):
       columns[f"{split}/{column}/utf8"] = np.frombuffer(b"".join(texts), np.uint8)
@@ -106,6 +125,19 @@ def write(
       columns[f"{split}/numbers/{name}"] = np.array([row.numbers[name] for row in rows], np.float32)
   np.savez(folder / FILE, **columns)
   return {split: len(rows) for split, rows in entries.items()}
+
+
+def digest(folder: str | pathlib.Path) -> str:
+  """Of what records hold and in which order, wherever they lie; reads no record.
+
+  Of the index, and of the arguments with which they were packed or encoded.
+  """
+  folder = pathlib.Path(folder)
+  found = hashlib.sha256((folder / FILE).read_bytes())
+  if (folder / REPORT).is_file():
+    arguments = json.loads((folder / REPORT).read_text()).get("arguments")
+    found.update(json.dumps(arguments, sort_keys=True).encode())
+  return found.hexdigest()[:16]
 
 
 def read(folder: pathlib.Path, split: str) -> Index:
@@ -119,14 +151,17 @@ def read(folder: pathlib.Path, split: str) -> Index:
     with np.load(file, allow_pickle=False) as columns:
       if "layout" in columns and columns["layout"] == LAYOUT:
         num_frames = columns[f"{split}/num_frames"]
-        texts = (
-          Texts(file, f"{split}/{column}", len(num_frames)) for column in ("captions", "names")
-        )
+        total, firsts = len(num_frames), None
+        if f"{split}/captions/counts" in columns:
+          counts = columns[f"{split}/captions/counts"]
+          total, firsts = int(counts.sum()), np.cumsum(counts) - counts
         return Index(
           num_frames,
           columns[f"{split}/fps"],
           columns[f"{split}/sizes"],
-          *texts,
+          Texts(file, f"{split}/captions", len(num_frames), firsts),
+          Texts(file, f"{split}/captions", total),
+          Texts(file, f"{split}/names", len(num_frames)),
           {name: columns[f"{split}/numbers/{name}"] for name in columns["numbers"].tolist()},
           tuple(columns["arrays"].tolist()),
           tuple(columns["size"].tolist()),

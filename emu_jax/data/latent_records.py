@@ -65,7 +65,7 @@ class Encoded:
 
 
 def features(
-  caption: Mapping[str, Any], dtype: str, numbers: Iterable[str] = ()
+  caption: Mapping[str, Any], dtype: str, numbers: Iterable[str] = (), captions: bool = False
 ) -> tfds.features.FeaturesDict:
   """The features of a record, as TFDS describes them.
 
@@ -73,6 +73,7 @@ def features(
     caption: the fields of any caption.
     dtype: of the stored numbers.
     numbers: names of the records' numbers.
+    captions: whether the records have several captions.
   """
   of_caption = {
     name: tfds.features.Tensor(
@@ -86,7 +87,7 @@ def features(
     MOMENTS: tfds.features.Tensor(shape=(None,), dtype=np.object_),
     "shape": tfds.features.Tensor(shape=(3,), dtype=np.int32),
   }
-  return tfds.features.FeaturesDict(records.facts(numbers) | moments | of_caption)
+  return tfds.features.FeaturesDict(records.facts(numbers, captions) | moments | of_caption)
 
 
 def packed(record: Mapping[str, Any], moments: np.ndarray) -> dict[str, Any]:

@@ -7,6 +7,7 @@ A record is one stretch of video, or a picture:
   size     int32 [2], height and width of the frames in pixels
   fps      float32, frames/s at which they are stored; 0 for a picture
   caption  text
+  captions texts: all captions of the record, the one above first; absent where none has several
   name     text, the file (and part) or the index that it came from
   truth    text: JSON of whatever else is known of it, "" where nothing is
   numbers  named float32 scalars, such as "motion"; absent where there are none
@@ -19,6 +20,7 @@ import abc
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import io
 import itertools
 import json
@@ -35,9 +37,19 @@ from emu_jax.data import codecs, index
 from emu_jax.data.codecs import StoredFrames
 from emu_jax.errors import InputError
 
-REPORT = "report.json"
+REPORT = index.REPORT
+LOCK = "lock"
+NOTES = 2  # layout of what is noted of finished work (emu_jax.data.shards)
 VERSION = tfds.core.Version(f"{index.LAYOUT}.0.0")
-FACTS = ("size", "fps", "caption", "name", "truth", "numbers")  # all of a record but its arrays
+FACTS = (
+  "size",
+  "fps",
+  "caption",
+  "captions",
+  "name",
+  "truth",
+  "numbers",
+)  # all of a record but its arrays
 
 
 class StoppedError(InputError):
@@ -45,23 +57,32 @@ class StoppedError(InputError):
 
 
 def features(
-  arrays: Iterable[str] = ("frames",), numbers: Iterable[str] = ()
+  arrays: Iterable[str] = ("frames",), numbers: Iterable[str] = (), captions: bool = False
 ) -> tfds.features.FeaturesDict:
-  """The features of a record, as TFDS describes them."""
+  """The features of a record, as TFDS describes them.
+
+  Args:
+    captions: whether the records have several.
+  """
   strings = {name: tfds.features.Tensor(shape=(None,), dtype=np.object_) for name in arrays}
-  return tfds.features.FeaturesDict(strings | facts(numbers))
+  return tfds.features.FeaturesDict(strings | facts(numbers, captions))
 
 
-def facts(numbers: Iterable[str] = ()) -> dict[str, Any]:
-  """The features of all of a record but its arrays."""
+def facts(numbers: Iterable[str] = (), captions: bool = False) -> dict[str, Any]:
+  """The features of all of a record but its arrays; arguments as of `features`."""
   named = {name: tfds.features.Scalar(np.float32) for name in numbers}
-  return {
-    "size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
-    "fps": tfds.features.Scalar(np.float32),
-    "caption": tfds.features.Text(),
-    "name": tfds.features.Text(),
-    "truth": tfds.features.Text(),
-  } | ({"numbers": tfds.features.FeaturesDict(named)} if named else {})
+  several = {"captions": tfds.features.Tensor(shape=(None,), dtype=np.object_)}
+  return (
+    {
+      "size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
+      "fps": tfds.features.Scalar(np.float32),
+      "caption": tfds.features.Text(),
+      "name": tfds.features.Text(),
+      "truth": tfds.features.Text(),
+    }
+    | ({"numbers": tfds.features.FeaturesDict(named)} if named else {})
+    | (several if captions else {})
+  )
 
 
 def packed(
@@ -96,20 +117,42 @@ class Table:
   rows: Any  # TFDS's data source
   arrays: tuple[str, ...]
   decode: Callable[[dict], Callable[[bytes], np.ndarray]]  # of a record: what decodes its frames
+  name: str = "records"  # folder and split, for messages
 
   def __len__(self) -> int:
     return len(self.rows)
 
   def __getitem__(self, i: int) -> dict:
-    record = self.rows[int(i)]
-    decode = self.decode(record)
-    return record | {name: StoredFrames(record[name].tolist(), decode) for name in self.arrays}
+    """Raises InputError, now or where a frame is taken, for a record whose bytes are damaged."""
+    try:
+      record = self.rows[int(i)]
+      decode = functools.partial(_checked, self.decode(record), f"{self.name} record {int(i)}")
+      return record | {name: StoredFrames(record[name].tolist(), decode) for name in self.arrays}
+    except Exception as error:  # whatever the reader of a damaged file raises
+      raise damaged(f"{self.name} record {int(i)}", error) from error
 
   def __iter__(self) -> Iterator[dict]:
     return (self[i] for i in range(len(self)))
 
   def __repr__(self) -> str:
     return f"Table({len(self)} records)"
+
+
+def _checked(decode: Callable[[bytes], np.ndarray], place: str, string: bytes) -> np.ndarray:
+  """A frame; InputError where its bytes are none."""
+  try:
+    return decode(string)
+  except Exception as error:  # whatever a codec raises
+    raise damaged(place, error) from error
+
+
+def damaged(place: str, error: Exception) -> InputError:
+  """What to say of records that cannot be read, whatever their reader raised."""
+  reason = (str(error).strip().splitlines() or [""])[0][:200]
+  return InputError(
+    f"{place} cannot be read ({type(error).__name__}: {reason}): its file is damaged; copy the "
+    "records again, or pack them again with --overwrite"
+  )
 
 
 def decoder(record: dict) -> Callable[[bytes], np.ndarray]:
@@ -265,7 +308,7 @@ def finished(
 
 @contextlib.contextmanager
 def staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A hidden folder beside `out` that takes its name when the block ends well.
+  """A hidden folder that takes the name of `out` when the block ends well.
 
   Removed when the block fails; what a killed process left is cleared by the next run. `out` never
   holds half of anything.
@@ -274,8 +317,12 @@ def staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
   with _claimed(partial, out):
     try:
       _empty(partial, out)
-      yield partial
-      _replace(partial, out)
+      whole = partial / "whole"
+      whole.mkdir()
+      yield whole
+      _replace(whole, out)
+    except OSError as error:
+      raise _unwritable(out, error, "prepare") from error
     finally:
       shutil.rmtree(partial, ignore_errors=True)
 
@@ -284,13 +331,14 @@ def staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
 def resumable(out: pathlib.Path, job: dict, who: str = "prepare") -> Iterator[pathlib.Path]:
   """A hidden folder beside `out` that keeps its files until the same job has ended well.
 
-  A run that was killed, failed or stopped (`StoppedError`) leaves what it finished; another job, or
-  bad input, empties the folder.
+  A run that was killed, failed or stopped (`StoppedError`, which a full disk becomes too) leaves
+  what it finished; another job, or bad input, empties the folder.
   The block leaves what is to become `out` in its subfolder `whole`.
   """
   partial = unfinished(out)
   with _claimed(partial, out, who):
-    job_text, began = json.dumps(job, sort_keys=True), partial / "job.json"
+    job_text = json.dumps(job | {"notes": NOTES}, sort_keys=True)
+    began = partial / "job.json"
     if not began.is_file() or began.read_text() != job_text:
       _empty(partial, out, who)
       began.write_text(job_text)
@@ -303,6 +351,11 @@ def resumable(out: pathlib.Path, job: dict, who: str = "prepare") -> Iterator[pa
     except InputError:
       shutil.rmtree(partial, ignore_errors=True)
       raise
+    except OSError as error:
+      raise StoppedError(
+        f"{who}: out={out} cannot be written ({error.strerror or error}); make room, and give the "
+        "same command: it goes on from what is finished"
+      ) from error
     shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -313,10 +366,13 @@ def unfinished(out: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _claimed(partial: pathlib.Path, out: pathlib.Path, who: str = "prepare") -> Iterator[None]:
-  """Makes the hidden folder and locks it against other live processes."""
+  """Makes the hidden folder, and holds it against other live processes by the lock of a file.
+
+  Not of the folder: network file systems share the locks of files alone.
+  """
   try:
     partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
+    lock = os.open(partial / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
   except OSError as error:
     raise _unwritable(out, error, who) from error
   try:
@@ -335,6 +391,8 @@ def _empty(partial: pathlib.Path, out: pathlib.Path, who: str = "prepare") -> No
   """Removes a dead process's files."""
   try:
     for left in partial.iterdir():
+      if left.name == LOCK:
+        continue
       shutil.rmtree(left) if left.is_dir() else left.unlink()
   except FileNotFoundError as error:
     raise _taken(out, who) from error
@@ -348,7 +406,8 @@ def _taken(out: pathlib.Path, who: str) -> InputError:
 
 def _unwritable(out: pathlib.Path, error: OSError, who: str) -> InputError:
   return InputError(
-    f"{who}: out={out} cannot be written ({error.strerror}); name a folder you may write to"
+    f"{who}: out={out} cannot be written ({error.strerror or error}); make room, or name a "
+    "folder you may write to"
   )
 
 

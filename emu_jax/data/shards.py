@@ -48,7 +48,8 @@ class Note:
   def read(cls, path: pathlib.Path) -> "Note":
     """What `write` left."""
     stored = json.loads(path.read_text(encoding="utf-8"))
-    entries = tuple(Entry(**row | {"size": tuple(row["size"])}) for row in stored.pop("entries"))
+    entries = tuple(Entry(**row | {"size": tuple(row["size"]), "captions": tuple(row["captions"])})
+                    for row in stored.pop("entries"))  # fmt: skip
     return cls(entries, **stored | {"skipped": tuple(map(tuple, stored["skipped"]))})
 
 
@@ -69,7 +70,7 @@ def write(
 ) -> None:
   """Writes one shard; safe to repeat, and to do twice at once.
 
-  Both files appear under their names whole, the note last.
+  Both files appear under their names whole, the note last; OSError where the disk is full.
 
   Args:
     examples: records as `records.packed` or `latent_records.packed` gives them.
@@ -81,10 +82,12 @@ def write(
     writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
     for record in examples:
       serialized = features.serialize_example(record)
-      writer.write(serialized)
+      with _writing():
+        writer.write(serialized)
       entries.append(Entry.of(record, records.num_frames(record)))
       num_bytes += len(serialized)
-    writer.close()
+    with _writing():
+      writer.close()
   skips = skips or Skips()
   note = Note(tuple(entries), num_bytes, skips.num_clips, tuple(skips.skipped))
   with _appearing(shard.note(work)) as partial:
@@ -147,6 +150,15 @@ def assemble(
   info.set_splits(tfds.core.SplitDict(splits))
   info.write_to_directory(whole)
   return index.write(whole, entries, arrays=arrays, numbers=numbers, size=size)
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+  """Makes an OSError of what ArrayRecord says of a failed write."""
+  try:
+    yield
+  except RuntimeError as error:
+    raise OSError(str(error).partition(";")[0]) from error
 
 
 @contextlib.contextmanager

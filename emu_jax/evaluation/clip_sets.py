@@ -11,11 +11,11 @@ from PIL import Image
 
 from emu_jax.data import decode
 from emu_jax.data.inputs import ClipSpec
-from emu_jax.data.metadata import METADATA, read_metadata
+from emu_jax.data.metadata import METADATA, VIDEO_SUFFIXES, read_metadata
 from emu_jax.data.user_files import load_clip
 from emu_jax.errors import InputError
+from emu_jax.evaluation.prompts import natural_order, read_prompts
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
 Progress = Callable[[Sequence, str], Iterable]  # goes over the first, saying the second
 
 
@@ -94,7 +94,8 @@ def _listed(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
     rows = read_metadata(folder)
     return [folder / row.file_name for row in rows], [row.text for row in rows]
   suffixes = (*VIDEO_SUFFIXES, *decode.PICTURE_SUFFIXES)
-  files = sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes)
+  files = [file for file in folder.iterdir() if file.suffix.lower() in suffixes]
+  files.sort(key=natural_order)
   if not files:
     raise InputError(
       f"metrics: {folder} holds no file that ends in one of {', '.join(suffixes)}; give the folder "
@@ -116,19 +117,10 @@ def _shorter_side(file: pathlib.Path) -> int:
 
 
 def captioned(clips: ClipSet, prompts: pathlib.Path) -> ClipSet:
-  """The set with the lines of a text file for captions, in the order of its files.
+  """The set in the natural order of its files' names, with prompts for captions.
 
-  Raises: InputError where the file cannot be read or has another number of lines than clips.
+  Raises: InputError as `read_prompts`.
   """
-  try:
-    lines = [line for line in prompts.read_text("utf-8-sig").splitlines() if line.strip()]
-  except (OSError, UnicodeDecodeError) as error:
-    raise InputError(
-      f"metrics: prompts {prompts} cannot be read ({error}); give a text file, a prompt a line"
-    ) from error
-  if len(lines) != len(clips):
-    raise InputError(
-      f"metrics: {prompts} holds {len(lines)} prompts for {len(clips)} files; write one a line, in "
-      "the order of the files' names"
-    )
-  return dataclasses.replace(clips, captions=tuple(lines))
+  files = sorted(clips.files, key=natural_order)
+  captions = read_prompts(prompts, [file.stem for file in files], "metrics")
+  return dataclasses.replace(clips, files=tuple(files), captions=tuple(captions))

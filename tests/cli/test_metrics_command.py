@@ -147,4 +147,4 @@ def test_sets_that_do_not_compare_are_refused(folders, tmp_path, capsys):
   assert "holds 1 pictures and 2 videos" in refused(mixed, made)
   prompts = tmp_path / "prompts.txt"
   prompts.write_text("one\ntwo\n")
-  assert "holds 2 prompts for 12 files" in refused(made, made, "--prompts", prompts)
+  assert "holds 2 prompts for 12 clips" in refused(made, made, "--prompts", prompts)

@@ -1,6 +1,8 @@
 """A folder of clips is packed whole or not at all, and what could not be read is named."""
 
 import csv
+import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -12,7 +14,7 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
-from video_files import numbers, write_numbered, write_video
+from video_files import numbered, numbers, write_numbered, write_video
 
 from emu_jax.data import clip_files, decode, folder, index, records
 from emu_jax.data.batches import open_source
@@ -130,6 +132,20 @@ def test_a_long_clip_becomes_consecutive_records(tmp_path):
   assert numbers(np.concatenate([r["frames"] for r in parts])) == list(range(100))
 
 
+@pytest.mark.parametrize("fps", [0.0, 0.05])
+def test_frames_further_apart_than_a_part_lasts_are_a_record_each(tmp_path, fps):
+  where = tmp_path / "clips"
+  where.mkdir()
+  frames = [numbered(i) for i in range(0, 5)]
+  write_video(where / "0.mp4", frames, times=[30.0 * i for i in range(5)])
+  write_jsonl(where, rows_of(1))
+  report = prepare(where, tmp_path / "out", fps=fps)
+  assert report.skipped == ()
+  found = numbers(np.concatenate([r["frames"][:] for r in packed(tmp_path / "out")]))
+  assert set(found) == set(range(5))
+  assert found == sorted(found)
+
+
 @pytest.mark.parametrize(("fps", "stored", "step"), [(4.0, 4.0, 2), (0.0, 8.0, 1), (30.0, 8.0, 1)])
 def test_frames_are_stored_at_the_asked_rate_but_never_made_up(clips, tmp_path, fps, stored, step):
   prepare(clips, tmp_path / "out", fps=fps)
@@ -214,19 +230,19 @@ def all_damaged(where):
 
 BAD = {
   "empty": (emptied, "is empty"),
-  "no metadata": (lambda w: (w / "metadata.jsonl").unlink(), "no metadata.jsonl or metadata.csv"),
+  "no metadata": (lambda w: (w / "metadata.jsonl").unlink(), "no metadata.jsonl, metadata.csv"),
   "both": (lambda w: (w / "metadata.csv").write_text("file_name,text\n"), "both"),
   "no line": (metadata("metadata.jsonl", "\n"), "0 clips"),
   "no JSON": (metadata("metadata.jsonl", "{}\nfile"), "line 1 has no text|line 2 is not"),
   "broken JSON": (metadata("metadata.jsonl", '{"file_name": '), "line 1 is not a JSON object"),
   "missing column": (
-    metadata("metadata.csv", "file_name,caption\n0.mp4,a\n"),
-    r"column 'text', its columns are \['caption', 'file_name'\]",
+    metadata("metadata.csv", "file_name,words\n0.mp4,a\n"),
+    r"column 'text', its columns are \['file_name', 'words'\]",
   ),
   "stray comma": (metadata("metadata.csv", "file_name,text\n0.mp4,a, b\n"), "line 2 has not the 2"),
   "latin-1": (
     lambda w: (w / "metadata.jsonl").write_bytes(b'{"file_name": "0.mp4", "text": "\xe4"}'),
-    "cannot be read",
+    "line 1 is not UTF-8",
   ),
   "half a character": (
     metadata("metadata.jsonl", '{"file_name": "0.mp4", "text": "\\ud800"}'),
@@ -423,27 +439,44 @@ def test_reading_needs_no_tensorflow(clips, tmp_path):
   assert done.stdout == "(2, 4, 16, 16, 3) False\n"
 
 
-def test_decoding_processes_end_with_their_parent(tmp_path):
-  script = (
-    "import multiprocessing, os, signal\n"
-    "from concurrent.futures import ProcessPoolExecutor\n"
-    "from emu_jax.data import folder\n"
-    "if __name__ == '__main__':\n"
-    "  spawn = multiprocessing.get_context('spawn')\n"
-    "  pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=folder._end_with_parent)\n"
-    "  print(pool.submit(os.getpid).result(), flush=True)\n"
-    "  os.kill(os.getpid(), signal.SIGKILL)\n"
-  )
+POOL = """
+import multiprocessing, os, signal
+from concurrent.futures import ProcessPoolExecutor
+from emu_jax.data import workers
+if __name__ == '__main__':
+  spawn = multiprocessing.get_context('spawn')
+  pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=workers.end_with_parent)
+  print(pool.submit(os.getpid).result(), flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+READERS = """
+import multiprocessing, os, signal
+import numpy as np
+from emu_jax.data import batches, inputs
+if __name__ == '__main__':
+  frames = {'frames': np.zeros((4, 4, 4, 3), np.uint8), 'fps': np.float32(8), 'caption': b''}
+  source = batches.Source('memory', (4, 4), [frames] * 4, np.full(4, 4), np.full(4, 8.0))
+  wanted = inputs.clip_inputs(inputs.ClipSpec(2, 8.0), (4, 4))
+  read = batches.batches(source, wanted, batch_size=2, seed=0, workers=1)
+  next(read)
+  print(multiprocessing.active_children()[0].pid, flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("script", [POOL, READERS], ids=["decoding", "reading"])
+def test_processes_end_with_their_parent(tmp_path, script):
   (tmp_path / "parent.py").write_text(script)
   environment = os.environ | {"PYTHONPATH": str(ROOT)}
   with (tmp_path / "pid").open("w") as pid:  # no pipe: an orphan would hold it open
     command = [sys.executable, str(tmp_path / "parent.py")]
-    subprocess.run(command, stdout=pid, env=environment, check=False)
+    subprocess.run(command, stdout=pid, stderr=subprocess.DEVNULL, env=environment, check=False)
   worker = int((tmp_path / "pid").read_text())
   for _ in range(100):
     if not pathlib.Path(f"/proc/{worker}").exists() or "Z" in state(worker):
       return
     time.sleep(0.1)
+  os.kill(worker, signal.SIGKILL)
   pytest.fail(f"process {worker} outlived its parent")
 
 
@@ -573,7 +606,6 @@ UNFIT = {
   "absent": ({}, "has no source_file_name"),
   "too short": ({"source_file_name": "short.mp4"}, "gives 5 frames"),
   "a picture": ({"source_file_name": "still.png"}, "mixes pictures and videos"),
-  "outside": ({"source_file_name": "../clips/1.mp4"}, "lies outside of the folder"),
 }
 
 
@@ -655,3 +687,118 @@ def test_an_unreadable_report_is_one_line(clips, tmp_path):
   with pytest.raises(InputError, match=r"cannot be read .*; overwrite"):
     prepare(clips, tmp_path / "out")
   assert prepare(clips, tmp_path / "out", overwrite=True).num_packed == 4
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.5, 0.999])
+def test_validation_takes_nothing_where_it_would_starve_training(tmp_path, fraction):
+  where = tmp_path / "clips"
+  where.mkdir()
+  PIL.Image.new("RGB", (16, 16)).save(where / "8.png")  # by its name one of the 5 % for validation
+  write_jsonl(where, [{"file_name": "8.png", "text": "a"}] * 3)
+  report = prepare(where, tmp_path / "out", validation_fraction=fraction)
+  assert report.num_records == {"train": 3}
+  (note,) = report.notes
+  assert "no validation split" in note
+  assert "\n" not in note
+  assert prepare(where, tmp_path / "out", validation_fraction=fraction).notes == report.notes
+  assert prepare(where, tmp_path / "all", validation_fraction=0.0).notes == ()
+
+
+def test_the_split_is_the_same_for_both_ways_to_write_an_accent():
+  rows = [folder.Row(f"e{i}.mp4", ("a",)) for i in range(200)]
+  options = Options((16, 16), validation_fraction=0.5)
+  composed, apart = (
+    [dataclasses.replace(row, file_name=row.file_name.replace("e", e)) for row in rows]
+    for e in ("\u00e9", "e\u0301")
+  )
+  assert folder.splits_of(composed, options) == folder.splits_of(apart, options)
+
+
+def test_folders_of_splits_are_the_splits(tmp_path):
+  where = tmp_path / "clips"
+  for split, count in (("train", 40), ("val", 2), ("test", 3)):
+    (where / split).mkdir(parents=True)
+    for i in range(count):
+      PIL.Image.new("RGB", (16, 16)).save(where / split / f"{i}.png")
+      (where / split / f"{i}.txt").write_text(f"{split} {i}")
+  report = prepare(where, tmp_path / "out", validation_fraction=0.9)
+  assert report.num_records == {"train": 40, "validation": 2, "test": 3}
+  assert report.notes == ()
+  assert set(open_source(tmp_path / "out", "test").captions) == {f"test {i}" for i in range(3)}
+
+
+def test_clips_without_a_caption_are_counted_and_named(tmp_path):
+  where = tmp_path / "clips"
+  where.mkdir()
+  for name in ("a", "b", "c:d"):
+    write_numbered(where / f"{name}.mp4", 5)
+  (where / "a.txt").write_text("one\n\n two \n")
+  (where / "c:d.txt").write_text("three")
+  report = prepare(where, tmp_path / "out")
+  assert (report.num_clips, report.num_packed) == (3, 2)
+  ((name, reason),) = [(s.file_name, s.reason) for s in report.skipped]
+  assert (name, reason) == ("b.mp4", "has no caption; write it into b.txt beside it")
+  source = open_source(tmp_path / "out", "train")
+  assert list(source.captions) == ["one", "three"]
+  assert list(source.all_captions) == ["one", "two", "three"]
+  assert [list(r["captions"]) for r in source.records] == [[b"one", b"two"], [b"three"]]
+
+
+FULL = """
+import resource, signal, sys
+from emu_jax.data import folder
+from train import command
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+pack = folder.shards.write
+def write(shard, *rest):
+  if shard.number == 2:  # a file may grow no further: as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+  pack(shard, *rest)
+folder.shards.write = write
+words = ["--size", "16", "--workers", "1", "--validation-fraction", "0", "--codec", "lossless"]
+command.main(["prepare", sys.argv[1], "--out", sys.argv[2], *words])
+"""
+
+
+def test_a_full_disk_is_one_line_and_what_is_finished_is_kept(clips, tmp_path):
+  environment = os.environ | {"PYTHONPATH": str(ROOT)}
+  command = [sys.executable, "-c", FULL, str(clips), str(tmp_path / "out")]
+  done = subprocess.run(command, capture_output=True, env=environment, text=True, check=False)
+  assert done.returncode == 2, done.stderr
+  assert done.stderr.count("\n") == 1, done.stderr
+  assert "cannot be written" in done.stderr
+  assert "make room" in done.stderr
+  assert not (tmp_path / "out").exists()
+  kept = {path.name for path in (tmp_path / ".out.unfinished").iterdir()}
+  assert {"train-00000.json", "train-00001.json"} <= kept
+  assert "train-00002" not in kept
+  assert prepare(clips, tmp_path / "out").num_records == {"train": 4}
+
+
+def test_a_damaged_record_is_one_line_that_names_it(clips, tmp_path):
+  prepare(clips, tmp_path / "out")
+  source = open_source(tmp_path / "out", "train")
+  (record,) = [r for r in source.records if r["name"] == b"2.mp4"]
+  file = next(p for p in (tmp_path / "out").glob("*array_record*") if b"2.mp4" in p.read_bytes())
+  whole = file.read_bytes()
+  file.write_bytes(
+    whole.replace(record["frames"].strings[0], bytes(len(record["frames"].strings[0])))
+  )
+  for act in (
+    lambda: [r["frames"][:] for r in open_source(tmp_path / "out", "train").records],
+    lambda: (file.write_bytes(whole[:200]), list(open_source(tmp_path / "out", "train").records)),
+  ):
+    with pytest.raises(InputError, match=r"out/train.*; copy the records again") as caught:
+      act()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_lock_of_a_packer_is_a_file(tmp_path):
+  """Network file systems share the locks of files, and none of folders."""
+  with records.staged(tmp_path / "a"), records.resumable(tmp_path / "b", {}) as work:
+    for lock in (tmp_path / ".a.partial/lock", work / "lock"):
+      with lock.open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    (work / "whole").mkdir()
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+  assert not any((tmp_path / "a").iterdir())

@@ -72,7 +72,7 @@ def test_prompts_may_name_their_clips(tmp_path):
 @pytest.mark.parametrize(
   ("of_a", "of_b", "text", "says"),
   [
-    (["1.mp4"], ["1.mp4"], "one\ntwo", "holds 2 prompts, there are 1 pairs; write a line for each"),
+    (["1.mp4"], ["1.mp4"], "one\ntwo", "holds 2 prompts for 1 clips; write a line for each"),
     (["1.mp4", "2.mp4"], ["1.mp4"], "x\ny", r"a/2\.mp4 has no clip of its name .* 1 others have"),
     (["1.mp4"], ["1.mp4", "2.gif", "3.gif"], "x", r"b/2\.gif, .*b/3\.gif has no clip"),
     (["1.mp4"], ["3.mp4", "2.mp4"], "x", "1 clips in .* and 2 in .*, no name in both"),

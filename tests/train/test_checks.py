@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import sprites_64
 from emu_jax.checkpoints.run import Origin
 from emu_jax.checkpoints.stored import Stored
 from emu_jax.config import kind
@@ -18,7 +19,9 @@ from emu_jax.errors import InputError
 from emu_jax.parallel import placement
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from emu_jax.systems.system import Measure, Part, System, Tree, tree_shapes
+from tests.data.video_files import write_numbered
 from tests.tiny import MODEL
+from train import clips as train_clips
 from train import command, inherit
 from train.checkpoint import save_frozen
 from train.config import DataConfig, Experiment
@@ -73,28 +76,61 @@ def buckets(*counts):
 
 @pytest.fixture
 def validated(monkeypatch):
-  """Checks an experiment whose validation data is of such sources, in batches of 4."""
+  """The size of validation's batches for such sources, of 4 examples at most, and what is said."""
 
-  def check(*sources):
-    monkeypatch.setattr(command, "opened", lambda experiment, split: list(sources))
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
+  def check(*sources, devices=1, capsys):
+    for module in (command, train_clips):
+      monkeypatch.setattr(module, "opened", lambda experiment, split: list(sources))
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     data, loop = DataConfig(sources=("here",), batch_size=4), LoopConfig(validate_every=1)
-    command.check_data(Experiment(MODEL, "autoencoder", data, loop=loop))
+    experiment = Experiment(MODEL, "autoencoder", data, loop=loop)
+    command.check_data(experiment)
+    return train_clips.validation_of(experiment, devices).batch_size, capsys.readouterr().err
 
   return check
 
 
-def test_validation_of_which_no_size_fills_a_batch_is_refused_before_training(validated):
-  with pytest.raises(InputError, match=r"at most 3 usable validation records of one size") as error:
-    validated(buckets((16, 16, 3), (16, 32, 3)))
-  assert "\n" not in str(error.value)
-  validated(buckets((16, 16, 2)), buckets((16, 16, 2)))  # batches take records of any source
+def test_few_records_of_validation_are_batches_of_their_own_size(validated, capsys):
+  size, line = validated(buckets((16, 16, 3)), capsys=capsys)
+  assert size == 3
+  assert "batches of 3 examples" in line
+  assert line.count("\n") == 1
+  # Batches take records of any source, and split over the devices.
+  assert validated(buckets((16, 16, 2)), buckets((16, 16, 2)), capsys=capsys) == (4, "")
+  assert validated(buckets((16, 16, 3)), devices=2, capsys=capsys)[0] == 2
+
+
+def test_too_few_records_of_validation_train_without_it_and_a_line_says_so(validated, capsys):
+  size, line = validated(buckets((16, 16, 1), (16, 32, 1)), devices=2, capsys=capsys)
+  assert size == 0
+  assert "1 usable validation record(s) of one size fill no batch of 2; it trains without" in line
+  assert line.count("\n") == 1
 
 
 def test_sizes_that_fill_no_batch_of_validation_are_named(validated, capsys):
-  validated(buckets((16, 16, 4), (16, 32, 3)), buckets((32, 16, 1)))
-  (line,) = capsys.readouterr().err.splitlines()
+  size, line = validated(buckets((16, 16, 4), (16, 32, 3)), buckets((32, 16, 1)), capsys=capsys)
+  assert size == 4
   assert "fills no batch of 4: 3 of 16x32, 1 of 32x16" in line
+
+
+def test_a_small_folder_trains_every_stage_of_a_shipped_config_as_it_is(
+  tmp_path, monkeypatch, capsys
+):
+  clips = tmp_path / "clips"
+  clips.mkdir()
+  for i in range(43):
+    write_numbered(clips / f"{i}.mp4", 8)
+    (clips / f"{i}.txt").write_text("a clip")
+  words = ["--out", str(tmp_path / "packed"), "--size", "64", "--workers", "1"]
+  command.main(["prepare", str(clips), *words])
+  assert "43 of 43 clips packed" in capsys.readouterr().out
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  for stage in sprites_64.STAGES:
+    data = dataclasses.replace(stage.data, sources=(str(tmp_path / "packed"),))
+    command.check_data(dataclasses.replace(stage, data=data))
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 3  # one a stage: what validation is
+  assert all("validation" in line for line in lines)
 
 
 @pytest.mark.parametrize("num_frames", [1, 3])

@@ -292,9 +292,9 @@ def bad_folder(tmp_path, kind):
     return folder
   row = {"file_name": "a.mp4", "text": "a clip"}
   if kind == "no text column":
-    return metadata(folder, [{"file_name": "a.mp4", "caption": "a clip"}])
+    return metadata(folder, [{"file_name": "a.mp4", "words": "a clip"}])
   if kind == "no file_name column":
-    (folder / "metadata.csv").write_text("file,text\na.mp4,a clip\n")
+    (folder / "metadata.csv").write_text("clip,text\na.mp4,a clip\n")
     return folder
   if kind == "broken json":
     (folder / "metadata.jsonl").write_text('{"file_name": "a.mp4", \n')
@@ -322,7 +322,7 @@ def bad_folder(tmp_path, kind):
   [
     ("missing folder", "clips is not a folder; name the folder that holds the clips"),
     ("empty folder", "clips is empty; put clips and a metadata.jsonl in it"),
-    ("no metadata", "holds no metadata.jsonl or metadata.csv; keep one file"),
+    ("no metadata", "holds no metadata.jsonl, metadata.csv, metadata.parquet, and no clip"),
     ("no text column", "line 1 has no text in the column 'text', its columns are"),
     ("no file_name column", "line 2 has no text in the column 'file_name'"),
     ("broken json", "metadata.jsonl line 1 is not a JSON object"),
@@ -456,7 +456,6 @@ def test_a_config_file_that_is_not_python(refused, tmp_path):
     ("--data.tokenizers one two", "one does not exist; give a folder or file with"),
     ("--system.fps 16", "stage 'interpolation': batches: none of the 40 records"),
     ("--system.fps 16", "gives 37 frames at 64 fps without repeating any"),
-    ("--data.batch_size 8", "have at most 4 usable validation records of one size, fewer"),
     ("stray", "'stray' belongs to no option"),
   ],
 )
@@ -466,10 +465,17 @@ def test_training_that_cannot_begin(words, says, refused, tmp_path):
   assert not (tmp_path / "runs").exists()
 
 
-def test_data_of_another_size_and_data_without_validation(base, refused, tmp_path, capsys):
+def test_data_without_validation_trains_and_a_line_says_so(run, tmp_path, capsys):
   pack(clips(tmp_path / "clips"), tmp_path / "packed")
-  line = refused("--out", tmp_path / "runs", "--data.sources", tmp_path / "packed")
-  assert "has no split 'validation'; it has train; prepare more clips, or set" in line
+  words = ["--stage", "autoencoder", "--data.sources", tmp_path / "packed"]
+  run("--out", tmp_path / "runs", *words)
+  assert "has no split 'validation'; it has train; it trains without" in capsys.readouterr().err
+  text = (tmp_path / "runs/autoencoder/metrics.jsonl").read_text()
+  assert "train/loss" in text
+  assert "validation/loss" not in text
+
+
+def test_data_of_another_size(base, refused, tmp_path, capsys):
   smaller = tmp_path / "smaller"
   pack(clips(tmp_path / "clips"), smaller, "--size", "8")
   line = refused("--out", tmp_path / "runs", "--data.sources", smaller)

@@ -13,6 +13,7 @@ import shutil
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from emu_jax import cli
@@ -384,3 +385,35 @@ def test_samples_while_training_take_the_autoencoder_and_no_text_encoder(made, s
   trained = {"temporal": trees["temporal"]} if stage == "video" else {"spatial": trees["spatial"]}
   drawn = jax.eval_shape(built.sample, trained, built.frozen, batch, jax.random.key(0))
   assert drawn[stage].shape == ((1, 8, 16, 32, 3) if stage == "video" else (1, 1, 16, 16, 3))
+
+
+def test_clips_of_several_captions_are_encoded_without_them_and_one_is_drawn_a_step(made, tmp_path):
+  """Else one of them would be all that training ever sees."""
+  clips = tmp_path / "clips"
+  clips.mkdir()
+  for i in range(4):
+    PIL.Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(clips / f"{i}.png")
+    (clips / f"{i}.txt").write_text("a red circle\na blue square\n")
+  packed, out = tmp_path / "packed", tmp_path / "encoded"
+  command.main(["prepare", str(clips), "--out", str(packed), "--size", "16", "--workers", "1"])
+  words = made.words(packed, "--runs", made.runs, "--out", out)
+  with tiny_recipe.one_device(), one_local_device():
+    command.main(["encode", *words])
+  source = open_source(out, "train")
+  assert source.encoded.encoding.text == ""
+  assert [len(r["captions"]) for r in source.records] == [2] * 4
+  assert len(source.all_captions) == 8
+  experiment = made.stage("image", out)
+  read = batches(
+    opened(experiment, "train"), **batch_options(experiment, ()) | {"tokenizers": (_words,)}
+  )
+  drawn = {
+    bytes(row).decode() for _ in range(8) for row in next(read)["tokens"][0].astype(np.uint8)
+  }
+  read.close()
+  assert drawn == {"a r", "a b"}
+
+
+def _words(texts, *, overflow):
+  ids = np.array([list(text[:3].encode()) for text in texts], np.int32)
+  return ids, ids > 0

@@ -5,11 +5,8 @@ value, so that clip_9 comes before clip_10.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
-import re
-from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
@@ -19,6 +16,7 @@ from emu_jax import media
 from emu_jax.data import decode
 from emu_jax.errors import InputError
 from emu_jax.evaluation.juice.study import tell
+from emu_jax.evaluation.prompts import natural_order, read_prompts
 
 VIDEOS = (".mp4", ".webm")
 ANIMATIONS = (".gif", ".webp")
@@ -90,7 +88,7 @@ def matched(a: pathlib.Path, b: pathlib.Path, prompts: pathlib.Path) -> tuple[li
       f"juice: {len(of_a)} clips in {a} and {len(of_b)} in {b}, no name in both; name the clips of "
       "a prompt alike, or give equal numbers"
     )
-  texts = _prompts(prompts, list(of_a))
+  texts = read_prompts(prompts, list(of_a), "juice")
   return [Pair(*row) for row in zip(texts, of_a.values(), partners, strict=True)], matching
 
 
@@ -99,7 +97,7 @@ def _clips(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   if not folder.is_dir():
     raise InputError(f"juice: {folder} is not a folder; name one that holds clips")
   found: dict[str, pathlib.Path] = {}
-  for path in sorted(folder.iterdir(), key=_natural):
+  for path in sorted(folder.iterdir(), key=natural_order):
     if path.suffix.lower() not in ENDINGS or path.name.startswith("."):
       continue
     if path.stem in found:
@@ -110,43 +108,6 @@ def _clips(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   if not found:
     raise InputError(f"juice: {folder} holds no clip ({', '.join(ENDINGS)}); name another folder")
   return found
-
-
-def _natural(path: pathlib.Path) -> list[tuple]:
-  parts = re.split(r"(\d+)", path.name)
-  return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
-
-
-def _prompts(path: pathlib.Path, stems: Sequence[str]) -> list[str]:
-  """A prompt for each stem."""
-  try:
-    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-  except (OSError, UnicodeDecodeError) as error:
-    raise InputError(f"juice: prompts {path} cannot be read ({error}); name a text file") from error
-  if path.suffix.lower() == ".jsonl":
-    return _named_prompts(path, lines, stems)
-  if len(lines) != len(stems):
-    raise InputError(
-      f"juice: prompts {path} holds {len(lines)} prompts, there are {len(stems)} pairs; write a "
-      "line for each"
-    )
-  return [line.strip() for line in lines]
-
-
-def _named_prompts(path: pathlib.Path, lines: Sequence[str], stems: Sequence[str]) -> list[str]:
-  texts = {}
-  for number, line in enumerate(lines, 1):
-    try:
-      row = json.loads(line)
-      name, text = row["file_name"], row["text"]
-      texts[pathlib.Path(name).stem] = text.strip()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-      raise InputError(
-        f'juice: prompts {path} line {number} is not {{"file_name": ..., "text": ...}}; correct it'
-      ) from error
-  if missing := [stem for stem in stems if not texts.get(stem)]:
-    raise InputError(f"juice: prompts {path} has no text for {tell(missing)}; write a line for it")
-  return [texts[stem] for stem in stems]
 
 
 def measured(path: pathlib.Path) -> Clip:
