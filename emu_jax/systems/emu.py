@@ -32,12 +32,12 @@ from emu_jax.systems.autoencoder import (
 from emu_jax.systems.first_stage import (
   FirstStage,
   KlAutoencoder,
+  finished,
   flat,
   frame_size,
   latent_shape,
   pixel_multiple,
   pixels_or_posterior,
-  to_bytes,
 )
 from emu_jax.systems.requests import Prompted, numbers
 from emu_jax.systems.system import (
@@ -197,14 +197,15 @@ class Emu(System):
 
 def image_system(cls: type, folder: pathlib.Path, parts: pipelines.Parts) -> Emu:
   """An image model of what the folders of a pipeline's parts describe."""
-  zero_empty = parts.index.get("force_zeros_for_empty_prompt", False)
+  zero_empty = parts.index.get("force_zeros_for_empty_prompt", parts.family.zero_empty)
   return cls(
     first_stage=KlAutoencoder(parts.autoencoder),
     text=parts.texts,
     unet=parts.unet,
-    process=Discrete(pipelines.read_schedule(folder / "scheduler")),
+    process=pipelines.read_process(folder, parts),
     size=pipelines.picture_size(folder, parts.autoencoder),
     zero_empty=bool(zero_empty),
+    guidance=parts.family.guidance,
   )
 
 
@@ -271,7 +272,7 @@ def draw(trees: Params, arrays: Mapping[str, Any], static: tuple[Emu, Sampling])
 
 def decode(trees: Params, arrays: Mapping[str, Any], static: FirstStage) -> dict[str, Any]:
   """One program: latents to bytes."""
-  return {"frames": to_bytes(static.decode(trees, arrays["latents"]))}
+  return finished(static.decode(trees, arrays["latents"]))
 
 
 def prompts(

@@ -64,6 +64,7 @@ from emu_jax.systems.requests import (
   frames_of_size,
   numbers,
   pictures,
+  refuse_without_effect,
 )
 from emu_jax.systems.system import Arrays, Part, Step, System, Task, Tree, example_keys
 from emu_jax.systems.text import TextConfig
@@ -566,6 +567,7 @@ def sample_steps(config: EmuVideo, request: Sample, names: Collection[str]) -> t
       f"one of {', '.join(map(str, possible))}"
     )
   clip_frames, parts = possible[frames]
+  check_effects(request, frames, parts)
   stage = config.image.first_stage
   if request.image is None:
     check_reads(config.image, 0)
@@ -582,6 +584,25 @@ def sample_steps(config: EmuVideo, request: Sample, names: Collection[str]) -> t
     steps.append(_clip_step(f"image + text -> {clip_frames} frames", static, clip_program))
   steps += between_steps(config, request, parts, of_key=(2, 3))
   return (*steps, decode_step(stage))
+
+
+def check_effects(request: Sample, frames: int, parts: int) -> None:
+  """Raises ValueError for what a request sets and what it asks for does not read."""
+  if request.image is not None:
+    if frames == 1:
+      raise ValueError(
+        "image with 1 frame would come back as it is, whatever the prompt; ask for a clip, or "
+        "change a picture with a model that has the task edit"
+      )
+    refuse_without_effect(request, ("picture_guidance",), "where a picture is given")
+  if frames == 1:
+    refuse_without_effect(request, ("image_guidance", "text_guidance"), "on a single picture")
+  if not parts:
+    refuse_without_effect(
+      request, ("keep_keys", "interpolation_steps"), f"on {frames} frames, none of them between"
+    )
+  if parts < 2:
+    refuse_without_effect(request, ("seam",), f"on {frames} frames, which have none")
 
 
 def between_steps(

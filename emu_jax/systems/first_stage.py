@@ -256,6 +256,12 @@ def pixels(frames: Array) -> Pixels3:
   return frames.astype(jnp.float32) / 127.5 - 1
 
 
+def finished(frames: Pixels3) -> dict[str, Array]:
+  """What the last step of a task leaves: "frames" in bytes, "finite" of each example."""
+  finite = jnp.isfinite(frames).all(axis=(1, 2, 3, 4))
+  return {"frames": to_bytes(frames), "finite": finite}
+
+
 def to_bytes(frames: Float[Array, "..."]) -> Array:
   """Pixels in [-1, 1] as uint8, on the device: a quarter to copy."""
   return jnp.round((frames + 1) * 127.5).astype(jnp.uint8)

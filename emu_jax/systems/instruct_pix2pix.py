@@ -114,7 +114,7 @@ class InstructPix2Pix(System):
   def read_pipeline(cls, folder: pathlib.Path, **options: Any) -> Pipeline:
     """The public folder of InstructPix2Pix."""
     make = lambda folder, parts: cls(image_system(Emu, folder, parts))
-    return pipelines.read(folder, {PIPELINE: (pipelines.LAST,)}, make)
+    return pipelines.read(folder, {PIPELINE: pipelines.Family()}, make)
 
   def write_pipeline(self, model: Any, folder: pathlib.Path, say: Callable[[str], None]) -> None:
     """The public form: that of the image model, under its own name."""

@@ -6,6 +6,7 @@ A field's annotation says what a command makes of it, and its docstring is the c
 import dataclasses
 import math
 import pathlib
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ Text = Annotated[str | tuple[str, ...], Word(str)]
 Prompt = Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
 # A file, or in Python also uint8 frames [B or 1, T, H, W, 3] of the model's size.
 Media = Annotated[Any, Word(pathlib.Path), tyro.conf.arg(metavar="FILE")]
-SEEDS = 2**32
+SEEDS = 2**64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,15 @@ class Prompted(Seeded):
   @property
   def sampling(self) -> Sampling:
     """How a sampling run is discretised."""
-    return Sampling(solver=self.solver, num_steps=self.steps)
+    return Sampling(solver=self.solver, num_steps=self.steps, spacing=None)
+
+
+def refuse_without_effect(request: Any, names: Collection[str], reason: str) -> None:
+  """Raises ValueError for a field that was set, of those that mean nothing to this request."""
+  for field in dataclasses.fields(request):
+    value = getattr(request, field.name)
+    if field.name in names and value != field.default:
+      raise ValueError(f"{field.name}={value!r} has no effect {reason}; leave it out")
 
 
 def numbers(**values: float) -> dict[str, jnp.ndarray]:
