@@ -18,8 +18,8 @@ from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.model import Model, program
 from emu_jax.systems import fields
-from emu_jax.systems.emu import decode
 from emu_jax.systems.emu_video import Extend, Guidance, Interpolate, encode_picture, keys_at
+from emu_jax.systems.first_stage import decoded
 from emu_jax.systems.instruct_pix2pix import Edit
 from emu_jax.systems.system import check_trees, example_keys
 from tests.tiny import MODEL, trees
@@ -71,7 +71,7 @@ def picture(seed=0, T=1):
 def coded(model, frames):
   """What the autoencoder makes of frames."""
   latents = encode_picture(model.trees, {"given": jnp.asarray(frames)}, model.system)
-  return np.asarray(decode(model.trees, latents, model.system.image.first_stage)["frames"])
+  return np.asarray(decoded(model.trees, latents, (model.system.image.first_stage, 8))["frames"])
 
 
 def without(model, *names):

@@ -89,7 +89,7 @@ def load(folder: str | pathlib.Path, *, widen: bool = False) -> ClipModel:
     tokens = folder / PARTS[2]
   else:
     text_config, image_config = _configs(folder)
-    name = "the CLIPModel of its config.json"
+    name = "the CLIPModel of its config.json (of float32, or of float16 with --widen)"
     groups = text.CLIP_TEXT_PROJECTED.groups(text_config)
     text_params = published.load(folder, name, groups, (*IMAGE_TENSORS, *OTHER_TENSORS), widen)
     groups = vision.ARCHITECTURE.groups(image_config)

@@ -60,6 +60,15 @@ def table(shapes: Params, rules: Sequence[Rule] = ()) -> Mapping[str, tuple[Row,
   return by_tensor(rows(shapes, (*rules, *STATISTICS, *((part, part) for part in parts))))
 
 
+def opened(path: str | pathlib.Path, name: str) -> Tensors:
+  """The tensors of a file or folder. Raises: InputError, with the network's name, for none."""
+  if not pathlib.Path(path).exists():
+    raise InputError(
+      f"weights: there is no {path}, to hold {name}; docs/metrics.md says where to have it from"
+    )
+  return Tensors(path)
+
+
 def load(
   path: str | pathlib.Path,
   name: str,
@@ -76,11 +85,7 @@ def load(
     widen: take float16 tensors too, as float32.
   Raises: InputError where a tensor is missing, unknown, of another shape or not float32.
   """
-  if not pathlib.Path(path).exists():
-    raise InputError(
-      f"weights: there is no {path}, to hold {name}; docs/metrics.md says where to have it from"
-    )
-  tensors = Tensors(path)
+  tensors = opened(path, name)
   known = lambda key: any(fnmatch.fnmatchcase(key, glob) for glob in (COUNTERS, *ignored))
   here = [key for key in groups if key in tensors]
   found = {

@@ -28,11 +28,13 @@ def quiet_libtpu() -> None:
   """Tells libtpu on a machine without TPUs what it would otherwise complain of not finding.
 
   Where it is installed, as for plans, JAX starts it whatever a command is for. Nothing is changed
-  where TPUs are asked for by JAX_PLATFORMS, or their devices are there.
+  where JAX_PLATFORMS names TPUs, or their devices are there.
   """
-  asked_for = "tpu" in os.environ.get("JAX_PLATFORMS", "")
-  there = any(pathlib.Path("/dev").glob("accel*")) or any(pathlib.Path("/dev").glob("vfio/[0-9]*"))
-  if not asked_for and not there:
+  requested = "tpu" in os.environ.get("JAX_PLATFORMS", "")
+  present = any(pathlib.Path("/dev").glob("accel*")) or any(
+    pathlib.Path("/dev").glob("vfio/[0-9]*")
+  )
+  if not requested and not present:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 

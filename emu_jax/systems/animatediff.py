@@ -34,13 +34,12 @@ from emu_jax.systems.emu import (
   batch_text,
   batch_without_text,
   check_reads,
-  decode_step,
   draw_step,
   encoders,
   image_system,
   prompts,
 )
-from emu_jax.systems.first_stage import latent_shape, pixels_or_posterior
+from emu_jax.systems.first_stage import decode_step, latent_shape, pixels_or_posterior
 from emu_jax.systems.requests import Prompted, numbers, refuse_without_effect
 from emu_jax.systems.system import (
   Arrays,
@@ -280,11 +279,13 @@ def clip_steps(
   refuse_without_effect(request, only, f"on {frames} frame{'s' if frames > 1 else ''}")
   if frames == 1:
     config.image.process.check(request.sampling)
-    return draw_step(config.image, request.sampling), decode_step(stage)
+    return draw_step(config.image, request.sampling), decode_step(stage, request.decode_chunk)
   config.process.check(request.sampling)
   reads = (*stage.trees(), "text", "spatial", "temporal")
   static = (dataclasses.replace(config, num_frames=frames), request.sampling)
-  return Step(f"text -> {frames} frames", clip_program, static, reads), decode_step(stage)
+  return Step(f"text -> {frames} frames", clip_program, static, reads), decode_step(
+    stage, request.decode_chunk
+  )
 
 
 def _clip_arrays(config: AnimateDiff, request: SampleClip) -> Arrays:

@@ -32,7 +32,7 @@ from emu_jax.systems.autoencoder import (
 from emu_jax.systems.first_stage import (
   FirstStage,
   KlAutoencoder,
-  finished,
+  decode_step,
   flat,
   frame_size,
   latent_shape,
@@ -241,18 +241,16 @@ def picture_steps(config: Emu, request: DrawPicture, names: Collection[str]) -> 
     )
   check_reads(config, 0)
   config.process.check(request.sampling)
-  return draw_step(config, request.sampling), decode_step(config.first_stage)
+  return (
+    draw_step(config, request.sampling),
+    decode_step(config.first_stage, request.decode_chunk),
+  )
 
 
 def draw_step(config: Emu, sampling: Sampling) -> Step:
   """Leaves "latents" of a picture of each prompt."""
   reads = (*config.first_stage.trees(), "text", "spatial")
   return Step("text -> image", draw, (config, sampling), reads)
-
-
-def decode_step(stage: FirstStage) -> Step:
-  """Leaves "frames" of "latents"."""
-  return Step("latents -> pixels", decode, stage, tuple(stage.trees()))
 
 
 def _picture_arrays(config: Emu, request: DrawPicture) -> dict[str, Array]:
@@ -268,11 +266,6 @@ def draw(trees: Params, arrays: Mapping[str, Any], static: tuple[Emu, Sampling])
   scale, rescaled = arrays["picture_guidance"], arrays["rescale"]
   latents = sample_image(config, trees, text, empty, key, scale, rescaled, sampling=sampling)
   return {"latents": latents}
-
-
-def decode(trees: Params, arrays: Mapping[str, Any], static: FirstStage) -> dict[str, Any]:
-  """One program: latents to bytes."""
-  return finished(static.decode(trees, arrays["latents"]))
 
 
 def prompts(

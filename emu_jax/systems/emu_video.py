@@ -49,12 +49,11 @@ from emu_jax.systems.emu import (
   batch_text,
   batch_without_text,
   check_reads,
-  decode_step,
   draw_step,
   encoders,
   prompts,
 )
-from emu_jax.systems.first_stage import Posterior, pixels, pixels_or_posterior
+from emu_jax.systems.first_stage import Posterior, decode_step, pixels, pixels_or_posterior
 from emu_jax.systems.old_emu_video import upgraded
 from emu_jax.systems.requests import (
   Media,
@@ -583,7 +582,7 @@ def sample_steps(config: EmuVideo, request: Sample, names: Collection[str]) -> t
     )
     steps.append(_clip_step(f"image + text -> {clip_frames} frames", static, clip_program))
   steps += between_steps(config, request, parts, of_key=(2, 3))
-  return (*steps, decode_step(stage))
+  return (*steps, decode_step(stage, request.decode_chunk))
 
 
 def check_effects(request: Sample, frames: int, parts: int) -> None:
@@ -710,7 +709,7 @@ def interpolate_steps(
 ) -> tuple[Step, ...]:
   """Frames between the frames of a given clip, which stay as they are with `keep_keys`."""
   stage, parts = config.image.first_stage, _parts(config, request)
-  last = decode_step(stage)
+  last = decode_step(stage, request.decode_chunk)
   steps = [
     Step("pixels -> latents", encode_picture, config, tuple(stage.trees())),
     *between_steps(config, request, parts, of_key=None),
@@ -769,7 +768,7 @@ def extend_steps(config: EmuVideo, request: Extend, names: Collection[str]) -> t
     Step("pixels -> latents", encode_past, config, tuple(stage.trees())),
     _clip_step(says, static, clip_program),
     Step("new frames", drop_past, config.num_past),
-    decode_step(stage),
+    decode_step(stage, request.decode_chunk),
     Step("clip and new frames", append_program),
   )
 

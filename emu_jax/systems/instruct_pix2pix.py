@@ -28,11 +28,10 @@ from emu_jax.systems.emu import (
   Emu,
   batch_text,
   batch_without_text,
-  decode_step,
   image_system,
   prompts,
 )
-from emu_jax.systems.first_stage import pixels, unnormalised
+from emu_jax.systems.first_stage import decode_step, pixels, unnormalised
 from emu_jax.systems.requests import Media, Prompt, Prompted, numbers, pictures
 from emu_jax.systems.system import Part, Pipeline, Step, System, Task, Tree, example_keys
 from emu_jax.systems.text import TextConfig
@@ -141,7 +140,7 @@ def edit_steps(config: InstructPix2Pix, request: Edit, names: Collection[str]) -
   reads = (*config.image.first_stage.trees(), "text", "spatial")
   return (
     Step("picture + instruction -> picture", edit, (config, request.sampling), reads),
-    decode_step(config.image.first_stage),
+    decode_step(config.image.first_stage, request.decode_chunk),
   )
 
 

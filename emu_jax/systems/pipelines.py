@@ -190,7 +190,7 @@ def write(
   Args:
     system: with `first_stage`, `unet`, `text`, `process` and `size`, as `emu.Emu`.
     model: with its `trees` and `tokenizer_folders`.
-    name: class of the pipeline; "": Stable Diffusion's or, of networks that are told sizes, XL's.
+    name: class of the pipeline; "": Stable Diffusion's or, of networks that read sizes, XL's.
   Raises: InputError for noise that no scheduler of a table of steps describes.
   """
   model.require("autoencoder", "latents", "text", "spatial")

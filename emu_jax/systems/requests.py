@@ -16,6 +16,7 @@ import tyro
 from emu_jax.data.user_files import load_picture
 from emu_jax.diffusion.process import Sampling, Solver
 from emu_jax.errors import InputError
+from emu_jax.systems.first_stage import FRAMES_AT_A_TIME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +73,13 @@ class Prompted(Seeded):
   ddim, euler or heun; None: the model's usual one, ddim on a schedule"""
   rescale: float = 0.0
   """how far guided predictions are brought back to the spread of unguided ones, 0 to 1"""
+  decode_chunk: int = FRAMES_AT_A_TIME
+  """frames decoded at a time, of all examples together; fewer need less memory"""
 
   def __post_init__(self):
     super().__post_init__()
+    if self.decode_chunk < 1:
+      raise InputError(f"decode_chunk={self.decode_chunk} is below 1 frame; give 1 or more")
     if not 0 <= self.rescale <= 1:
       raise InputError(f"rescale={self.rescale} is not from 0 to 1; 0 = off")
 

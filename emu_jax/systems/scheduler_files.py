@@ -1,5 +1,4 @@
-"""scheduler_config.json of diffusers: the noise that a network was trained with, and how it is
-sampled.
+"""Scheduler files of diffusers: the noise of a network's training, and how it is sampled.
 
 A file names one of many solvers, of which the house has few. What it says of noise acts whatever
 its class (betas, steps, prediction, zero terminal SNR); so does what it says of the times that
@@ -184,7 +183,7 @@ def read_edm(folder: pathlib.Path) -> Edm:
       "checkpoint"
     )
   o.only("prediction_type", "v_prediction")
-  o.only("timestep_type", "continuous")  # networks that are told log(sigma) / 4
+  o.only("timestep_type", "continuous")  # networks whose time is log(sigma) / 4
   o.only("use_karras_sigmas", True)
   for name in ("use_exponential_sigmas", "use_beta_sigmas", "rescale_betas_zero_snr"):
     o.only(name, False)

@@ -44,7 +44,7 @@ from emu_jax.systems.autoencoder import (
 from emu_jax.systems.first_stage import (
   FRAMES_AT_A_TIME,
   KlAutoencoder,
-  finished,
+  decode_step,
   frame_size,
   latent_shape,
   pixel_multiple,
@@ -359,7 +359,7 @@ def animate_steps(
   reads = (*stage.trees(), "vision", "unet")
   return (
     Step(f"picture -> {frames} frames", animate, (config, request.sampling), reads),
-    Step("latents -> pixels", decode, (stage, request.decode_chunk), tuple(stage.trees())),
+    decode_step(stage, request.decode_chunk),
   )
 
 
@@ -387,12 +387,6 @@ def animate(trees: Params, arrays: Arrays, static: tuple[StableVideo, Sampling])
   noise = normal(key_noise, config.latent_shape(given.shape[0], config.num_frames))
   scales = arrays["first_guidance"], arrays["last_guidance"]
   return {"latents": sample_latents(config, trees, picture, noise, *scales, sampling=sampling)}
-
-
-def decode(trees: Params, arrays: Arrays, static: tuple[KlAutoencoder, int]) -> Arrays:
-  """One program: latents to bytes, so many frames at a time."""
-  stage, chunk = static
-  return finished(stage.decode(trees, arrays["latents"], chunk))
 
 
 @jax.tree_util.register_dataclass

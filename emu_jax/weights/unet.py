@@ -148,7 +148,7 @@ def common(o: Options, attends: Sequence[bool]) -> dict[str, Any]:
     if (width, micro_dim) == REFINER:
       raise o.refuse(
         f"projection_class_embeddings_input_dim={width} with addition_time_embed_dim={micro_dim} "
-        "is SDXL's refiner, which is told 5 numbers and a score; choose the base model"
+        "is SDXL's refiner, which reads 5 numbers and a score; choose the base model"
       )
     num_micro, pooled = SDXL_TIME_IDS, width - SDXL_TIME_IDS * micro_dim
     if pooled < 1:

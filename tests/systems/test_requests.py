@@ -101,6 +101,15 @@ def test_samples_while_training_must_fit_the_process_of_their_model():
       make()
 
 
+def test_how_many_frames_are_decoded_at_a_time_is_an_option_of_every_task():
+  """What it bounds is measured beside `in_chunks`."""
+  model = outline()
+  for frames in (1, 8, 37):
+    fields = {"prompt": "red", "frames": frames, "decode_chunk": 3}
+    last = model.steps("sample", model.request("sample", **fields))[-1]
+    assert last.static == (MODEL.image.first_stage, 3)
+
+
 def test_requests_of_several_programs_are_no_batch():
   model = outline()
   first = model.request("sample", prompt="red", steps=2)
@@ -207,6 +216,7 @@ def test_a_model_can_be_copied_and_pickled():
     ({"rescale": 1.5}, "rescale=1.5 is not from 0 to 1"),
     ({"text_guidance": float("nan")}, "text_guidance=nan is not a number"),
     ({"steps": 0}, "num_steps=0"),
+    ({"decode_chunk": 0}, "decode_chunk=0 is below 1 frame"),
     ({"interpolation_steps": 0, "frames": 37}, "interpolation_steps=0; give 1 or more"),
     ({"sise": 3}, "has no field 'sise'"),
   ],

@@ -122,8 +122,8 @@ def test_svd_is_sampled_as_diffusers_euler_samples_it_at_every_step(diffusers, s
   predict = lambda x, t: jnp.tanh(0.7 * x + t.reshape(-1, 1, 1, 1, 1) / 500)
   levels = process.levels(steps)
   found = [edm_euler(predict, process, jnp.asarray(noise()), levels[: k + 2]) for k in range(steps)]
-  for ours_, other in zip(found, expected, strict=True):
-    assert np.abs(np.asarray(ours_) - other).max() <= TOLERANCE * np.std(other)
+  for state, other in zip(found, expected, strict=True):
+    assert np.abs(np.asarray(state) - other).max() <= TOLERANCE * np.std(other)
 
 
 def test_defaults_are_those_of_diffusers(diffusers, scheduler):
