@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict
 
 from emu_jax import weights
 from emu_jax.errors import InputError
+from emu_jax.weights.arrays import require_finite
 from emu_jax.weights.model import save_orbax
 
 OPTIONS = {
@@ -284,6 +285,16 @@ def test_a_converted_copy_of_another_model_is_refused(folder, tmp_path):
   other = write(tmp_path / "wide", public_tensors(width=12), block_out_channels=[12])
   (tmp_path / "ours/config.json").write_text((other / "config.json").read_text())
   refused(lambda: weights.load(tmp_path / "ours"), tmp_path / "ours", "(8,) instead of (12,)")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
+def test_every_number_that_is_none_is_found_and_no_other(dtype):
+  largest = float(ml_dtypes.finfo(dtype).max)
+  for values in ([0.0, -0.0, largest, -largest], [-1.0, -largest], [1.0], []):
+    require_finite(np.array(values, dtype), "a")
+  for values in ([np.nan], [-np.nan, 1], [1, np.inf], [-np.inf, 3], [-1, -np.nan]):
+    with pytest.raises(InputError, match="^a holds 1 of"):
+      require_finite(np.array(values, dtype), "a")
 
 
 def test_a_converted_copy_with_a_number_that_is_none_is_refused(folder, tmp_path):
