@@ -293,7 +293,7 @@ def test_every_number_that_is_none_is_found_and_no_other(dtype):
   for values in ([0.0, -0.0, largest, -largest], [-1.0, -largest], [1.0], []):
     require_finite(np.array(values, dtype), "a")
   for values in ([np.nan], [-np.nan, 1], [1, np.inf], [-np.inf, 3], [-1, -np.nan]):
-    with pytest.raises(InputError, match="^a holds 1 of"):
+    with pytest.raises(InputError, match=r"^a holds 1 of"):
       require_finite(np.array(values, dtype), "a")
 
 
