@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from emu_jax.checkpoints.stored import Stored, stored
 from emu_jax.config import refused, replaced
-from emu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from emu_jax.data.tokenizer import Tokenizer, load_tokenizer, unlearned
 from emu_jax.errors import InputError
 from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.mesh import on
@@ -30,11 +30,12 @@ from emu_jax.systems.system import (
   System,
   Task,
   Trees,
+  check_trees,
   frozen_as_read,
+  seed_halves,
   trained_trees,
   tree_shapes,
 )
-from emu_jax.trees import leaf_shapes
 from emu_jax.weights.model import Precision
 
 SHIPPED = pathlib.Path(__file__).with_name("shipped") / "shapes_64"
@@ -113,7 +114,8 @@ class Model:
 
     Args:
       arrays: of the requests, where `arrays` has made them already.
-    Raises: InputError as `run`, and for requests that are not of one program.
+    Raises: InputError as `run`, and for requests that are not of one program; FloatingPointError
+      for what a step made that is no number.
     """
     steps, *others = (self.steps(task, request) for request in requests)
     if different := [i for i, other in enumerate(others, 1) if other != steps]:
@@ -127,6 +129,7 @@ class Model:
       trees = {name: self.trees[name] for name in step.reads}
       with on(self.mesh):
         made = program(step.program)(trees, arrays, static=step.static)
+      require_finite(made, f"{task}, {step.says}", len(arrays["seeds"]))
       arrays |= jax.block_until_ready(made)
     return Clips(np.asarray(arrays["frames"]), self.fps(task, requests[0]))
 
@@ -205,7 +208,7 @@ class Model:
       if fields not in made:
         made[fields] = self._arrays(task, request)
       seeds = np.arange(len(made[fields]["seeds"]), dtype=np.uint64) + getattr(request, "seed", 0)
-      parts.append(made[fields] | {"seeds": jnp.asarray(seeds % 2**32, jnp.uint32)})
+      parts.append(made[fields] | {"seeds": seed_halves(seeds)})
     if len(parts) == 1:
       return parts[0]
     joined = {}
@@ -239,7 +242,20 @@ class Model:
     if "negative" in lists:
       blank = [not text for text in lists["negative"]]
       arrays["blank"] = jnp.asarray(blank * (B // len(blank)))
-    return arrays | {"seeds": jnp.zeros(B, jnp.uint32)}
+    return arrays | {"seeds": jnp.zeros((B, 2), jnp.uint32)}
+
+  def unlearned(self, request: Any) -> dict[str, list[str]]:
+    """Words of a request's texts that the model never met, each with the nearest that it did.
+
+    Known of small tokenizers alone that were learned with the model.
+    """
+    given = [value for name in PROMPTS if (value := getattr(request, name, None))]
+    every = [text for value in given for text in ([value] if isinstance(value, str) else value)]
+    found: dict[str, list[str]] = {}
+    for tokenizer, encoder in zip(self.tokenizers, self.system.texts, strict=False):
+      for text in every:
+        found |= unlearned(tokenizer, encoder.vocab_size, text)
+    return found
 
   def tokens(self, prompts: Sequence[str]) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     """Token ids and masks [B, L], one an encoder; InputError for a prompt that is too long."""
@@ -250,6 +266,25 @@ class Model:
       )
     pairs = [tokenizer(list(prompts), overflow="error") for tokenizer in self.tokenizers]
     return tuple(jnp.asarray(ids) for ids, _ in pairs), tuple(jnp.asarray(m) for _, m in pairs)
+
+
+def require_finite(made: Arrays, who: str, examples: int) -> None:
+  """Raises FloatingPointError, beginning with `who`, where a step's arrays hold no numbers.
+
+  Of floats every value counts; of bytes, which cannot say it, the step's "finite", bool [B].
+  """
+  floats = [a for a in jax.tree.leaves(made) if jnp.issubdtype(a.dtype, jnp.floating)]
+  flags = [made["finite"]] if "finite" in made else []
+  if not all(map(bool, jax.device_get([*map(_all_finite, floats), *map(jnp.all, flags)]))):
+    raise FloatingPointError(
+      f"{who}: of {examples} examples some came out as NaN or infinity, and nothing of them is "
+      "kept; try another precision (float32), fewer or smaller scales of guidance, or other weights"
+    )
+
+
+@jax.jit
+def _all_finite(a: jax.Array) -> jax.Array:
+  return jnp.isfinite(a).all()
 
 
 @functools.cache
@@ -310,7 +345,8 @@ def loaded(
   """The model of what `stored` described; arguments as of `load`."""
   model = outlined(found)
   trees = dict(found.load(tuple(model.trees), {"dtype": dtype, "widen": widen, "mesh": mesh}))
-  check_trees(found.system, trees, found.where)
+  if not found.fits:
+    check_trees(found.system, trees, found.where)
   system = found.system
   if dtype is not None:
     system = replaced(system, "dtype", dtype)
@@ -347,19 +383,3 @@ def checked_tokenizer(folder: str | pathlib.Path, encoder: Any) -> Tokenizer:
       f"{encoder.vocab_size}; use the tokenizer that the encoder was trained with"
     )
   return tokenizer
-
-
-def check_trees(system: System, trees: Trees, who: str) -> None:
-  """Raises InputError, beginning with `who`, where a tree is not that of the system's network.
-
-  Names and shapes are compared, tree by tree; trees that the system knows nothing of are let be.
-  """
-  table = system.trees()
-  for name in (name for name in table if name in trees):
-    got, want = leaf_shapes(trees[name]), leaf_shapes(tree_shapes(system, name))
-    for leaf in sorted(got.keys() | want.keys()):
-      if got.get(leaf) != want.get(leaf):
-        raise InputError(
-          f"{who}: holds the weights of another config: {name}/{leaf} is {got.get(leaf, 'absent')} "
-          f"there and {want.get(leaf, 'absent')} by the config; use the config that made them"
-        )

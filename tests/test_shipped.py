@@ -8,6 +8,7 @@ from emu_jax.data import shapes
 from emu_jax.evaluation import oracle
 from emu_jax.model import SHIPPED, load, outlined
 from emu_jax.systems import registry
+from emu_jax.systems.system import check_trees
 
 OLD = pathlib.Path(__file__).with_name("old") / "shipped_config.json"
 # Of a video model and of its image model: what sampling depends on, beside the networks.
@@ -36,6 +37,13 @@ def test_its_configuration_of_before_there_were_versions_is_the_same_system():
   assert list(old) == ["model"]
   assert new["version"] == registry.VERSION
   assert registry.from_config(old, "old") == registry.from_config(new, "new")
+
+
+def test_its_trees_are_those_of_its_system_and_say_so():
+  """No network is traced to compare them again."""
+  found = stored(SHIPPED)
+  assert found.fits
+  check_trees(found.system, found.load(found.names, {}), "shipped")
 
 
 def test_its_clips_go_where_prompts_say_by_motions_that_training_has_not_seen():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -99,11 +100,11 @@ def written(folder: pathlib.Path, pipeline: str, parts: dict, schedule: dict) ->
   index = {"_class_name": pipeline, "safety_checker": [None, None]}
   for name, (net, kind) in parts.items():
     weights.save(folder / name, net.config, drawn(net, kind), also={"sample_size": 4})
-    library = "transformers" if name in ("text_encoder", "image_encoder") else "diffusers"
+    library = "transformers" if name.startswith(("text_", "image_")) else "diffusers"
     index[name] = [library, kind]
   (folder / "scheduler").mkdir()
   (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedule))
-  index["scheduler"] = ["diffusers", schedule.get("_class_name", "PNDMScheduler")]
+  index["scheduler"] = ["diffusers", schedule["_class_name"]]
   if "text_encoder" in parts:
     train_tokenizer(["a red circle moving left"] * 4, folder / "tokenizer", 300)
     index["tokenizer"] = ["transformers", "CLIPTokenizer"]
@@ -111,12 +112,57 @@ def written(folder: pathlib.Path, pipeline: str, parts: dict, schedule: dict) ->
   return folder
 
 
-SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 1.2e-2}
+# scheduler_config.json as it is published with Stable Diffusion 1.5, XL and Stable Video Diffusion.
+SCHEDULE = {
+  "_class_name": "PNDMScheduler",
+  "_diffusers_version": "0.6.0",
+  "beta_end": 0.012,
+  "beta_schedule": "scaled_linear",
+  "beta_start": 0.00085,
+  "clip_sample": False,
+  "num_train_timesteps": 1000,
+  "set_alpha_to_one": False,
+  "skip_prk_steps": True,
+  "steps_offset": 1,
+  "trained_betas": None,
+}
+EULER = SCHEDULE | {
+  "_class_name": "EulerDiscreteScheduler",
+  "interpolation_type": "linear",
+  "prediction_type": "epsilon",
+  "sample_max_value": 1.0,
+  "timestep_spacing": "leading",
+  "use_karras_sigmas": False,
+}
+LEVELS = EULER | {
+  "prediction_type": "v_prediction",
+  "sigma_max": 700.0,
+  "sigma_min": 0.002,
+  "timestep_type": "continuous",
+  "use_karras_sigmas": True,
+}
 
 
 def stable_diffusion(folder: pathlib.Path) -> pathlib.Path:
   """Pictures of 16 pixels from prompts."""
   return written(folder, "StableDiffusionPipeline", PARTS, SCHEDULE)
+
+
+def stable_diffusion_xl(folder: pathlib.Path, **index) -> pathlib.Path:
+  """Pictures of 16 pixels from two text encoders, of which the second has a pooled output."""
+  first = PARTS["text_encoder"][0].config
+  second = dataclasses.replace(first, width=16, projection_dim=6)
+  unet = changed_unet(context_dims=(24,), num_micro=6, micro_dim=8, pooled_dim=6)
+  parts = PARTS | {
+    "text_encoder_2": (text_encoder(second), "CLIPTextModelWithProjection"),
+    "unet": (unet, "UNet2DConditionModel"),
+  }
+  written(folder, "StableDiffusionXLPipeline", parts, EULER)
+  shutil.copytree(folder / "tokenizer", folder / "tokenizer_2")
+  listed = json.loads((folder / "model_index.json").read_text())
+  words = {"tokenizer_2": ["transformers", "CLIPTokenizer"]}
+  (folder / "model_index.json").write_text(json.dumps(listed | words | index))
+  return folder
 
 
 def instruct_pix2pix(folder: pathlib.Path) -> pathlib.Path:
@@ -154,15 +200,7 @@ def motion_adapter(folder: pathlib.Path, **changes) -> pathlib.Path:
 
 def stable_video(folder: pathlib.Path, **schedule) -> pathlib.Path:
   """Clips of 5 frames from a picture whose sides are multiples of 4 pixels."""
-  levels = {
-    "_class_name": "EulerDiscreteScheduler",
-    "prediction_type": "v_prediction",
-    "timestep_type": "continuous",
-    "use_karras_sigmas": True,
-    "sigma_min": 0.002,
-    "sigma_max": 700.0,
-  }
-  return written(folder, "StableVideoDiffusionPipeline", SVD_PARTS, levels | schedule)
+  return written(folder, "StableVideoDiffusionPipeline", SVD_PARTS, LEVELS | schedule)
 
 
 MOTION = MotionConfig(num_heads=(2,), max_frames=16)

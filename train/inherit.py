@@ -17,10 +17,9 @@ from emu_jax.checkpoints.stored import Stored, stored
 from emu_jax.config import to_dict
 from emu_jax.data.latent_records import Encoding
 from emu_jax.errors import InputError
-from emu_jax.model import check_trees
 from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.placement import global_batch, place
-from emu_jax.systems.system import System, tree_shapes
+from emu_jax.systems.system import System, check_trees, tree_shapes
 from emu_jax.typing import Params
 from emu_jax.weights.model import described, load
 from train.checkpoint import Inherited, pin

@@ -7,6 +7,7 @@ from typing import Literal
 from emu_jax.checkpoints.release import write_release
 from emu_jax.checkpoints.run import read_config
 from emu_jax.checkpoints.stored import is_public, stored
+from emu_jax.checkpoints.unrecognised import no_model
 from emu_jax.config import refused, to_dict
 from emu_jax.errors import InputError
 from emu_jax.model import loaded
@@ -18,6 +19,9 @@ from emu_jax.weights.model import Precision, load, save, save_orbax
 
 Form = Literal["orbax", "diffusers", "safetensors"]
 Say = Callable[[str], None]
+NEEDED = ("Scheduler", "Tokenizer", "TokenizerFast")  # of a pipeline, beside its networks
+# Of no weight, but of pictures and of texts.
+KEPT = ("sample_size", "bos_token_id", "pad_token_id")
 WRITERS = {"orbax": save_orbax, "diffusers": save}
 
 
@@ -42,7 +46,7 @@ def convert(
     the form holds nothing.
   """
   if not source.is_dir():
-    raise InputError(f"convert: there is no folder {source}; give one that holds a model")
+    raise no_model(source)
   public, config = is_public(source), read_config(source)
   ours = not public and (config is None or not {"system", "model"}.isdisjoint(config))
   if form == "safetensors" and not ours:
@@ -63,8 +67,8 @@ def _model(source, target, form, say, reading) -> None:
   say(f"reading {source}")
   module, params = load(source, **reading)
   say(f"writing {target.name}")
-  size = files.read_json(source / "config.json").get("sample_size")  # of no weight, but of pictures
-  also = {} if size is None else {"sample_size": size}
+  values = files.read_json(source / "config.json")
+  also = {name: values[name] for name in KEPT if values.get(name) is not None}
   WRITERS[form](target, module.config, params, also=also)
 
 
@@ -85,6 +89,9 @@ def _pipeline(source, target, form, say, reading) -> None:
       index[name] = [None, None]
     elif (source / name).is_dir():
       files.copy_texts(source / name, target / name)
+    elif not kind.endswith(NEEDED):
+      say(f"leaving out {name}: there is no such folder, and nothing needs it")
+      index[name] = [None, None]
     else:
       raise InputError(f"convert: {source} has no folder {name}, which its {INDEX} names")
   files.write_json(target / INDEX, index)

@@ -6,8 +6,9 @@ import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from emu_jax.checkpoints.release import is_release, load_release, release_names
+from emu_jax.checkpoints.release import is_release, load_release, release_fits, release_names
 from emu_jax.checkpoints.run import latest_step, load_trees, origins, read_config, tree_names
+from emu_jax.checkpoints.unrecognised import no_model
 from emu_jax.errors import InputError
 from emu_jax.systems import registry
 from emu_jax.systems.pipelines import INDEX
@@ -27,6 +28,8 @@ class Stored:
     run: the folder, where it is a run of emu-train.
     step: of that run's checkpoint, the newest when the model was described; all is read of it.
     public: whether it is a pipeline of diffusers, whose weights keep the precision of their file.
+    fits: whether names and shapes of all trees are known to be those of the system, so that no
+      network has to be traced to compare them.
   """
 
   system: System
@@ -37,6 +40,7 @@ class Stored:
   run: pathlib.Path | None = None
   step: int | None = None
   public: bool = False
+  fits: bool = False
 
 
 def is_public(folder: str | pathlib.Path) -> bool:
@@ -61,25 +65,28 @@ def stored(folder: str | pathlib.Path, **options: Any) -> Stored:
   if is_public(folder):
     found = registry.read_pipeline(folder, **given)
     return Stored(found.system, found.names, found.load, found.tokenizers, str(folder), public=True)
-  if given:
+  if given and folder.is_dir():
     raise InputError(
       f"{folder}: {', '.join(given)} goes with a public folder; a run of emu-train has all of its "
       "model itself"
     )
   folder = newest_run(folder)
+  if not is_stored(folder):
+    raise no_model(folder)
   config = read_config(folder)
   if config is None and (latest_step(folder) is not None or is_release(folder)):
     raise InputError(f"{folder} holds no config.json; copy it from the original run")
+  fits = False
   if is_release(folder):
     names, load = release_names(folder), functools.partial(_load, load_release, folder)
-    run = step = None
+    run, step, fits = None, None, release_fits(folder)
   else:
     run, step = folder, latest_step(folder)
     read = functools.partial(load_trees, step=step)
     names, load = tree_names(folder), functools.partial(_load, read, folder)
   system = registry.from_config(config or {}, str(folder / "config.json"))
   tokenizers = tuple(folder / "tokenizers" / str(i) for i in range(len(system.texts)))
-  return Stored(system, names, load, tokenizers, str(folder), run, step)
+  return Stored(system, names, load, tokenizers, str(folder), run, step, fits=fits)
 
 
 def _load(

@@ -10,7 +10,7 @@ from emu_jax.cli.convert import convert_model
 from emu_jax.cli.juice import juice
 from emu_jax.cli.metrics import measure_folders
 from emu_jax.cli.options import deferred, read, summary
-from emu_jax.parallel.compilation import enable_cache
+from emu_jax.parallel.compilation import enable_cache, quiet_libtpu
 
 # Commands that read folders, not a model that is described first.
 PLAIN = {"metrics": measure_folders, "convert": convert_model, "juice": juice}
@@ -21,6 +21,7 @@ WIDTH = 100
 def main(arguments: Sequence[str] | None = None) -> None:
   """Runs a command line; bad input ends in one line and exit code 2."""
   enable_cache()
+  quiet_libtpu()
   with failures.errors("emu-jax"):
     words = taken_apart(sys.argv[1:] if arguments is None else list(arguments))
     if words.command in PLAIN:

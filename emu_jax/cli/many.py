@@ -21,7 +21,7 @@ from emu_jax import media
 from emu_jax.checkpoints.run import latest_step
 from emu_jax.checkpoints.stored import Stored
 from emu_jax.cli.options import Output, plain
-from emu_jax.cli.output import check, enlarged
+from emu_jax.cli.output import check, enlarged, hint
 from emu_jax.cli.progress import Counter, working
 from emu_jax.config import to_dict
 from emu_jax.errors import InputError
@@ -89,6 +89,7 @@ def run(
     examples = [example for group in groups for example in group]
     claim(out, _request_record(found, task, examples, output, suffix, precision))
     missing = [example for example in examples if not (out / example.file).is_file()]
+    hint(model, (example.request for example in missing))
     if missing:
       say(f"loading {found.where}")
       model = loaded(found, **loading)

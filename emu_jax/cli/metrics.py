@@ -23,6 +23,7 @@ def measure_folders(
   fid_weights: pathlib.Path | None = None,
   fvd_weights: pathlib.Path | None = None,
   clip: pathlib.Path | None = None,
+  widen: bool = False,
   shapes: bool = False,
   frames: int = 16,
   fps: float | None = None,
@@ -45,6 +46,7 @@ def measure_folders(
     fid_weights: .safetensors of FID's Inception-v3, for the distance of frames.
     fvd_weights: .safetensors of FVD's I3D, for the distance of clips of 9 frames or more.
     clip: folder of a CLIPModel, for consistency with the text, between frames, to the first frame.
+    widen: take float16 weights of the CLIPModel, as float32.
     shapes: distances by features of our own that tell the moving shapes apart (FID-o, FVD-o).
     frames: of each video, from its beginning.
     fps: at which they are read; None: the files' own rate, which must be one.
@@ -80,7 +82,7 @@ def measure_folders(
     moving = made.spec.num_frames > 1
     chosen += [shape_features.frames(), *([shape_features.clips()] if moving else [])]
   _fitting(chosen, made.spec.num_frames)
-  scorer = None if clip is None else clip_score.load(clip)
+  scorer = None if clip is None else clip_score.load(clip, widen=widen)
   settings = {"batch_size": batch_size, "mesh": devices, "seed": seed, "progress": _bar}
   found = compared(*(measure(clips, chosen, scorer, **settings) for clips in (made, real)))
   Console(width=None if sys.stdout.isatty() else 120).print(report.table(found))

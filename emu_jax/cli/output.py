@@ -1,6 +1,8 @@
 """Requests are checked before any weights are read; what comes of them is written to files."""
 
 import pathlib
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,21 @@ def check(model: Model, task: str, request: Any, enlarge: int) -> Arrays:
         f"below {LARGEST_SIDE}"
       )
   return arrays
+
+
+def hint(model: Model, requests: Iterable[Any]) -> None:
+  """Says on stderr which words of the prompts the model never met; they draw anything at all."""
+  words: dict[str, list[str]] = {}
+  for request in requests:
+    words |= model.unlearned(request)
+  if words:
+    nearest = "; ".join(f"{word!r}: {', '.join(near)}" for word, near in list(words.items())[:5])
+    more = f"; and {len(words) - 5} more" if len(words) > 5 else ""
+    print(
+      f"hint: this model never met these words of the prompt; nearest that it knows are {nearest}"
+      f"{more}",
+      file=sys.stderr,
+    )
 
 
 def enlarged(frames: np.ndarray, enlarge: int) -> tuple[np.ndarray, int]:

@@ -8,7 +8,7 @@ from emu_jax import media
 from emu_jax.checkpoints.stored import Stored
 from emu_jax.cli import many, options
 from emu_jax.cli.checkpoint import Words
-from emu_jax.cli.output import check, write
+from emu_jax.cli.output import check, hint, write
 from emu_jax.cli.progress import working
 from emu_jax.errors import InputError
 from emu_jax.model import loaded, outlined
@@ -49,10 +49,14 @@ def run(found: Stored, words: Words) -> None:
     model = outlined(found)
     request = model.request(name, **fields)
     arrays = check(model, name, request, output.enlarge)
+    hint(model, [request])
     say(f"loading {words.checkpoint}")
     model = loaded(found, **loading)
     clips = model.run_all(name, [request], arrays=arrays, progress=say)
-    write(output.out, clips.frames[0], clips.fps, output.enlarge, say)
+    out = output.out
+    if clips.frames.shape[1] == 1 and not any(w.split("=")[0] == "--out" for w in words.rest):
+      out = out.with_suffix(".png")
+    write(out, clips.frames[0], clips.fps, output.enlarge, say)
 
 
 def helped(words: Words, request: type) -> None:

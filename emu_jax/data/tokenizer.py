@@ -1,12 +1,13 @@
 """Prompts into token ids: CLIP's byte-pair encoding, T5's sentencepiece, a small one of ours."""
 
 import dataclasses
+import difflib
 import itertools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from emu_jax.errors import InputError
 START, END = "<|startoftext|>", "<|endoftext|>"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of a special token
+SPACE = "Ġ"  # what begins a word in a byte-level vocabulary
 BYTES = 256  # symbols that a byte-level vocabulary begins with
 KINDS = "tokenizer.json, vocab.json with merges.txt (CLIP), or spiece.model (T5)"
 
@@ -35,6 +37,8 @@ class Tokenizer:
   max_length: int  # tokens a row, start and end included
   pad_id: int
   vocab_size: int  # ids are below it
+  # Of a word that textual inversion learned as several vectors: the id of the first -> all ids.
+  vectors: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
 
   def __call__(
     self, texts: Sequence[str], *, overflow: Literal["error", "truncate"]
@@ -53,7 +57,7 @@ class Tokenizer:
         if overflow == "error":
           raise InputError(
             f"Tokenizer: the prompt {excerpt(text)} has {len(ids)} tokens, start and end included, "
-            f"and the limit is {self.max_length}; shorten it, or let it be truncated"
+            f"and the limit is {self.max_length}; shorten it"
           )
         ids = [*ids[: self.max_length - 1], ids[-1]]
       tokens[row, : len(ids)] = ids
@@ -71,7 +75,9 @@ class Tokenizer:
           "give it in UTF-8"
         ) from error
     if isinstance(self.model, tokenizers.Tokenizer):
-      return [encoding.ids for encoding in self.model.encode_batch_fast(list(texts))]
+      rows = [encoding.ids for encoding in self.model.encode_batch_fast(list(texts))]
+      several = self.vectors
+      return [[i for first in ids for i in several.get(first, (first,))] for ids in rows]
     model = self.model
     special = (model.unk_id(), model.eos_id(), model.pad_id())
     ids = {model.id_to_piece(i): i for i in special if i >= 0}
@@ -86,6 +92,30 @@ class Tokenizer:
 def excerpt(text: str, length: int = 40) -> str:
   """The text's beginning, quoted, on one line, in characters that any terminal prints."""
   return ascii(text if len(text) <= length else text[: length - 3] + "...")
+
+
+def unlearned(tokenizer: Tokenizer, limit: int, text: str) -> dict[str, list[str]]:
+  """Words of a text that captions never had, each with the nearest that they had by spelling.
+
+  It can tell where `train_tokenizer` stopped below its limit: then each word of the captions is one
+  token. Of any other tokenizer nothing is known.
+
+  Args:
+    limit: tokens that it might have had, the `vocab_size` of its encoder.
+  """
+  model = tokenizer.model
+  if not isinstance(model, tokenizers.Tokenizer) or tokenizer.vocab_size >= limit:
+    return {}
+  begun = [token[1:] for token in model.get_vocab() if token[0] == SPACE and token[1:].isalpha()]
+  # What is the beginning of another was merged on the way to it.
+  known = sorted(w for w in begun if not any(o.startswith(w) and o != w for o in begun))
+  if not known:
+    return {}
+  pieces = model.pre_tokenizer.pre_tokenize_str(model.normalizer.normalize_str(text))
+  words = dict.fromkeys(piece.lstrip(SPACE) for piece, _ in pieces)
+  letters = [word for word in words if word.isascii() and word.isalpha()]  # the rest is bytes here
+  strange = [word for word in letters if word not in known]
+  return {word: difflib.get_close_matches(word, known, 3, cutoff=0.0) for word in strange}
 
 
 def load_tokenizer(path: str | pathlib.Path, max_length: int) -> Tokenizer:
@@ -184,28 +214,48 @@ def load_bpe(file: pathlib.Path, max_length: int) -> Tokenizer:
   model.no_padding()
   model.no_truncation()
   # Ids may have gaps: the highest decides.
-  return Tokenizer(model, max_length, pad_id, max(model.get_vocab().values()) + 1)
+  vocab = model.get_vocab()
+  return Tokenizer(model, max_length, pad_id, max(vocab.values()) + 1, several_vectors(model))
+
+
+def several_vectors(model: tokenizers.Tokenizer) -> dict[int, tuple[int, ...]]:
+  """Ids of the added tokens "<word>", "<word>_1", "<word>_2", …, by that of the first.
+
+  Source: Textual Inversion as diffusers' pipelines store it: a prompt has the first alone.
+  """
+  ids = {token.content: i for i, token in model.get_added_tokens_decoder().items()}
+  found = {}
+  for word, first in ids.items():
+    rest = itertools.takewhile(ids.__contains__, (f"{word}_{n}" for n in itertools.count(1)))
+    if numbers := [ids[name] for name in rest]:
+      found[first] = (first, *numbers)
+  return found
 
 
 def special_tokens(folder: pathlib.Path) -> tuple[dict[str, dict], str | None]:
   """The tokens that a folder's files set apart, with their options, and the padding token.
 
   Source: transformers: files since 2023 list every token with its id (`added_tokens_decoder`); in
-    older ones `special_tokens_map.json` overrules the rest, and the last role of a token its
-    options.
+    older ones `added_tokens.json` has those that were added, `special_tokens_map.json` overrules
+    the rest, and the last role of a token its options.
   """
   config, roles = ({}, {})
   if (folder / "tokenizer_config.json").is_file():
     config = read_json(folder / "tokenizer_config.json")
   listed = config.get("added_tokens_decoder") or {}
+  added = {}
   if not listed and (folder / "special_tokens_map.json").is_file():
     roles = read_json(folder / "special_tokens_map.json")
+  if not listed and (folder / "added_tokens.json").is_file():
+    added = read_json(folder / "added_tokens.json")
   roles = config | roles
   found: dict[str, dict] = {}
   for token in (*map(roles.get, ROLES), *(roles.get("additional_special_tokens") or ())):
     options = {"content": token} if isinstance(token, str) else dict(token or {})
     if "content" in options:
       found[options["content"]] = {"special": True} | options
+  for token, index in sorted(added.items(), key=lambda item: int(item[1])):
+    found[token] = {"normalized": not found.get(token)} | found.get(token, {}) | {"id": int(index)}
   for index, options in sorted(listed.items(), key=lambda item: int(item[0])):
     found[options["content"]] = {"id": int(index)} | options
   pad = roles.get("pad_token")

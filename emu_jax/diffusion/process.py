@@ -39,8 +39,9 @@ class Sampling:
 
   solver: Solver | None = "ddim"  # None: the usual one of the process
   num_steps: int = 50
-  spacing: Spacing = "trailing"  # of the steps of a `Schedule`; no other process has spacings
-  offset: int = 0  # added to "leading" times
+  # Of the steps of a `Schedule`; no other process has spacings. None: the process's own.
+  spacing: Spacing | None = "trailing"
+  offset: int = 0  # added to "leading" times; of spacing=None the process's own is
   eta: float = 0.0  # share of fresh noise, DDIM only
 
   def __post_init__(self):
@@ -49,6 +50,11 @@ class Sampling:
     if self.solver != "ddim" and self.eta:
       raise ValueError(
         f"Sampling: eta={self.eta} with solver={self.solver!r}, which is deterministic; use 'ddim'"
+      )
+    if self.spacing is None and self.offset:
+      raise ValueError(
+        f"Sampling: offset={self.offset} with spacing=None, which means the process's own of both; "
+        "give a spacing"
       )
 
 
@@ -122,7 +128,7 @@ def check_continuous(who: str, sampling: Sampling, solvers: Sequence[Solver]) ->
     raise ValueError(f"{who}: num_steps={sampling.num_steps} must be at least 1")
   for name in ("spacing", "offset", "eta"):
     usual = getattr(Sampling, name)
-    if getattr(sampling, name) != usual:
+    if getattr(sampling, name) not in (None, usual):
       raise ValueError(
         f"{who}: {name}={getattr(sampling, name)!r} has no meaning here; leave it at {usual!r}"
       )

@@ -3,7 +3,7 @@
 Schedule, grid and eta are static: the coefficients of every step are made from them in float64 on
 the host. Noise, keys and whatever `predict` closes over (parameters, scales) may be traced. A grid
 is descending; a last step, from its last time to the clean end (alpha, sigma) = (1, 0), is implied,
-and there every sampler returns the predicted x_0 itself.
+and there every sampler returns the predicted x_0 itself (unless `ddim` is told to end before it).
 """
 
 from collections.abc import Callable
@@ -34,7 +34,8 @@ def time_grid(num_train_steps: int, num_steps: int, spacing: Spacing, offset: in
   Args:
     offset: added to "leading" times, which then end above 0: 1 in Stable Diffusion's public code.
   Source: arXiv:2305.08891, table 2.
-  Differs: a single "linspace" step is at N - 1, not 0, where there is no noise to remove.
+  Differs: a single "linspace" step is at N - 1, not 0, where there is no noise to remove. Of public
+    code "linspace" rounds halves of 0-based times, which gives a neighbouring time here and there.
   """
   N, S = num_train_steps, num_steps
   if spacing not in get_args(Spacing):
@@ -95,10 +96,11 @@ def _checked(who: str, schedule: Schedule, grid: Grid) -> Grid:
   return grid
 
 
-def _levels(schedule: Schedule, grid: Grid) -> tuple[np.ndarray, ...]:
+def _levels(schedule: Schedule, grid: Grid, ends_clean: bool = True) -> tuple[np.ndarray, ...]:
   """alpha_t, sigma_t at the grid and alpha_s, sigma_s one step cleaner, float64 [S] each."""
-  abar = schedule.alphas_cumprod[grid]
-  alpha, sigma = np.append(np.sqrt(abar), 1.0), np.append(np.sqrt(1 - abar), 0.0)
+  last = 1.0 if ends_clean else schedule.alphas_cumprod[0]
+  abar = np.append(schedule.alphas_cumprod[grid], last)
+  alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)
   return alpha[:-1], sigma[:-1], alpha[1:], sigma[1:]
 
 
@@ -123,6 +125,8 @@ def ddim(
   *,
   eta: float = 0.0,
   key: jax.Array | None = None,
+  ends_clean: bool = True,
+  clip: float = 0.0,
   trajectory: bool = False,
 ) -> Video | Trajectory:
   """x_0 from noise by (7), or by (8) with fresh noise at every step; float32.
@@ -134,11 +138,14 @@ def ddim(
     eta: share of fresh noise; static. Above 1 it is legal as long as no step would have to draw
       more noise than its level holds.
     key: needed, and used, only if eta > 0; one for the batch, or one an example [B].
-    trajectory: return what each step leads to, the last one being x_0.
+    ends_clean: False: the last step ends at the noise of the schedule's step 0, as the files of
+      Stable Diffusion have it, and what is returned holds that noise.
+    clip: bound of |x_0| in every step, which leaves eps as it is; 0: none.
+    trajectory: return what each step leads to, the last one being what is returned else.
   """
   grid = _checked("ddim", schedule, grid)
   _check_eta("ddim", schedule, eta)
-  alpha_t, sigma_t, alpha_s, sigma_s = _levels(schedule, grid)
+  alpha_t, sigma_t, alpha_s, sigma_s = _levels(schedule, grid, ends_clean)
   if eta and key is None:
     raise ValueError(f"ddim: eta={eta} draws noise and key=None; give a key")
   tau = eta * sigma_s / sigma_t * np.sqrt(1 - (alpha_t / alpha_s) ** 2)  # (8)
@@ -152,6 +159,8 @@ def ddim(
   def step(x_t, inputs):
     t, alpha_s, kept, tau, key = inputs
     x_0, eps, *_ = _estimate(predict, schedule, x_t, t)
+    if clip:
+      x_0 = jnp.clip(x_0, -clip, clip)
     x_s = alpha_s * x_0 + kept * eps
     if eta:
       x_s += tau * normal(key, x_s.shape)

@@ -73,25 +73,27 @@ class ClipModel:
   frames: Features  # unit vectors of frames
 
 
-def load(folder: str | pathlib.Path) -> ClipModel:
+def load(folder: str | pathlib.Path, *, widen: bool = False) -> ClipModel:
   """CLIP of a folder: a CLIPModel of transformers with its tokenizer, or `PARTS` as diffusers has.
 
+  Args:
+    widen: take float16 weights too, as float32.
   Raises: InputError for any other folder, and where the encoders embed in different spaces.
   """
   folder = pathlib.Path(folder)
   if (folder / PARTS[0]).is_dir():
-    encoders = [weights.load(folder / part) for part in PARTS[:2]]
+    encoders = [weights.load(folder / part, widen=widen) for part in PARTS[:2]]
     (text_config, text_params), (image_config, image_params) = (
       (module.config, params) for module, params in encoders
     )
     tokens = folder / PARTS[2]
   else:
     text_config, image_config = _configs(folder)
-    name = "the CLIPModel of its config.json"
+    name = "the CLIPModel of its config.json (of float32, or of float16 with --widen)"
     groups = text.CLIP_TEXT_PROJECTED.groups(text_config)
-    text_params = published.load(folder, name, groups, (*IMAGE_TENSORS, *OTHER_TENSORS))
+    text_params = published.load(folder, name, groups, (*IMAGE_TENSORS, *OTHER_TENSORS), widen)
     groups = vision.ARCHITECTURE.groups(image_config)
-    image_params = published.load(folder, name, groups, (*TEXT_TENSORS, *OTHER_TENSORS))
+    image_params = published.load(folder, name, groups, (*TEXT_TENSORS, *OTHER_TENSORS), widen)
     tokens = folder
   if not isinstance(text_config, ClipTextConfig) or not isinstance(image_config, ClipVisionConfig):
     raise InputError(f"clip: {folder} does not hold CLIP's two encoders; give a folder of CLIP")

@@ -17,10 +17,10 @@ from jaxtyping import Array, Float
 from emu_jax.errors import InputError
 from emu_jax.evaluation import published
 from emu_jax.typing import Params
-from emu_jax.weights.files import Tensors
 from emu_jax.weights.table import Row
 
 SIDE = 299  # pixels that pictures are resized to
+NAME = "the Inception-v3 of FID"
 CLASSES = 1008  # logits of the graph; a network of torchvision's own has 1000
 
 
@@ -172,13 +172,14 @@ def load(path: str | pathlib.Path, config: InceptionConfig = InceptionConfig()) 
   The layer of logits is not read. Its size tells the network of torchvision, whose other names are
   the same and whose distances are not FID.
   """
-  classes = next((s.shape[0] for n, s in Tensors(path).items() if n == "fc.weight"), CLASSES)
+  logits = published.opened(path, NAME).get("fc.weight")
+  classes = CLASSES if logits is None else logits.shape[0]
   if classes != CLASSES:
     raise InputError(
       f"weights: {path} has {classes} logits and the Inception-v3 of FID {CLASSES}: distances by "
       "another one, such as torchvision's own, are not FID; docs/metrics.md says which file it is"
     )
-  return published.load(path, "the Inception-v3 of FID", table(config), ignored=("fc.*",))
+  return published.load(path, NAME, table(config), ignored=("fc.*",))
 
 
 def features(params: Params, frames: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
@@ -59,11 +60,21 @@ def table(shapes: Params, rules: Sequence[Rule] = ()) -> Mapping[str, tuple[Row,
   return by_tensor(rows(shapes, (*rules, *STATISTICS, *((part, part) for part in parts))))
 
 
+def opened(path: str | pathlib.Path, name: str) -> Tensors:
+  """The tensors of a file or folder. Raises: InputError, with the network's name, for none."""
+  if not pathlib.Path(path).exists():
+    raise InputError(
+      f"weights: there is no {path}, to hold {name}; docs/metrics.md says where to have it from"
+    )
+  return Tensors(path)
+
+
 def load(
   path: str | pathlib.Path,
   name: str,
   groups: Mapping[str, tuple[Row, ...]],
   ignored: Sequence[str] = (),
+  widen: bool = False,
 ) -> Params:
   """Parameters out of a `.safetensors` file or a folder with one.
 
@@ -71,9 +82,10 @@ def load(
     name: of the network, for messages.
     groups: our parameters by public tensor.
     ignored: globs of public tensors that the features do not need.
+    widen: take float16 tensors too, as float32.
   Raises: InputError where a tensor is missing, unknown, of another shape or not float32.
   """
-  tensors = Tensors(path)
+  tensors = opened(path, name)
   known = lambda key: any(fnmatch.fnmatchcase(key, glob) for glob in (COUNTERS, *ignored))
   here = [key for key in groups if key in tensors]
   found = {
@@ -86,7 +98,9 @@ def load(
     ],
     # Distances of features in less than float32 compare with no published one.
     "are not float32": [
-      f"{key} of {tensors[key].dtype}" for key in here if tensors[key].dtype != "F32"
+      f"{key} of {tensors[key].dtype}"
+      for key in here
+      if tensors[key].dtype not in (("F32", "F16") if widen else ("F32",))
     ],
   }
   wrong = [
@@ -100,5 +114,5 @@ def load(
     )
   leaves = {}
   for key, group in groups.items():
-    leaves |= split(group, tensors.read(key))
+    leaves |= split(group, tensors.read(key).astype(np.float32))
   return unflatten_dict(leaves, sep="/")

@@ -24,6 +24,21 @@ def enable_cache() -> pathlib.Path:
   return folder
 
 
+def quiet_libtpu() -> None:
+  """Tells libtpu on a machine without TPUs what it would otherwise complain of not finding.
+
+  Where it is installed, as for plans, JAX starts it whatever a command is for. Nothing is changed
+  where JAX_PLATFORMS names TPUs, or their devices are there.
+  """
+  requested = "tpu" in os.environ.get("JAX_PLATFORMS", "")
+  present = any(pathlib.Path("/dev").glob("accel*")) or any(
+    pathlib.Path("/dev").glob("vfio/[0-9]*")
+  )
+  if not requested and not present:
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+
 class Jit:
   """`jax.jit`, with what TPUs' compiler is told where the mesh of `jax.set_mesh` is one of TPUs.
 

@@ -34,14 +34,13 @@ from emu_jax.systems.emu import (
   batch_text,
   batch_without_text,
   check_reads,
-  decode_step,
   draw_step,
   encoders,
   image_system,
   prompts,
 )
-from emu_jax.systems.first_stage import latent_shape, pixels_or_posterior
-from emu_jax.systems.requests import Prompted, numbers
+from emu_jax.systems.first_stage import decode_step, latent_shape, pixels_or_posterior
+from emu_jax.systems.requests import Prompted, numbers, refuse_without_effect
 from emu_jax.systems.system import (
   Arrays,
   Part,
@@ -60,8 +59,8 @@ from emu_jax.weights.model import described, load
 # What of a public video U-Net is the image model's and what the motion modules'.
 TREES = (("temporal_*", "temporal"), ("*", "spatial"))
 ANIMATED = {
-  "AnimateDiffPipeline": (pipelines.LAST,),
-  "AnimateDiffSDXLPipeline": (pipelines.LAST_BUT_ONE,) * 2,
+  "AnimateDiffPipeline": pipelines.Family(),
+  "AnimateDiffSDXLPipeline": pipelines.XL,
 }
 
 
@@ -147,8 +146,8 @@ class AnimateDiff(System):
   def read_pipeline(cls, folder: pathlib.Path, **options: Any) -> Pipeline:
     """A folder of AnimateDiff's own, or an image model's with a motion adapter's.
 
-    Of the image model the schedule is not taken where an adapter is given, since motion modules
-    were trained with another.
+    Where an adapter is given the betas are its own, since motion modules were trained with others
+    than the image model; what the network predicts and all else of the noise is the image model's.
 
     Raises: InputError where the two do not fit each other, or where the adapter reads more than
       noisy latents (PIA).
@@ -159,7 +158,7 @@ class AnimateDiff(System):
 
 def _whole(cls: type, folder: pathlib.Path) -> Pipeline:
   parts = pipelines.described_parts(folder, ANIMATED)
-  system = _system(cls, folder, parts, parts.unet, folder, None)
+  system = _system(cls, folder, parts, parts.unet, folder)
   image = dict(pipelines.image_loaders(folder, parts))
   del image["spatial"]
 
@@ -178,7 +177,7 @@ def _with_adapter(cls: type, folder: pathlib.Path, adapter: pathlib.Path) -> Pip
   parts = pipelines.described_parts(folder, pipelines.TEXT_TO_IMAGE)
   theirs = described(adapter)[1]
   unet = animated(parts.unet, theirs)
-  system = _system(cls, folder, parts, unet, adapter, Schedule(kind="linear"))
+  system = _system(cls, folder, parts, unet, adapter, adapted=True)
   loaders = dict(pipelines.image_loaders(folder, parts))
   loaders["temporal"] = lambda reading: {
     name: tree for name, tree in load(adapter, **reading).params.items() if name != "conv_in"
@@ -197,7 +196,7 @@ def _system(
   parts: pipelines.Parts,
   unet: UNetConfig,
   where: pathlib.Path,
-  schedule: Schedule | None,
+  adapted: bool = False,
 ) -> "AnimateDiff":
   if not isinstance(unet.temporal, MotionConfig):
     raise InputError(f"{where}: holds no motion modules; give AnimateDiff's")
@@ -211,9 +210,17 @@ def _system(
     return cls(
       image=image,
       motion=unet.temporal,
-      process=image.process if schedule is None else Discrete(schedule),
+      process=adapted_process(image.process) if adapted else image.process,
+      guidance=image.guidance,
       num_frames=min(16, unet.temporal.max_frames),
     )
+
+
+def adapted_process(image: Discrete) -> Discrete:
+  """The image model's noise, with the betas that motion modules were trained with."""
+  linear = Schedule(kind="linear")
+  betas = {name: getattr(linear, name) for name in ("kind", "beta_start", "beta_end")}
+  return dataclasses.replace(image, schedule=dataclasses.replace(image.schedule, **betas))
 
 
 def animated(ours: UNetConfig, theirs: UNetConfig) -> UNetConfig:
@@ -268,13 +275,17 @@ def clip_steps(
     )
   check_reads(config.image, 0)
   stage = config.image.first_stage
+  only = ("text_guidance",) if frames == 1 else ("picture_guidance",)
+  refuse_without_effect(request, only, f"on {frames} frame{'s' if frames > 1 else ''}")
   if frames == 1:
     config.image.process.check(request.sampling)
-    return draw_step(config.image, request.sampling), decode_step(stage)
+    return draw_step(config.image, request.sampling), decode_step(stage, request.decode_chunk)
   config.process.check(request.sampling)
   reads = (*stage.trees(), "text", "spatial", "temporal")
   static = (dataclasses.replace(config, num_frames=frames), request.sampling)
-  return Step(f"text -> {frames} frames", clip_program, static, reads), decode_step(stage)
+  return Step(f"text -> {frames} frames", clip_program, static, reads), decode_step(
+    stage, request.decode_chunk
+  )
 
 
 def _clip_arrays(config: AnimateDiff, request: SampleClip) -> Arrays:

@@ -32,12 +32,12 @@ from emu_jax.systems.autoencoder import (
 from emu_jax.systems.first_stage import (
   FirstStage,
   KlAutoencoder,
+  decode_step,
   flat,
   frame_size,
   latent_shape,
   pixel_multiple,
   pixels_or_posterior,
-  to_bytes,
 )
 from emu_jax.systems.requests import Prompted, numbers
 from emu_jax.systems.system import (
@@ -197,14 +197,15 @@ class Emu(System):
 
 def image_system(cls: type, folder: pathlib.Path, parts: pipelines.Parts) -> Emu:
   """An image model of what the folders of a pipeline's parts describe."""
-  zero_empty = parts.index.get("force_zeros_for_empty_prompt", False)
+  zero_empty = parts.index.get("force_zeros_for_empty_prompt", parts.family.zero_empty)
   return cls(
     first_stage=KlAutoencoder(parts.autoencoder),
     text=parts.texts,
     unet=parts.unet,
-    process=Discrete(pipelines.read_schedule(folder / "scheduler")),
+    process=pipelines.read_process(folder, parts),
     size=pipelines.picture_size(folder, parts.autoencoder),
     zero_empty=bool(zero_empty),
+    guidance=parts.family.guidance,
   )
 
 
@@ -240,18 +241,16 @@ def picture_steps(config: Emu, request: DrawPicture, names: Collection[str]) -> 
     )
   check_reads(config, 0)
   config.process.check(request.sampling)
-  return draw_step(config, request.sampling), decode_step(config.first_stage)
+  return (
+    draw_step(config, request.sampling),
+    decode_step(config.first_stage, request.decode_chunk),
+  )
 
 
 def draw_step(config: Emu, sampling: Sampling) -> Step:
   """Leaves "latents" of a picture of each prompt."""
   reads = (*config.first_stage.trees(), "text", "spatial")
   return Step("text -> image", draw, (config, sampling), reads)
-
-
-def decode_step(stage: FirstStage) -> Step:
-  """Leaves "frames" of "latents"."""
-  return Step("latents -> pixels", decode, stage, tuple(stage.trees()))
 
 
 def _picture_arrays(config: Emu, request: DrawPicture) -> dict[str, Array]:
@@ -267,11 +266,6 @@ def draw(trees: Params, arrays: Mapping[str, Any], static: tuple[Emu, Sampling])
   scale, rescaled = arrays["picture_guidance"], arrays["rescale"]
   latents = sample_image(config, trees, text, empty, key, scale, rescaled, sampling=sampling)
   return {"latents": latents}
-
-
-def decode(trees: Params, arrays: Mapping[str, Any], static: FirstStage) -> dict[str, Any]:
-  """One program: latents to bytes."""
-  return {"frames": to_bytes(static.decode(trees, arrays["latents"]))}
 
 
 def prompts(

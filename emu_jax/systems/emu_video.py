@@ -49,12 +49,11 @@ from emu_jax.systems.emu import (
   batch_text,
   batch_without_text,
   check_reads,
-  decode_step,
   draw_step,
   encoders,
   prompts,
 )
-from emu_jax.systems.first_stage import Posterior, pixels, pixels_or_posterior
+from emu_jax.systems.first_stage import Posterior, decode_step, pixels, pixels_or_posterior
 from emu_jax.systems.old_emu_video import upgraded
 from emu_jax.systems.requests import (
   Media,
@@ -64,6 +63,7 @@ from emu_jax.systems.requests import (
   frames_of_size,
   numbers,
   pictures,
+  refuse_without_effect,
 )
 from emu_jax.systems.system import Arrays, Part, Step, System, Task, Tree, example_keys
 from emu_jax.systems.text import TextConfig
@@ -569,6 +569,7 @@ def sample_steps(config: EmuVideo, request: Sample, names: Collection[str]) -> t
       f"one of {', '.join(map(str, possible))}"
     )
   clip_frames, parts = possible[frames]
+  check_effects(request, frames, parts)
   stage = config.image.first_stage
   if request.image is None:
     check_reads(config.image, 0)
@@ -584,7 +585,26 @@ def sample_steps(config: EmuVideo, request: Sample, names: Collection[str]) -> t
     )
     steps.append(_clip_step(f"image + text -> {clip_frames} frames", static, clip_program))
   steps += between_steps(config, request, parts, request.keep_keys, of_key=(2, 3))
-  return (*steps, decode_step(stage))
+  return (*steps, decode_step(stage, request.decode_chunk))
+
+
+def check_effects(request: Sample, frames: int, parts: int) -> None:
+  """Raises ValueError for what a request sets and what it asks for does not read."""
+  if request.image is not None:
+    if frames == 1:
+      raise ValueError(
+        "image with 1 frame would come back as it is, whatever the prompt; ask for a clip, or "
+        "change a picture with a model that has the task edit"
+      )
+    refuse_without_effect(request, ("picture_guidance",), "where a picture is given")
+  if frames == 1:
+    refuse_without_effect(request, ("image_guidance", "text_guidance"), "on a single picture")
+  if not parts:
+    refuse_without_effect(
+      request, ("keep_keys", "interpolation_steps"), f"on {frames} frames, none of them between"
+    )
+  if parts < 2:
+    refuse_without_effect(request, ("seam",), f"on {frames} frames, which have none")
 
 
 def between_steps(
@@ -698,7 +718,7 @@ def interpolate_steps(
 ) -> tuple[Step, ...]:
   """Frames between the frames of a given clip, which stay as they are with `keep_keys`."""
   stage, parts = config.image.first_stage, _parts(config, request)
-  last = decode_step(stage)
+  last = decode_step(stage, request.decode_chunk)
   steps = [
     Step("pixels -> latents", encode_picture, config, tuple(stage.trees())),
     *between_steps(config, request, parts, request.keep_keys, of_key=None),
@@ -757,7 +777,7 @@ def extend_steps(config: EmuVideo, request: Extend, names: Collection[str]) -> t
     Step("pixels -> latents", encode_past, config, tuple(stage.trees())),
     _clip_step(says, static, clip_program),
     Step("new frames", drop_past, config.num_past),
-    decode_step(stage),
+    decode_step(stage, request.decode_chunk),
     Step("clip and new frames", append_program),
   )
 

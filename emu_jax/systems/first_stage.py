@@ -17,7 +17,7 @@ from emu_jax.models.autoencoder import (
   sample_posterior,
 )
 from emu_jax.models.net import Net
-from emu_jax.systems.system import Encoder, Measure, Tree
+from emu_jax.systems.system import Arrays, Encoder, Measure, Step, Tree
 from emu_jax.typing import Params, Video
 
 Pixels3 = Float[Array, "B T H W 3"]  # in [-1, 1]
@@ -70,8 +70,10 @@ class FirstStage(Protocol):
   ) -> Latents:
     """A sample of what frames may be, with a key; its mean without one."""
 
-  def decode(self, trees: Params, latents: Latents) -> Pixels3:
-    """Pixels, clipped to [-1, 1]."""
+  def decode(
+    self, trees: Params, latents: Latents, frames_at_a_time: int = FRAMES_AT_A_TIME
+  ) -> Pixels3:
+    """Pixels, clipped to [-1, 1], so many frames at a time where that saves memory."""
 
 
 def latent_shape(
@@ -132,7 +134,9 @@ class Pixels:
   ) -> Latents:
     return frames
 
-  def decode(self, trees: Params, latents: Latents) -> Pixels3:
+  def decode(
+    self, trees: Params, latents: Latents, frames_at_a_time: int = FRAMES_AT_A_TIME
+  ) -> Pixels3:
     return jnp.clip(latents, -1.0, 1.0)
 
 
@@ -254,6 +258,18 @@ def latent_statistics(batches: Sequence[Mapping[str, np.ndarray]]) -> Params:
 def pixels(frames: Array) -> Pixels3:
   """uint8 frames in [-1, 1]."""
   return frames.astype(jnp.float32) / 127.5 - 1
+
+
+def decode_step(stage: FirstStage, frames_at_a_time: int) -> Step:
+  """Leaves "frames" of "latents"."""
+  return Step("latents -> pixels", decoded, (stage, frames_at_a_time), tuple(stage.trees()))
+
+
+def decoded(trees: Params, arrays: Arrays, static: tuple[FirstStage, int]) -> Arrays:
+  """One program: latents to bytes, and "finite" of each example."""
+  stage, frames_at_a_time = static
+  frames = stage.decode(trees, arrays["latents"], frames_at_a_time)
+  return {"frames": to_bytes(frames), "finite": jnp.isfinite(frames).all(axis=(1, 2, 3, 4))}
 
 
 def to_bytes(frames: Float[Array, "..."]) -> Array:

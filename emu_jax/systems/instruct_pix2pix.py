@@ -28,11 +28,10 @@ from emu_jax.systems.emu import (
   Emu,
   batch_text,
   batch_without_text,
-  decode_step,
   image_system,
   prompts,
 )
-from emu_jax.systems.first_stage import pixels, unnormalised
+from emu_jax.systems.first_stage import decode_step, pixels, unnormalised
 from emu_jax.systems.requests import Media, Prompt, Prompted, numbers, pictures
 from emu_jax.systems.system import Part, Pipeline, Step, System, Task, Tree, example_keys
 from emu_jax.systems.text import TextConfig
@@ -114,7 +113,7 @@ class InstructPix2Pix(System):
   def read_pipeline(cls, folder: pathlib.Path, **options: Any) -> Pipeline:
     """The public folder of InstructPix2Pix."""
     make = lambda folder, parts: cls(image_system(Emu, folder, parts))
-    return pipelines.read(folder, {PIPELINE: (pipelines.LAST,)}, make)
+    return pipelines.read(folder, {PIPELINE: pipelines.Family()}, make)
 
   def write_pipeline(self, model: Any, folder: pathlib.Path, say: Callable[[str], None]) -> None:
     """The public form: that of the image model, under its own name."""
@@ -141,7 +140,7 @@ def edit_steps(config: InstructPix2Pix, request: Edit, names: Collection[str]) -
   reads = (*config.image.first_stage.trees(), "text", "spatial")
   return (
     Step("picture + instruction -> picture", edit, (config, request.sampling), reads),
-    decode_step(config.image.first_stage),
+    decode_step(config.image.first_stage, request.decode_chunk),
   )
 
 

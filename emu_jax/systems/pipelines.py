@@ -13,31 +13,47 @@ import jax.numpy as jnp
 import numpy as np
 
 from emu_jax.config import refused
-from emu_jax.diffusion.edm import Edm
-from emu_jax.diffusion.schedule import Schedule
+from emu_jax.diffusion.discrete import Discrete
 from emu_jax.errors import InputError
 from emu_jax.models.autoencoder import AutoencoderConfig
 from emu_jax.models.unet import UNetConfig
+from emu_jax.systems import scheduler_files
 from emu_jax.systems.system import Pipeline, System, Trees
 from emu_jax.systems.text import TextConfig
 from emu_jax.typing import Params
 from emu_jax.weights.files import copy_texts, read_json, write_json
 from emu_jax.weights.model import architecture_of, described, load, save
-from emu_jax.weights.options import Options
 
 INDEX = "model_index.json"
-BETAS = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
-PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x_0"}
 # What is read of CLIP's states: the last one, normed; or the last but one, without the last norm
 # (SDXL, arXiv:2307.01952, sec. 2.1).
 LAST: Mapping[str, Any] = {}
 LAST_BUT_ONE: Mapping[str, Any] = {"penultimate": True, "final_norm": False}
-# Classes of pipelines, and of each text encoder what is read.
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """What a class of diffusers' pipelines says of a model beside its folders.
+
+  Attributes:
+    reads: of each text encoder what is read.
+    guidance: its usual scale of the text.
+    zero_empty: what its index means where it does not say `force_zeros_for_empty_prompt`.
+    overruled: options of its scheduler that it sets itself, since old files lack them.
+  """
+
+  reads: tuple[Mapping[str, Any], ...] = (LAST,)
+  guidance: float = 7.5
+  zero_empty: bool = False
+  overruled: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+XL = Family((LAST_BUT_ONE,) * 2, guidance=5.0, zero_empty=True)
 TEXT_TO_IMAGE = {
-  "StableDiffusionPipeline": (LAST,),
-  "StableDiffusionInpaintPipeline": (LAST,),
-  "StableDiffusionUpscalePipeline": (LAST,),
-  "StableDiffusionXLPipeline": (LAST_BUT_ONE,) * 2,
+  "StableDiffusionPipeline": Family(overruled={"steps_offset": 1, "clip_sample": False}),
+  "StableDiffusionInpaintPipeline": Family(),
+  "StableDiffusionUpscalePipeline": Family(guidance=9.0),
+  "StableDiffusionXLPipeline": XL,
 }
 
 
@@ -46,6 +62,7 @@ class Parts:
   """What the config files of a pipeline describe."""
 
   index: Mapping[str, Any]  # model_index.json
+  family: Family
   unet: UNetConfig
   autoencoder: AutoencoderConfig
   texts: tuple[TextConfig, ...]
@@ -56,7 +73,7 @@ def class_name(folder: pathlib.Path) -> str | None:
   return read_json(folder / INDEX).get("_class_name") if (folder / INDEX).is_file() else None
 
 
-def described_parts(folder: pathlib.Path, kinds: Mapping[str, tuple]) -> Parts:
+def described_parts(folder: pathlib.Path, kinds: Mapping[str, Family]) -> Parts:
   """The configurations of a text-to-image pipeline's parts.
 
   Raises: InputError where the folder is of none of `kinds`, or a part cannot be described.
@@ -67,13 +84,13 @@ def described_parts(folder: pathlib.Path, kinds: Mapping[str, tuple]) -> Parts:
     raise InputError(
       f"{folder / INDEX}: _class_name={kind!r} is not read here; {', '.join(kinds)} are"
     )
-  reads = kinds[kind]
+  reads = kinds[kind].reads
   texts = tuple(
     dataclasses.replace(described(folder / name)[1], **read)
     for name, read in zip(text_folders(len(reads)), reads, strict=True)
   )
   unet, autoencoder = (described(folder / name)[1] for name in ("unet", "vae"))
-  return Parts(index, unet, autoencoder, texts)
+  return Parts(index, kinds[kind], unet, autoencoder, texts)
 
 
 def text_folders(number: int) -> tuple[str, ...]:
@@ -83,7 +100,7 @@ def text_folders(number: int) -> tuple[str, ...]:
 
 def read(
   folder: pathlib.Path,
-  kinds: Mapping[str, tuple],
+  kinds: Mapping[str, Family],
   make: Callable[[pathlib.Path, Parts], System],
 ) -> Pipeline:
   """A text-to-image pipeline: trees "autoencoder", "latents", "text" and "spatial"."""
@@ -125,6 +142,12 @@ def tokenizer_folders(folder: pathlib.Path, parts: Parts) -> tuple[pathlib.Path,
   return tuple(folder / name for name in ("tokenizer", "tokenizer_2")[: len(parts.texts)])
 
 
+def read_process(folder: pathlib.Path, parts: Parts) -> Discrete:
+  """The noise of a text-to-image pipeline, and how it is sampled."""
+  kind = (parts.index.get("scheduler") or (None,))[-1]
+  return scheduler_files.read_discrete(folder / "scheduler", kind, parts.family.overruled)
+
+
 def constant_statistics(config: AutoencoderConfig) -> Params:
   """The shift and scale of a public autoencoder's latents, one number for all channels."""
   every = (config.z_channels,)
@@ -139,64 +162,6 @@ def picture_size(folder: pathlib.Path, autoencoder: AutoencoderConfig) -> tuple[
   sample_size = read_json(folder / "unet" / "config.json").get("sample_size") or 64
   sides = tuple(sample_size) if isinstance(sample_size, list) else (sample_size,) * 2
   return tuple(side * autoencoder.downsample for side in sides)
-
-
-def read_edm(folder: pathlib.Path) -> Edm:
-  """The noise levels of Stable Video Diffusion's scheduler.
-
-  Raises: InputError for a scheduler of another kind of network, or of levels without bounds.
-  """
-  path = folder / "scheduler_config.json"
-  o = Options(read_json(path), str(path))
-  o.only("prediction_type", "v_prediction")
-  o.only("timestep_type", "continuous")  # networks that are told log(sigma) / 4
-  o.only("use_karras_sigmas", True)
-  lowest, highest = o.get("sigma_min"), o.get("sigma_max")
-  if not all(isinstance(sigma, int | float) for sigma in (lowest, highest)):
-    raise o.refuse(f"sigma_min={lowest!r} and sigma_max={highest!r} must both be numbers")
-  with refused(str(path)):
-    return Edm(sigma_min=float(lowest), sigma_max=float(highest))
-
-
-def read_schedule(folder: pathlib.Path) -> Schedule:
-  """The noise schedule of a pipeline's scheduler, whatever its solver is."""
-  path = folder / "scheduler_config.json"
-  o = Options(read_json(path), str(path))
-  kind, predicted = o.get("beta_schedule", "linear"), o.get("prediction_type", "epsilon")
-  for name, value, known in (
-    ("beta_schedule", kind, BETAS),
-    ("prediction_type", predicted, PREDICTIONS),
-  ):
-    if value not in known:
-      raise o.refuse(f"{name}={value!r} is not supported; {', '.join(known)} are")
-  o.only("trained_betas", None)
-  with refused(str(path)):
-    return Schedule(
-      kind=BETAS[kind],
-      num_steps=o.get("num_train_timesteps", 1000),
-      beta_start=o.get("beta_start", 1e-4),
-      beta_end=o.get("beta_end", 0.02),
-      zero_terminal_snr=o.get("rescale_betas_zero_snr", False) or False,
-      prediction=PREDICTIONS[predicted],
-    )
-
-
-def written_schedule(schedule: Schedule) -> dict[str, Any]:
-  """scheduler_config.json of a noise schedule; the inverse of `read_schedule`."""
-  kinds = {ours: theirs for theirs, ours in BETAS.items()}
-  predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()}
-  return {
-    "_class_name": "DDIMScheduler",
-    "num_train_timesteps": schedule.num_steps,
-    "beta_schedule": kinds[schedule.kind],
-    "beta_start": schedule.beta_start,
-    "beta_end": schedule.beta_end,
-    "prediction_type": predictions[schedule.prediction],
-    "rescale_betas_zero_snr": schedule.zero_terminal_snr,
-    "timestep_spacing": "trailing",
-    "clip_sample": False,
-    "set_alpha_to_one": True,  # our samplers' last step ends at the clean picture
-  }
 
 
 def with_statistics(config: AutoencoderConfig, latents: Params) -> AutoencoderConfig:
@@ -218,25 +183,28 @@ def write(
   model: Any,
   target: pathlib.Path,
   say: Callable[[str], None],
-  name: str = "StableDiffusionPipeline",
+  name: str = "",
 ) -> None:
   """A text-to-image model as the folders of diffusers' StableDiffusionPipeline, or one like it.
 
   Args:
     system: with `first_stage`, `unet`, `text`, `process` and `size`, as `emu.Emu`.
     model: with its `trees` and `tokenizer_folders`.
-    name: class of the pipeline.
+    name: class of the pipeline; "": Stable Diffusion's or, of networks that read sizes, XL's.
   Raises: InputError for noise that no scheduler of a table of steps describes.
   """
   model.require("autoencoder", "latents", "text", "spatial")
-  schedule = getattr(system.process, "schedule", None)
-  if not isinstance(schedule, Schedule):
+  xl = system.unet.num_micro > 0
+  name = name or ("StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline")
+  if not isinstance(system.process, Discrete):
     raise InputError(
       f"convert: the noise of a {type(system.process).__name__} process has no place in {name}; "
       "keep the model as a run of emu-train"
     )
   trees, config = model.trees, system.first_stage.config
   index = {"_class_name": name}
+  if xl:
+    index["force_zeros_for_empty_prompt"] = system.zero_empty
   parts = {"vae": (with_statistics(config, trees["latents"]), "autoencoder")}
   parts |= {"unet": (system.unet, "spatial")}
   side = lambda factor: [n // factor for n in system.size]
@@ -254,6 +222,6 @@ def write(
     words = folder.replace("text_encoder", "tokenizer")
     copy_texts(model.tokenizer_folders[i], target / words)
     index[words] = ["transformers", "PreTrainedTokenizerFast"]
-  write_json(target / "scheduler" / "scheduler_config.json", written_schedule(schedule))
+  write_json(target / "scheduler" / scheduler_files.FILE, scheduler_files.written(system.process))
   index["scheduler"] = ["diffusers", "DDIMScheduler"]
   write_json(target / INDEX, index)

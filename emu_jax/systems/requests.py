@@ -6,6 +6,7 @@ A field's annotation says what a command makes of it, and its docstring is the c
 import dataclasses
 import math
 import pathlib
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import tyro
 from emu_jax.data.user_files import load_picture
 from emu_jax.diffusion.process import Sampling, Solver
 from emu_jax.errors import InputError
+from emu_jax.systems.first_stage import FRAMES_AT_A_TIME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ Text = Annotated[str | tuple[str, ...], Word(str)]
 Prompt = Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
 # A file, or in Python also uint8 frames [B or 1, T, H, W, 3] of the model's size.
 Media = Annotated[Any, Word(pathlib.Path), tyro.conf.arg(metavar="FILE")]
-SEEDS = 2**32
+SEEDS = 2**64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,16 +73,28 @@ class Prompted(Seeded):
   ddim, euler or heun; None: the model's usual one, ddim on a schedule"""
   rescale: float = 0.0
   """how far guided predictions are brought back to the spread of unguided ones, 0 to 1"""
+  decode_chunk: int = FRAMES_AT_A_TIME
+  """frames decoded at a time, of all examples together; fewer need less memory"""
 
   def __post_init__(self):
     super().__post_init__()
+    if self.decode_chunk < 1:
+      raise InputError(f"decode_chunk={self.decode_chunk} is below 1 frame; give 1 or more")
     if not 0 <= self.rescale <= 1:
       raise InputError(f"rescale={self.rescale} is not from 0 to 1; 0 = off")
 
   @property
   def sampling(self) -> Sampling:
     """How a sampling run is discretised."""
-    return Sampling(solver=self.solver, num_steps=self.steps)
+    return Sampling(solver=self.solver, num_steps=self.steps, spacing=None)
+
+
+def refuse_without_effect(request: Any, names: Collection[str], reason: str) -> None:
+  """Raises ValueError for a field that was set, of those that mean nothing to this request."""
+  for field in dataclasses.fields(request):
+    value = getattr(request, field.name)
+    if field.name in names and value != field.default:
+      raise ValueError(f"{field.name}={value!r} has no effect {reason}; leave it out")
 
 
 def numbers(**values: float) -> dict[str, jnp.ndarray]:

@@ -35,7 +35,7 @@ from emu_jax.models.net import network
 from emu_jax.models.unet import UNetConfig
 from emu_jax.models.video_ldm import VideoLdmConfig
 from emu_jax.models.vision import ClipVision, ClipVisionConfig, squeezed_pixels
-from emu_jax.systems import pipelines
+from emu_jax.systems import pipelines, scheduler_files
 from emu_jax.systems.autoencoder import (
   AutoencoderObjective,
   autoencoder_part,
@@ -44,11 +44,11 @@ from emu_jax.systems.autoencoder import (
 from emu_jax.systems.first_stage import (
   FRAMES_AT_A_TIME,
   KlAutoencoder,
+  decode_step,
   frame_size,
   latent_shape,
   pixel_multiple,
   pixels,
-  to_bytes,
 )
 from emu_jax.systems.requests import Media, Seeded, numbers, pictures
 from emu_jax.systems.system import (
@@ -261,7 +261,7 @@ class StableVideo(System):
     """The public folder of Stable Video Diffusion, of 14 or 25 frames."""
     names = {"unet": "unet", "autoencoder": "vae", "vision": "image_encoder"}
     unet, autoencoder, vision = (described(folder / name)[1] for name in names.values())
-    process = pipelines.read_edm(folder / "scheduler")
+    process = scheduler_files.read_edm(folder / "scheduler")
     if not isinstance(unet, UNetConfig) or not isinstance(unet.temporal, VideoLdmConfig):
       raise InputError(f"{folder / 'unet'}: is no U-Net of Stable Video Diffusion; give its own")
     with refused(str(folder)):
@@ -359,7 +359,7 @@ def animate_steps(
   reads = (*stage.trees(), "vision", "unet")
   return (
     Step(f"picture -> {frames} frames", animate, (config, request.sampling), reads),
-    Step("latents -> pixels", decode, (stage, request.decode_chunk), tuple(stage.trees())),
+    decode_step(stage, request.decode_chunk),
   )
 
 
@@ -387,12 +387,6 @@ def animate(trees: Params, arrays: Arrays, static: tuple[StableVideo, Sampling])
   noise = normal(key_noise, config.latent_shape(given.shape[0], config.num_frames))
   scales = arrays["first_guidance"], arrays["last_guidance"]
   return {"latents": sample_latents(config, trees, picture, noise, *scales, sampling=sampling)}
-
-
-def decode(trees: Params, arrays: Arrays, static: tuple[KlAutoencoder, int]) -> Arrays:
-  """One program: latents to bytes, so many frames at a time."""
-  stage, chunk = static
-  return {"frames": to_bytes(stage.decode(trees, arrays["latents"], chunk))}
 
 
 @jax.tree_util.register_dataclass

@@ -14,10 +14,13 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
+from numpy.typing import NDArray
 
 from emu_jax.data.inputs import Inputs
+from emu_jax.errors import InputError
 from emu_jax.trees import first_match, leaf_shapes
 from emu_jax.typing import Params, PerExample, Video
 
@@ -134,11 +137,12 @@ class Task:
       defaults, their help and their checks. Fields named `prompt` and `negative` are tokenised; a
       field `seed` gives every example a seed of its own.
     steps: (request, names of the trees that there are) -> programs, in order. The last one leaves
-      "frames", uint8 [B, T, H, W, 3]. Raises InputError or ValueError for what cannot be had.
+      "frames", uint8 [B, T, H, W, 3], and may leave "finite", bool [B], whether they were made of
+      numbers. Raises InputError or ValueError for what cannot be had.
     arrays: request -> arrays beside those that every task has: pictures and clips as uint8
       [B or 1, T, H, W, 3], numbers as float32. It runs on the host, before any program, and does
       not read the seed, so that requests which differ in it alone share what is read. Every task
-      has "seeds" uint32 [B], one an example (`example_keys`); one with prompts "prompt" and
+      has "seeds" uint32 [B, 2], one an example (`example_keys`); one with prompts "prompt" and
       "negative" (tokens, masks) and "blank" bool [B], whether the negative prompt is empty.
     fps: (request, names of the trees that there are) -> frames a second of the result.
     suffix: of the file that a command writes where nothing else is asked for.
@@ -154,8 +158,18 @@ class Task:
 
 
 def example_keys(arrays: Arrays) -> jax.Array:
-  """A key an example, [B], of "seeds": what is drawn of it does not depend on its batch."""
-  return jax.vmap(jax.random.key)(arrays["seeds"])
+  """A key an example, [B], of "seeds": what is drawn of it does not depend on its batch.
+
+  It is JAX's key of that seed, which needs 64-bit integers for one from 2^32 on.
+  """
+  low, high = arrays["seeds"][:, 0], arrays["seeds"][:, 1]
+  words = jax.random.key_data(jax.vmap(jax.random.key)(low))  # the first is 0: 32 bits are known
+  return jax.random.wrap_key_data(words.at[:, 0].set(words[:, 0] ^ high))
+
+
+def seed_halves(seeds: NDArray[np.uint64]) -> jax.Array:
+  """The array "seeds" of a task, uint32 [B, 2]: the low and the high half of each."""
+  return jnp.asarray(np.stack([seeds & 0xFFFFFFFF, seeds >> 32], axis=-1).astype(np.uint32))
 
 
 class System(abc.ABC):
@@ -239,8 +253,31 @@ class Pipeline:
 
 @functools.cache
 def tree_shapes(system: System, name: str) -> Params:
-  """Shapes and dtypes of one of a system's trees; its `init` is traced once for equal systems."""
-  return jax.eval_shape(system.trees()[name].init, jax.random.key(0))
+  """Shapes and dtypes of one of a system's trees.
+
+  Its `init` is traced once for equal systems, and once for all names of one `Tree`.
+  """
+  table = system.trees()
+  first = next(other for other, tree in table.items() if tree is table[name])
+  if first != name:
+    return tree_shapes(system, first)
+  return jax.eval_shape(table[name].init, jax.random.key(0))
+
+
+def check_trees(system: System, trees: Trees, who: str) -> None:
+  """Raises InputError, beginning with `who`, where a tree is not that of the system's network.
+
+  Names and shapes are compared, tree by tree; trees that the system knows nothing of are let be.
+  """
+  table = system.trees()
+  for name in (name for name in table if name in trees):
+    got, want = leaf_shapes(trees[name]), leaf_shapes(tree_shapes(system, name))
+    for leaf in sorted(got.keys() | want.keys()):
+      if got.get(leaf) != want.get(leaf):
+        raise InputError(
+          f"{who}: holds the weights of another config: {name}/{leaf} is {got.get(leaf, 'absent')} "
+          f"there and {want.get(leaf, 'absent')} by the config; use the config that made them"
+        )
 
 
 def trained_trees(system: System, part: Part) -> tuple[str, ...]:

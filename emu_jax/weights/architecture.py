@@ -65,15 +65,20 @@ class Architecture:
     """Where in our tree the parameters that the class holds are."""
     return {row.path for group in self.groups(config).values() for row in group}
 
-  def matching(self, groups: Groups, stored: Mapping[str, Stored], where: str) -> dict[str, str]:
-    """The stored name of each public tensor, after a strict comparison of names and shapes.
+  def matching(
+    self, groups: Groups, stored: Mapping[str, Stored], where: str
+  ) -> dict[str, tuple[str, ...]]:
+    """The stored names of each public tensor, after a strict comparison of names and shapes.
+
+    A tensor that a library knows by two names may stand in a file under both.
 
     Raises: InputError that counts and names what is missing, unknown or of another shape.
     """
-    names = {}
+    names: dict[str, tuple[str, ...]] = {}
     for name in stored:
       if not any(fnmatch.fnmatchcase(name, glob) for glob in self.ignored):
-        names[self._current(name)] = name
+        current = self._current(name)
+        names[current] = (*names.get(current, ()), name)
     if any("lora" in name.lower() for name in names):
       raise InputError(
         f"weights: {where} is a LoRA, changes to a model and no model; merge it into one first"
@@ -81,9 +86,10 @@ class Architecture:
     missing = sorted(set(groups) - set(names))
     unknown = sorted(set(names) - set(groups))
     other = [
-      f"{name} {stored[names[name]].shape} instead of {tensor_shape(group)}"
+      f"{one} {stored[one].shape} instead of {tensor_shape(group)}"
       for name, group in groups.items()
-      if name in names and stored[names[name]].shape != tensor_shape(group)
+      for one in names.get(name, ())
+      if stored[one].shape != tensor_shape(group)
     ]
     found = [
       f"{len(lines)} {what}: {', '.join(lines[:3])}{', …' if len(lines) > 3 else ''}"

@@ -1,4 +1,4 @@
-"""Trees of arrays as Orbax stores them, read as numpy arrays on this host."""
+"""Trees of arrays as Orbax stores them, read as numpy arrays on this host; none without a value."""
 
 import functools
 import logging
@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -43,8 +44,31 @@ def _metadata(folder: pathlib.Path, written_ns: int | None) -> Any:
   return metadata.tree
 
 
+def require_finite(array: np.ndarray, name: str) -> np.ndarray:
+  """The array. Raises: InputError, beginning with `name`, where it holds NaN or infinity.
+
+  As integers all of these are above every other number of their sign: two maxima tell, of any
+  width, without a second array of its size.
+  """
+  if not jnp.issubdtype(array.dtype, np.floating) or not array.size:
+    return array
+  signed, unsigned = (f"{kind}{array.dtype.itemsize}" for kind in "iu")
+  plus, minus = (np.array(value, array.dtype) for value in (np.inf, -np.inf))
+  finite = array.view(signed).max() < plus.view(signed)
+  if not finite or array.view(unsigned).max() >= minus.view(unsigned):
+    bad = np.count_nonzero(~np.isfinite(array))
+    raise InputError(
+      f"{name} holds {bad} of {array.size} numbers that are NaN or infinite; copy or download it "
+      "again, or take another checkpoint"
+    )
+  return array
+
+
 def load_numpy(folder: pathlib.Path, names: Collection[str] | None = None) -> dict[str, Any]:
-  """A stored tree, or those of its branches that are named, as numpy arrays."""
+  """A stored tree, or those of its branches that are named, as numpy arrays.
+
+  Raises: InputError where it cannot be read, or holds numbers that are not finite.
+  """
   folder = pathlib.Path(folder).absolute()  # Orbax takes no other
   try:
     stored = stored_metadata(folder)
@@ -52,9 +76,12 @@ def load_numpy(folder: pathlib.Path, names: Collection[str] | None = None) -> di
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     with ocp.PyTreeCheckpointer() as checkpointer:
       args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
-      return checkpointer.restore(folder, args=args)
+      found = checkpointer.restore(folder, args=args)
   except InputError:
     raise
   except (OSError, ValueError, KeyError) as error:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     raise InputError(f"{folder} cannot be read: {reason}; copy it again from the run") from error
+  for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+    require_finite(leaf, f"{folder}: {jax.tree_util.keystr(path, simple=True, separator='/')}")
+  return found

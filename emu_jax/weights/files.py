@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import ml_dtypes  # noqa: F401 (teaches numpy the name bfloat16)
 import numpy as np
@@ -20,6 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from emu_jax.errors import InputError
+from emu_jax.weights.arrays import require_finite
 
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers and of transformers
 VARIANTS = ("", ".fp16")  # float16 files are found, so that what is said of them is to the point
@@ -64,9 +65,26 @@ class Tensors(Mapping[str, Stored]):
     return len(self._stored)
 
   def read(self, name: str) -> np.ndarray:
-    """The tensor, in its own dtype, copied out of the file."""
+    """The tensor, in its own dtype, copied out of the file.
+
+    Raises: InputError where it holds numbers that are not finite.
+    """
     with _opened(self[name].file) as f:
-      return f.get_tensor(name)
+      return self._checked(name, f.get_tensor(name))
+
+  def read_all(self, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Tensors by name, as `read`; each file is opened once, which many small ones need."""
+    by_file: dict[pathlib.Path, list[str]] = {}
+    for name in names:
+      by_file.setdefault(self[name].file, []).append(name)
+    found = {}
+    for file, chosen in by_file.items():
+      with _opened(file) as f:
+        found |= {name: self._checked(name, f.get_tensor(name)) for name in chosen}
+    return found
+
+  def _checked(self, name: str, array: np.ndarray) -> np.ndarray:
+    return require_finite(array, f"weights: {self.path}: {name}")
 
 
 @contextlib.contextmanager

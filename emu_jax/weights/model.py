@@ -92,14 +92,9 @@ def described(path: str | pathlib.Path) -> tuple[Architecture, Any]:
     )
   architecture = ARCHITECTURES[name]
   options = Options(values, where)
-  try:
+  with options.building():
     config = architecture.read(options)
     check_kinds(config)
-  except InputError:
-    raise
-  except (TypeError, ValueError, KeyError, IndexError) as error:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise InputError(f"{where}: {reason}; choose another checkpoint") from error
   options.done()
   return architecture, config
 
@@ -112,14 +107,15 @@ def _read(architecture, config, path, dtype, widen, put) -> Params:
   tensors = files.Tensors(path)
   groups = architecture.groups(config)
   names = architecture.matching(groups, tensors, str(path))
-  others = [name for name in groups if tensors[names[name]].dtype not in _SUPPORTED]
+  dtypes = {name: tensors[names[name][0]].dtype for name in groups}
+  others = [name for name in groups if dtypes[name] not in _SUPPORTED]
   if others:
-    dtype = tensors[names[others[0]]].dtype
+    dtype = dtypes[others[0]]
     raise InputError(
       f"weights: {path} holds tensors that are neither float32 nor bfloat16 ({len(others)}, "
       f"{others[0]} of {dtype} among them); take the float32 file"
     )
-  halves = [name for name in groups if tensors[names[name]].dtype == _HALF]
+  halves = [name for name in groups if dtypes[name] == _HALF]
   if halves and not widen:
     raise InputError(
       f"weights: {path} holds float16 tensors ({len(halves)}, {halves[0]} among them), which have "
@@ -127,7 +123,14 @@ def _read(architecture, config, path, dtype, widen, put) -> Params:
     )
 
   def fetched(name):
-    array = tensors.read(names[name])
+    first, *same = names[name]
+    array = tensors.read(first)
+    for other in same:
+      if not np.array_equal(array, tensors.read(other)):
+        raise InputError(
+          f"weights: {path} holds two different tensors, {first} and {other}, which are one in "
+          f"{architecture.name}; choose another checkpoint"
+        )
     if dtype is not None or array.dtype == np.float16:
       array = array.astype(dtype or np.float32)
     parts = split(groups[name], array)

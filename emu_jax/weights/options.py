@@ -1,6 +1,7 @@
 """A public config.json read strictly: each option is used, or holds the one value that we build."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from emu_jax.errors import InputError
@@ -20,7 +21,7 @@ class Options:
   """
 
   def __init__(self, values: Mapping[str, Any], who: str):
-    self._values, self._who, self._taken = dict(values), who, set(GENERAL)
+    self._values, self.who, self._taken = dict(values), who, set(GENERAL)
 
   def __contains__(self, name: str) -> bool:
     return self._values.get(name) is not None
@@ -31,7 +32,7 @@ class Options:
     if name in self._values:
       return self._values[name]
     if default is _REQUIRED:
-      raise InputError(f"{self._who}: has no {name!r}; give the config.json of this model")
+      raise InputError(f"{self.who}: has no {name!r}; give the config.json of this model")
     return default
 
   def only(self, name: str, *supported: Any) -> Any:
@@ -40,7 +41,7 @@ class Options:
     if not any(value == s and isinstance(value, bool) == isinstance(s, bool) for s in supported):
       choices = " or ".join(repr(s) for s in supported)
       raise InputError(
-        f"{self._who}: {name}={value!r} is not supported; {choices} is. Choose another checkpoint"
+        f"{self.who}: {name}={value!r} is not supported; {choices} is. Choose another checkpoint"
       )
     return value
 
@@ -50,7 +51,18 @@ class Options:
 
   def refuse(self, reason: str) -> InputError:
     """The error of a combination that is not supported, to be raised."""
-    return InputError(f"{self._who}: {reason}")
+    return InputError(f"{self.who}: {reason}")
+
+  @contextlib.contextmanager
+  def building(self) -> Iterator[None]:
+    """What a value of another type or size raises within becomes one line that names the file."""
+    try:
+      yield
+    except InputError:
+      raise
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+      reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+      raise InputError(f"{self.who}: {reason}; choose another checkpoint") from error
 
   def done(self) -> None:
     """Raises InputError for an option that was never taken and is set."""
@@ -61,4 +73,4 @@ class Options:
     )
     if unknown:
       listed = ", ".join(f"{name}={self._values[name]!r}" for name in unknown)
-      raise InputError(f"{self._who}: {listed} is not supported; choose another checkpoint")
+      raise InputError(f"{self.who}: {listed} is not supported; choose another checkpoint")

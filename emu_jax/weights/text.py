@@ -52,6 +52,11 @@ CLIP: tuple[Rule, ...] = (
 # transformers 5 writes CLIPTextModel without the prefix that earlier versions need, and reads both.
 UNPREFIXED = (r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1.")
 
+# What a CLIPTextModel cut out of CLIP may still have, and transformers skips; positions are 0, 1,
+# 2, … in files until 2023.
+POSITIONS, SCALE = "*embeddings.position_ids", "logit_scale"
+BESIDE_TEXT = (POSITIONS, SCALE, "vision_model.*", "visual_projection.*")
+
 T5: tuple[Rule, ...] = (
   ("token", "shared"),
   ("relative_bias", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"),
@@ -178,11 +183,12 @@ CLIP_TEXT = Architecture(
   inputs=example,
   rules=lambda config: CLIP,
   fits=lambda config: config.projection_dim == 0,
-  ignored=("*embeddings.position_ids",),  # 0, 1, 2, … in files until 2023
+  ignored=(*BESIDE_TEXT, "text_projection.*"),
   renamed=(UNPREFIXED,),
 )
 CLIP_TEXT_PROJECTED = dataclasses.replace(
   CLIP_TEXT,
+  ignored=BESIDE_TEXT,
   name="CLIPTextModelWithProjection",
   read=read_projected,
   fits=lambda config: config.projection_dim > 0,
@@ -196,12 +202,10 @@ T5_ENCODER = Architecture(
   module=T5Encoder,
   inputs=example,
   rules=lambda config: T5,
+  ignored=("decoder.*", "lm_head.*"),
   renamed=((r"^encoder\.embed_tokens\.", "shared."),),  # another name of the same tensor
 )
 # Checkpoints of the whole of T5, of which only the encoder is read; it is written as an encoder.
 T5_WHOLE = dataclasses.replace(
-  T5_ENCODER,
-  name="T5ForConditionalGeneration",
-  fits=lambda config: False,
-  ignored=("decoder.*", "lm_head.*"),
+  T5_ENCODER, name="T5ForConditionalGeneration", fits=lambda config: False
 )

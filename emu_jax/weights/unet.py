@@ -15,6 +15,7 @@ from emu_jax.weights.architecture import Architecture
 from emu_jax.weights.options import Options
 from emu_jax.weights.table import Part, Rule
 
+REFINER = (2560, 256)  # width and features a number; the base model's are (2816, 256)
 SDXL_TIME_IDS = 6  # original size, crop corner, target size: height and width each
 
 TRANSFORMER: tuple[Rule, ...] = (  # one layer of ours: BasicTransformerBlock
@@ -99,13 +100,20 @@ def mirrored(
 
 def heads(o: Options, channels: Sequence[int]) -> tuple[int, int]:
   """(num_heads, head_dim), one of them 0. Diffusers calls the *number* of heads head_dim."""
-  given = o.get("attention_head_dim", 8)
-  numbers = per_level(o, o.get("num_attention_heads", None) or given, len(channels), "heads")
+  # Whichever the file has; a library that has the second too takes it first.
+  usual, other = o.get("attention_head_dim", None) or 8, o.get("num_attention_heads", None)
+  name, given = ("num_attention_heads", other) if other else ("attention_head_dim", usual)
+  numbers = per_level(o, given, len(channels), name)
+  if any(not isinstance(n, int) or n < 1 for n in numbers):
+    raise o.refuse(f"{name}={given} is no number of heads, or one a level; 1 or more are supported")
   if len(set(numbers)) == 1:
     return numbers[0], 0
   dims = {C // n for C, n in zip(channels, numbers, strict=True)}
   if len(dims) > 1:
-    raise o.refuse(f"attention_head_dim={given} gives heads of several sizes {sorted(dims)}")
+    raise o.refuse(
+      f"{name}={given} heads of {list(channels)} channels have several sizes, {sorted(dims)}; one "
+      "number or one size for all levels is supported"
+    )
   return 0, dims.pop()
 
 
@@ -125,12 +133,23 @@ def common(o: Options, attends: Sequence[bool]) -> dict[str, Any]:
   o.only("class_embed_type", None)
   o.only("mid_block_type", "UNetMidBlock2DCrossAttn")
   o.ignore("upcast_attention", "addition_embed_type_num_heads", "dropout")
-  depths = per_level(o, o.get("transformer_layers_per_block", 1), levels, "layers")
+  layers = o.get("transformer_layers_per_block", 1)
+  depths = per_level(o, layers, levels, "transformer_layers_per_block")
+  if any(a and n == 0 for a, n in zip(attends, depths, strict=True)):
+    raise o.refuse(
+      f"transformer_layers_per_block={layers} has an attention block of 0 layers; 1 or more are "
+      "supported"
+    )
   cross_only = per_level(o, o.get("only_cross_attention", False), levels, "only_cross_attention")
   num_heads, head_dim = heads(o, channels)
   micro_dim, pooled, num_micro = o.get("addition_time_embed_dim", None), 0, 0
   width = o.get("projection_class_embeddings_input_dim", None)
   if o.only("addition_embed_type", None, "text_time") == "text_time":
+    if (width, micro_dim) == REFINER:
+      raise o.refuse(
+        f"projection_class_embeddings_input_dim={width} with addition_time_embed_dim={micro_dim} "
+        "is SDXL's refiner, which reads 5 numbers and a score; choose the base model"
+      )
     num_micro, pooled = SDXL_TIME_IDS, width - SDXL_TIME_IDS * micro_dim
     if pooled < 1:
       raise o.refuse(

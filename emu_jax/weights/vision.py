@@ -8,7 +8,7 @@ from emu_jax.models.vision import ClipVision, ClipVisionConfig
 from emu_jax.weights.architecture import Architecture
 from emu_jax.weights.options import Options
 from emu_jax.weights.table import Rule
-from emu_jax.weights.text import CLIP_LAYER, UNUSED
+from emu_jax.weights.text import CLIP_LAYER, POSITIONS, SCALE, UNUSED
 
 VISION: tuple[Rule, ...] = (
   ("class", "vision_model.embeddings.class_embedding"),
@@ -65,5 +65,5 @@ ARCHITECTURE = Architecture(
   module=ClipVision,
   inputs=lambda config: (jnp.zeros((1, config.image_size, config.image_size, 3)),),
   rules=lambda config: VISION,
-  ignored=("*embeddings.position_ids",),  # 0, 1, 2, … in files until 2023
+  ignored=(POSITIONS, SCALE, "text_model.*", "text_projection.*"),  # which transformers skips too
 )

@@ -1,5 +1,6 @@
 """Public pipelines in, out and trained from, on a tiny Stable Diffusion that we write ourselves."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -138,7 +139,10 @@ def test_a_trained_run_goes_back_out(source, trained, tmp_path):
   cli.main(["convert", str(trained[0]), str(tmp_path / "out"), "--to", "diffusers"])
   assert tensors(tmp_path / "out") == tensors(source)
   out, public = (load(folder).system for folder in (tmp_path / "out", source))
-  assert out == public
+  trained_by = load(
+    trained[0]
+  ).system.image.process  # and how it is sampled, which are the recipe's
+  assert out == dataclasses.replace(public, process=trained_by)
 
 
 def test_a_run_is_handed_on_as_one_folder_of_safetensors(trained, tmp_path):
@@ -175,7 +179,7 @@ def test_a_cut_release_is_refused(trained, tmp_path, capsys):
 def test_bad_input_is_one_line_and_leaves_nothing(source, trained, tmp_path, capsys):
   target = tmp_path / "out"
   refused = lambda *words: tiny_runs.refusal(cli.main, ["convert", *words], capsys)
-  assert "there is no folder" in refused(tmp_path / "absent", target)
+  assert "there is no such folder" in refused(tmp_path / "absent", target)
   assert "is not empty" in refused(source, source)
   assert "--to diffusers" in refused(trained[0], target)
   assert "no run of emu-train" in refused(source, target, "--to", "safetensors")
@@ -204,6 +208,56 @@ def test_a_part_that_lies_elsewhere_is_refused(name, source, tmp_path, capsys):
   assert "which is no folder in it" in tiny_runs.refusal(cli.main, words, capsys)
   assert sorted(p.name for p in tmp_path.rglob("x.json")) == ["x.json"]
   assert not (tmp_path / "out" / "ours").exists()
+
+
+def test_what_nothing_needs_may_be_missing(source, tmp_path):
+  """Folders that people leave out of their downloads; others say what is missing."""
+  folder = shutil.copytree(source, tmp_path / "public")
+  index = json.loads((folder / "model_index.json").read_text())
+  others = {
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+  }
+  (folder / "model_index.json").write_text(json.dumps(index | others))
+  cli.main(["convert", str(folder), str(tmp_path / "ours")])
+  written = json.loads((tmp_path / "ours" / "model_index.json").read_text())
+  assert written["feature_extractor"] == written["safety_checker"] == [None, None]
+  shutil.rmtree(folder / "tokenizer")
+  with pytest.raises(SystemExit):
+    cli.main(["convert", str(folder), str(tmp_path / "less")])
+  assert not (tmp_path / "less").exists()
+
+
+def test_what_others_read_of_a_config_is_kept(source, tmp_path):
+  folder = shutil.copytree(source, tmp_path / "public")
+  file = folder / "text_encoder" / "config.json"
+  kept = {"bos_token_id": 0, "pad_token_id": 1}
+  file.write_text(json.dumps(json.loads(file.read_text()) | kept))
+  cli.main(["convert", str(folder), str(tmp_path / "ours")])
+  cli.main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "diffusers"])
+  values = json.loads((tmp_path / "back" / "text_encoder" / "config.json").read_text())
+  assert kept.items() <= values.items()
+
+
+def test_a_release_is_compared_with_its_system_once(
+  tmp_path_factory, tmp_path, monkeypatch, capsys
+):
+  """As it is written; afterwards only where the one or the other is no longer what it was."""
+  run = tiny_runs.runs(tmp_path_factory.getbasetemp()) / "image"
+  cli.main(["convert", str(run), str(tmp_path / "release"), "--to", "safetensors"])
+  compared = []
+  monkeypatch.setattr("emu_jax.model.check_trees", lambda *given: compared.append(given))
+  load(tmp_path / "release")
+  assert not compared
+  file = tmp_path / "release" / "config.json"
+  values = json.loads(file.read_text())
+  values["system"]["image"]["unet"]["num_res_blocks"] = [2, 1]
+  file.write_text(json.dumps(values))
+  load(tmp_path / "release")
+  assert compared
+  monkeypatch.undo()
+  words = ["sample", "circle", "--checkpoint", tmp_path / "release", "--out", tmp_path / "a.png"]
+  assert "holds the weights of another config" in tiny_runs.refusal(cli.main, words, capsys)
 
 
 def test_a_system_without_a_public_form_says_so(tmp_path_factory, tmp_path, capsys, monkeypatch):

@@ -38,7 +38,8 @@ def emu(runs):
 @pytest.fixture
 def refused(runs, capsys):
   def refused(*words):
-    model = ("--checkpoint", runs / "image", "--steps", 2)
+    model = () if "--checkpoint" in words else ("--checkpoint", runs / "image")
+    model = (*model, "--steps", 2)
     return tiny_runs.refusal(cli.main, ("sample", *words, *model), capsys)
 
   return refused
@@ -146,7 +147,7 @@ def test_another_request_does_not_go_into_the_same_folder(emu, refused, runs, pr
   before = {p: p.read_bytes() for p in out.iterdir()}
   for options, names in (
     (("--seed", 1), "requests"),
-    (("--text-guidance", 2), "requests"),
+    (("--picture-guidance", 2), "requests"),
     (("--samples", 2), "samples, requests"),
     (("--precision", "bfloat16"), "precision"),
   ):
@@ -209,7 +210,7 @@ def test_lines_of_json_have_fields_of_their_own(emu, runs, tmp_path, monkeypatch
     ("a.jsonl", '{"prompt": "a"}\n\n{"seed": 3}', "line 3: has no field 'prompt'; write it"),
     ("a.jsonl", '{"prompt": "a", "steps": "2"}', "line 1: sample: steps: '2' is not of type int"),
     ("a.jsonl", '{"prompt": "a", "frames": 7}', "line 1: sample: frames=7 cannot be had"),
-    ("a.jsonl", '{"prompt": "a", "image": "no.png"}', "no.png is missing; name an existing file"),
+    ("a.jsonl", '{"prompt": "a", "image": "no.png"}', "line 1: sample: image with 1 frame would"),
     ("a.jsonl", '{"prompt": "a", "image": 3}', "line 1: image=3 is no file"),
     ("a.jsonl", '{"prompt": ["a", "b"]}', "line 1: sample: a line is one example"),
     ("a.jsonl", f'{{"prompt": "{"red " * 40}"}}', "line 1: Tokenizer: "),
@@ -230,6 +231,15 @@ def test_a_file_that_cannot_be_used_names_its_line_before_weights_are_read(
   assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_picture_that_is_missing_is_named_with_its_line(refused, runs, tmp_path, monkeypatch):
+  monkeypatch.setattr("emu_jax.cli.many.loaded", None)
+  (tmp_path / "a.jsonl").write_text('{"prompt": "a", "image": "no.png"}')
+  words = ("--prompts", tmp_path / "a.jsonl", "--out", tmp_path / "out")
+  line = refused(*words, "--checkpoint", runs / "video")
+  assert "a.jsonl line 1: " in line
+  assert "no.png is missing; name an existing file" in line
+
+
 @pytest.mark.parametrize(
   ("words", "says"),
   [
@@ -238,7 +248,7 @@ def test_a_file_that_cannot_be_used_names_its_line_before_weights_are_read(
     (("--out", "{}/no/out"), "there is no folder {}/no"),
     (("--out", "{}/out", "--suffix", ".avi"), "the ending '.avi' is not known"),
     (("--out", "{}/out", "--batch-size", 0), "batch_size=0 must be at least 1"),
-    (("--out", "{}/out", "--seed", 2**32 - 2), "seed=4294967296 is no whole number from 0"),
+    (("--out", "{}/out", "--seed", 2**64 - 2), f"seed={2**64} is no whole number from 0"),
   ],
 )
 def test_a_folder_that_cannot_be(words, says, refused, prompts, tmp_path):

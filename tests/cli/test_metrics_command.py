@@ -114,7 +114,10 @@ def test_pictures_are_measured_with_a_users_own_weights(folders, tmp_path, monke
     ),
     (("--shapes", "--frames", 4, "--fps", 8), "gives 4 frames at 8 fps, its own rate is 4"),
     (("--shapes", "--out", "a.txt"), "the ending '.txt' is not known"),
-    (("--fid-weights", "no.safetensors", "--frames", 4), "there is no folder no.safetensors"),
+    (
+      ("--fid-weights", "no.safetensors", "--frames", 4),
+      "there is no no.safetensors, to hold the Inception-v3 of FID",
+    ),
     (("--clip", "no", "--frames", 4), "no/config.json is missing"),
     (("--shapes", "--frames", 4, "--prompts", "no.txt"), "prompts no.txt cannot be read"),
     (("--shapes", "--frames", 4, "--mesh.data", 9), "takes 9 devices"),

@@ -1,6 +1,9 @@
 """AnimateDiff, InstructPix2Pix and Stable Video Diffusion by the command, on tiny folders."""
 
+import dataclasses
+import inspect
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,8 +12,11 @@ import pytest
 import safetensors.numpy
 
 from emu_jax import cli
+from emu_jax.checkpoints.stored import stored
+from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.model import load, program
-from emu_jax.systems import animatediff, svd
+from emu_jax.systems import animatediff, pipelines, svd
+from emu_jax.systems.animatediff import ANIMATED
 from tests import tiny_public
 from tests.cli.test_task import read
 from tests.tiny_runs import refusal
@@ -93,6 +99,31 @@ def test_the_image_model_in_an_animation_is_untouched(folders):
   )
 
 
+def test_motion_modules_change_the_betas_of_an_image_model_and_nothing_else(folders, tmp_path):
+  """What its network predicts, zero terminal SNR, steps and the grid stay."""
+  schedule = tiny_public.SCHEDULE | {
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "num_train_timesteps": 500,
+    "beta_end": 0.02,
+  }
+  folder = tiny_public.written(
+    tmp_path / "v", "StableDiffusionPipeline", tiny_public.PARTS, schedule
+  )
+  image = stored(folder).system.process
+  adapted = stored(folder, motion_adapter=folders["adapter"]).system
+  assert adapted.image.process == image
+  betas = {"kind": "linear", "beta_start": 8.5e-4, "beta_end": 1.2e-2}
+  expected = dataclasses.replace(image.schedule, **betas)
+  assert adapted.process == dataclasses.replace(image, schedule=expected)
+  assert expected.prediction == "v"
+  assert expected.zero_terminal_snr
+  assert expected.num_steps == 500
+  plain = stored(folders["image"], motion_adapter=folders["adapter"]).system.process
+  assert (plain.spacing, plain.offset, plain.ends_clean) == ("leading", 1, False)
+
+
 def test_animate_diff_says_what_it_cannot_do(folders, picture, refused, tmp_path):
   animation, out = ("--checkpoint", folders["animation"]), ("--out", tmp_path / "a.mp4")
   assert "frames=17 cannot be had" in refused("sample", PROMPT, *animation, *out, "--frames", 17)
@@ -147,6 +178,98 @@ def test_models_that_edit_and_models_that_draw_are_told_apart(folders, picture, 
   )
 
 
+# What a family of models takes for granted.
+
+
+def test_xl_has_its_own_guidance_and_zeros_for_the_empty_prompt(tmp_path):
+  """diffusers' pipelines take 5.0, and zeros where the index does not say otherwise."""
+  for index, zeros in (({}, True), ({"force_zeros_for_empty_prompt": False}, False)):
+    system = stored(tiny_public.stable_diffusion_xl(tmp_path / str(zeros), **index)).system
+    assert (system.guidance, system.zero_empty) == (5.0, zeros)
+  diffusers = pytest.importorskip("diffusers", reason="diffusers is the oracle")
+  for name, family in (pipelines.TEXT_TO_IMAGE | ANIMATED).items():
+    kind = getattr(diffusers, name)
+    default = inspect.signature(kind.__call__).parameters["guidance_scale"].default
+    assert family.guidance == default, kind
+    made = inspect.signature(kind.__init__).parameters
+    zeros = made.get("force_zeros_for_empty_prompt")
+    assert family.zero_empty == (zeros is not None and zeros.default), kind
+
+
+def test_xl_goes_back_out_under_its_own_name(tmp_path):
+  model = load(tiny_public.stable_diffusion_xl(tmp_path / "public"))
+  model.system.write_pipeline(model, tmp_path / "written", lambda line: None)
+  again = load(tmp_path / "written")
+  assert again.system == model.system
+  jax.tree.map(np.testing.assert_array_equal, again.trees, model.trees)
+
+
+# What every command is told.
+
+
+def test_paths_may_be_relative(folders, tmp_path, monkeypatch):
+  """Of what is converted, of what was, and of a motion adapter."""
+  for name in ("image", "adapter"):
+    shutil.copytree(folders[name], tmp_path / "models" / name)
+  monkeypatch.chdir(tmp_path)
+  cli.main(["convert", "models/image", "ours/image"])
+  cli.main(["convert", "models/adapter", "ours/adapter"])
+  cli.main(["convert", "ours/image", "back", "--to", "diffusers"])
+  given = ("--checkpoint", "ours/image", "--out", "a.png", "--frames", 1)
+  emu("sample", PROMPT, *given)
+  emu("sample", PROMPT, *given, "--motion-adapter", "ours/adapter")
+  jax.tree.map(np.testing.assert_array_equal, load("back").trees, load("ours/image").trees)
+
+
+def spoilt(folder, part="unet", name="conv_out.bias"):
+  """The folder with one number of a part that is none."""
+  file = next((folder / part).glob("*.safetensors"))
+  tensors = safetensors.numpy.load_file(file)
+  tensors[name].flat[1] = np.nan
+  safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
+  return folder
+
+
+@pytest.mark.parametrize(
+  ("part", "name"),
+  [
+    ("unet", "conv_out.bias"),
+    ("vae", "decoder.conv_in.weight"),
+    ("text_encoder", "text_model.final_layer_norm.weight"),
+  ],
+)
+def test_one_number_that_is_none_is_named_with_its_part(part, name, refused, tmp_path):
+  folder = spoilt(tiny_public.stable_diffusion(tmp_path / "public"), part, name)
+  for words in (
+    ("sample", PROMPT, "--checkpoint", folder, "--out", tmp_path / "a.png"),
+    ("convert", folder, tmp_path / "ours"),
+  ):
+    assert f"public/{part}: {name} holds 1 of" in refused(*words)
+  assert [path.name for path in tmp_path.iterdir()] == ["public"]
+
+
+def test_a_tokenizer_with_more_ids_than_its_encoder_is_refused(refused, tmp_path):
+  folder = tiny_public.stable_diffusion(tmp_path / "public")
+  words = [f"word{i} other{i}" for i in range(300)]
+  train_tokenizer(words, folder / "tokenizer", 400)
+  line = refused("sample", "word1", "--checkpoint", folder, "--out", tmp_path / "a.png")
+  assert "tokenizer: has 400 tokens, its text encoder vocab_size=300" in line
+
+
+def test_a_scheduler_of_other_noise_is_refused_before_any_work(refused, tmp_path):
+  """CosXL's and Playground's, say; the model is not sampled as if it were another."""
+  edm = {"_class_name": "EDMEulerScheduler", "sigma_max": 80.0, "prediction_type": "v_prediction"}
+  folder = tiny_public.written(tmp_path / "e", "StableDiffusionPipeline", tiny_public.PARTS, edm)
+  line = refused("sample", PROMPT, "--checkpoint", folder, "--out", tmp_path / "a.png")
+  assert "scheduler_config.json: _class_name='EDMEulerScheduler' is not supported" in line
+
+
+def test_options_that_a_picture_model_has_not_are_refused(folders, picture, refused, tmp_path):
+  given = ("sample", PROMPT, "--checkpoint", folders["image"], "--out", tmp_path / "a.png")
+  for words in (("--text-guidance", 3), ("--image-guidance", 3), ("--image", picture)):
+    assert f"sample: has no option {words[0]}" in refused(*given, *words)
+
+
 # Stable Video Diffusion.
 
 
@@ -188,7 +311,7 @@ def test_stable_video_says_what_it_cannot_do(folders, picture, refused, tmp_path
   assert "needs 'picture'; give it" in refused("animate", "--checkpoint", folders["video"])
   assert "seed=-1" in line("--seed", -1)
   assert "has no task 'animate'; this model's are sample" in line(folder=folders["image"])
-  assert "holds no checkpoint" in line(folder=tmp_path)
+  assert "holds no model but own.png; give the folder" in line(folder=picture.parent)
   other = tiny_public.stable_video(tmp_path / "discrete", timestep_type="discrete")
   assert "timestep_type='discrete' is not supported" in line(folder=other)
   other = tiny_public.stable_video(tmp_path / "unbounded", sigma_max=None)

@@ -7,6 +7,8 @@ import re
 import shutil
 
 import av
+import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -14,14 +16,15 @@ import pytest
 import emu_jax
 from emu_jax import cli, media
 from emu_jax.checkpoints.stored import newest_run, stored
-from emu_jax.cli import options
+from emu_jax.cli import options, task
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.errors import InputError
-from emu_jax.model import load
+from emu_jax.model import load, loaded
 from emu_jax.parallel import placement
 from emu_jax.systems import registry
 from tests import tiny_runs
 from tests.data.video_files import numbered, numbers, write_numbered, write_video
+from tests.tiny import trees
 
 SHORT = ("--steps", "2")
 PROMPT = "a square"  # the tiny encoders take few tokens
@@ -82,6 +85,35 @@ def test_a_prompt_becomes_an_mp4_and_the_command_says_so(emu, tmp_path, capsys):
   steps = ("loading", "text -> image", "image + text -> 8 frames", "latents -> pixels", "writing")
   assert re.match(r"\d+\.\d s: " + r".* \d+\.\d s, ".join(map(re.escape, steps)), times)
   assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_single_picture_is_a_png_where_no_name_is_given(emu, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  emu("sample", PROMPT, "--frames", 1)
+  assert [path.name for path in tmp_path.iterdir()] == ["sample.png"]
+  emu("sample", PROMPT, "--frames", 1, "--out", "sample.mp4")
+  assert len(read(tmp_path / "sample.mp4")[0]) == 1
+
+
+def test_words_that_the_model_never_met_are_named_with_the_nearest(emu, tmp_path, capsys):
+  emu("sample", "a bleu cat", "--frames", 1, "--out", tmp_path / "a.png")
+  err = capsys.readouterr().err
+  assert err.startswith("hint: this model never met these words of the prompt; nearest that it kno")
+  assert re.search(r"'bleu': blue, .*; 'cat': \w+", err)
+  assert err.count("\n") == 1
+
+
+def test_frames_that_are_no_numbers_are_not_written(emu, tmp_path, capsys, monkeypatch):
+  """Finite weights that make none: one line, and an exit code that a script sees."""
+  huge = lambda model: jax.tree.map(lambda leaf: 1e38 * jnp.ones_like(leaf), model.trees["spatial"])
+  spoilt = lambda model: dataclasses.replace(model, trees={**model.trees, "spatial": huge(model)})
+  monkeypatch.setattr(task, "loaded", lambda *given, **named: spoilt(loaded(*given, **named)))
+  with pytest.raises(SystemExit) as ended:
+    emu("sample", PROMPT, "--frames", 1, "--out", tmp_path / "a.png")
+  assert ended.value.code == 1
+  line = capsys.readouterr().err
+  assert "error: sample, text -> image: of 1 examples some came out as NaN or infinity" in line
+  assert not list(tmp_path.iterdir())
 
 
 def test_the_same_command_writes_the_same_bytes_and_another_seed_others(emu, tmp_path):
@@ -212,8 +244,8 @@ def test_a_stage_may_come_again_after_another(runs, tmp_path):
     ("--out {}/folder.mp4", "is a folder; give the name of a file"),
     ("--out {}/file/a.mp4", "there is no folder {}/file"),
     ("--out /proc/a.mp4", "output /proc/a.mp4: "),
-    ("--seed -1", "seed=-1 is no whole number from 0 to 4294967295; give one that is"),
-    ("--seed 4294967296", "seed=4294967296 is no whole number from 0"),
+    ("--seed -1", "seed=-1 is no whole number from 0 to 18446744073709551615; give one that is"),
+    ("--seed 18446744073709551616", "seed=18446744073709551616 is no whole number from 0"),
     ("--steps 0", "steps=0"),
     ("--steps 1001", "steps=1001"),
     ("--text-guidance nan", "text_guidance=nan is not a number; give one"),
@@ -236,9 +268,12 @@ def test_a_stage_may_come_again_after_another(runs, tmp_path):
     ("--image {}/none.png", "{}/none.png is missing; name an existing file"),
     ("--image {}/file", "{}/file is no picture that Pillow can read"),
     ("--image {}", "{} is a folder; name an existing file"),
-    ("--checkpoint {}/none", "{}/none holds no checkpoint; give the folder of a run"),
-    ("--checkpoint {}/empty", "{}/empty holds no checkpoint"),
-    ("--checkpoint {}/file", "{}/file holds no checkpoint"),
+    ("--checkpoint {}/none", "{}/none: there is no such folder; give the folder of a run"),
+    ("--checkpoint {}/empty", "{}/empty: holds no model but nothing; give the folder of a run"),
+    ("--checkpoint {}/file", "{}/file: is a file and no folder; give the folder of a run"),
+    ("--frames 1 --image {}/file", "image with 1 frame would come back as it is"),
+    ("--frames 1 --text-guidance 3", "text_guidance=3.0 has no effect on a single picture; leave"),
+    ("--frames 8 --seam published", "seam='published' has no effect on 8 frames, which have none"),
   ],
 )
 def test_sampling_that_cannot_be(words, says, refused, tmp_path, monkeypatch):
@@ -416,6 +451,17 @@ def test_a_damaged_run(part, says, copied, refused, tmp_path):
   assert str(copied) in line
   assert says in line
   assert len(line) < 600
+  assert not (tmp_path / "a.mp4").exists()
+
+
+def test_a_number_of_a_run_that_is_none_is_named(runs, refused, tmp_path):
+  made = {name: tree for name, tree in trees().items() if name in (*tiny_runs.IMAGE, "temporal")}
+  spatial = jax.tree.map(np.array, made.pop("spatial"))
+  spatial["conv_out"]["bias"][1] = np.nan
+  values = json.loads((runs / "image" / "config.json").read_text())
+  run = tiny_runs.write_run(tmp_path / "run", values, {"spatial": spatial}, made)
+  words = ("sample", PROMPT, "--out", tmp_path / "a.mp4", "--checkpoint", run)
+  assert "run/checkpoints/2/ema: spatial/conv_out/bias holds 1 of 4 numbers" in refused(*words)
   assert not (tmp_path / "a.mp4").exists()
 
 

@@ -12,7 +12,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer, unlearned
 from emu_jax.errors import InputError
 
 CAPTIONS = [
@@ -243,6 +243,47 @@ def test_added_tokens_have_the_ids_of_their_file(tmp_path):
     with pytest.raises(InputError, match=r"cannot be used") as info:
       load_tokenizer(tmp_path, 9)
     assert "\n" not in str(info.value)
+
+
+def learned_words(folder, names):
+  """A tokenizer folder of before 2023 with words added by textual inversion."""
+  vocab, _ = clip_files(folder)
+  added = {name: len(vocab) + i for i, name in enumerate(names)}
+  (folder / "added_tokens.json").write_text(json.dumps(added))
+  return added
+
+
+def test_added_tokens_of_the_old_form_have_the_ids_of_their_file(tmp_path):
+  added = learned_words(tmp_path, ("<cat-toy>", "<My Style>"))
+  tokenizer = load_tokenizer(tmp_path, 9)
+  ids = tokenizer.encode(["<my style> <cat-toy>"])[0][1:-1]
+  assert ids == [added["<My Style>"], added["<cat-toy>"]]
+  assert tokenizer.vocab_size == max(added.values()) + 1
+  (tmp_path / "added_tokens.json").write_text('{"<cat-toy>": "first"}')
+  with pytest.raises(InputError, match="cannot be used"):
+    load_tokenizer(tmp_path, 9)
+
+
+def test_a_word_of_several_vectors_is_all_of_them(tmp_path):
+  names = ("<cat>", "<cat>_1", "<cat>_2", "<dog>", "<dog>_2")
+  added = learned_words(tmp_path, names)
+  encode = lambda text: load_tokenizer(tmp_path, 9).encode([text])[0][1:-1]
+  assert encode("<cat>") == [added[name] for name in names[:3]]
+  assert encode("<dog> <cat>") == [added[name] for name in ("<dog>", *names[:3])]
+
+
+def test_words_that_captions_never_had_are_known_where_learning_stopped_early(tmp_path):
+  captions = ["a large red circle moving slowly", "a small blue square"]
+  tokenizer = load_tokenizer(train_tokenizer(captions, tmp_path, 2000), 40)
+  found = unlearned(tokenizer, 2000, "A large cat, moving SLOWLY; slow squares and blu")
+  assert list(found) == ["cat", "slow", "squares", "and", "blu"]
+  assert found["squares"][0] == "square"
+  assert found["slow"][0] == "slowly"
+  assert found["blu"][0] == "blue"
+  # A vocabulary that is full may have spelt some words of its captions.
+  assert not unlearned(tokenizer, tokenizer.vocab_size, "a cat")
+  clip_files(tmp_path / "clip")
+  assert not unlearned(load_tokenizer(tmp_path / "clip", 9), 10**6, "a cat")
 
 
 def test_which_file_of_a_folder_counts(folders, tmp_path):
@@ -511,6 +552,20 @@ def test_equals_transformers_clip_tokenizer(tmp_path, form):
   reference.save_pretrained(tmp_path / "saved")  # as tokenizer.json
   assert (tmp_path / "saved" / "tokenizer.json").is_file()
   assert_same_rows(tmp_path / "saved", reference, texts, 77)
+
+
+def test_old_added_tokens_and_several_vectors_are_diffusers(tmp_path):
+  transformers = pytest.importorskip("transformers", reason=REFERENCE)
+  loaders = pytest.importorskip("diffusers.loaders", reason=REFERENCE)
+  learned_words(tmp_path, ("<cat>", "<cat>_1", "<cat>_2", "<Dog-1>"))
+  reference = transformers.CLIPTokenizer.from_pretrained(str(tmp_path))
+  texts = ["a <cat> on a <Dog-1>", "<cat><cat>, <dog-1>", "no <ca t>"]
+  full = [
+    loaders.TextualInversionLoaderMixin().maybe_convert_prompt(text, reference) for text in texts
+  ]
+  batch = reference(full, padding="max_length", max_length=60, return_tensors="np")
+  tokens, _ = load_tokenizer(tmp_path, 60)(texts, overflow="error")
+  np.testing.assert_array_equal(tokens, batch["input_ids"])
 
 
 def test_equals_transformers_t5_tokenizer(folders, tmp_path):

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 from emu_jax.errors import InputError
@@ -182,3 +183,18 @@ def test_other_folders_are_refused_in_one_line(change, words, folder, tmp_path):
   with pytest.raises(InputError, match=words) as info:
     clip_score.load(tmp_path)
   assert "\n" not in str(info.value)
+
+
+def test_float16_is_taken_only_where_it_may_be_widened(folder, tmp_path):
+  for file in folder.iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+  halves = {name: array.astype(np.float16) for name, array in tensors.items()}
+  safetensors.numpy.save_file(halves, tmp_path / "model.safetensors", metadata={"format": "pt"})
+  with pytest.raises(
+    InputError, match=r"of float16 with --widen\): .* are not float32 \(.* of F16"
+  ):
+    clip_score.load(tmp_path)
+  whole, half = clip_score.load(folder), clip_score.load(tmp_path, widen=True)
+  rounded = jax.tree.map(lambda a: np.asarray(a, np.float16).astype(np.float32), whole.text_params)
+  jax.tree.map(np.testing.assert_array_equal, half.text_params, rounded)

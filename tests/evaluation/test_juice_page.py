@@ -211,6 +211,20 @@ def test_a_study_that_exists_is_kept(base, made):
   }.items()
 
 
+def test_the_key_of_another_study_that_ends_first_is_kept(tmp_path):
+  """Begun at the same time under the same name: the later one fails and takes nothing away."""
+  base = write_folders(tmp_path / "s", num_pairs=2)
+
+  def overtaken(chosen):
+    yield from chosen
+    key_path(base / "page").write_text("of the other")
+
+  with pytest.raises(InputError, match=r"page\.key\.json exists"):
+    make(base, base / "page", progress=overtaken)
+  assert key_path(base / "page").read_text() == "of the other"
+  assert not (base / "page").exists()
+
+
 def test_a_damaged_clip_leaves_nothing(tmp_path):
   base = write_folders(tmp_path / "s", num_pairs=2)
   clip = write_numbered(base / "secret_b" / "shot_1.mp4", 30)

@@ -1,7 +1,10 @@
 """How programs are compiled."""
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,25 @@ from train.planning import topologies
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (requirements-plan)"
 )
+
+
+@needs_libtpu
+def test_libtpu_is_silent_where_there_are_no_tpus_and_nobody_asks_for_them():
+  """It looks for them in every process that has it installed, and complains of finding none."""
+  names = {"JAX_PLATFORMS", "TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES"}
+  script = (
+    "from emu_jax.parallel.compilation import quiet_libtpu; quiet_libtpu(); import jax; "
+    "print(jax.devices()[0].platform)"
+  )
+  ran = subprocess.run(
+    [sys.executable, "-c", script],
+    env={n: v for n, v in os.environ.items() if n not in names}
+    | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert ran.stdout.strip() == "tpu" or not ran.stderr
 
 
 def product(x, kernel):

@@ -101,6 +101,15 @@ def test_samples_while_training_must_fit_the_process_of_their_model():
       make()
 
 
+def test_how_many_frames_are_decoded_at_a_time_is_an_option_of_every_task():
+  """What it bounds is measured beside `in_chunks`."""
+  model = outline()
+  for frames in (1, 8, 37):
+    fields = {"prompt": "red", "frames": frames, "decode_chunk": 3}
+    last = model.steps("sample", model.request("sample", **fields))[-1]
+    assert last.static == (MODEL.image.first_stage, 3)
+
+
 def test_requests_of_several_programs_are_no_batch():
   model = outline()
   first = model.request("sample", prompt="red", steps=2)
@@ -194,12 +203,20 @@ def test_a_model_can_be_copied_and_pickled():
   ("fields", "says"),
   [
     ({"seed": -1}, "seed=-1 is no whole number from 0"),
-    ({"seed": 2**32}, "seed=4294967296 is no whole number"),
+    ({"seed": 2**64}, "seed=18446744073709551616 is no whole number"),
+    ({"frames": 1, "image": PICTURE}, "image with 1 frame would come back as it is"),
+    ({"frames": 1, "text_guidance": 3.0}, "text_guidance=3.0 has no effect on a single picture"),
+    ({"frames": 1, "image_guidance": 3.0}, "image_guidance=3.0 has no effect on a single picture"),
+    ({"image": PICTURE, "picture_guidance": 3.0}, "picture_guidance=3.0 has no effect where a pic"),
+    ({"interpolation_steps": 1}, "interpolation_steps=1 has no effect on 8 frames"),
+    ({"keep_keys": False}, "keep_keys=False has no effect on 8 frames"),
+    ({"seam": "published", "frames": 37}, "seam='published' has no effect on 37 frames"),
     ({"seed": 2.5}, "seed: 2.5 is not of type int"),
     ({"seed": "3"}, "seed: '3' is not of type int"),
     ({"rescale": 1.5}, "rescale=1.5 is not from 0 to 1"),
     ({"text_guidance": float("nan")}, "text_guidance=nan is not a number"),
     ({"steps": 0}, "num_steps=0"),
+    ({"decode_chunk": 0}, "decode_chunk=0 is below 1 frame"),
     ({"interpolation_steps": 0, "frames": 37}, "interpolation_steps=0; give 1 or more"),
     ({"sise": 3}, "has no field 'sise'"),
   ],
@@ -209,6 +226,19 @@ def test_a_wrong_value_is_refused_in_one_line(fields, says):
     steps(MODEL, **fields)
   assert says in str(caught.value)
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("fields", "says"),
+  [
+    ({"picture_guidance": 3.0}, "picture_guidance=3.0 has no effect on 16 frames; leave it out"),
+    ({"frames": 1, "text_guidance": 3.0}, "text_guidance=3.0 has no effect on 1 frame; leave it"),
+  ],
+)
+def test_an_animated_model_refuses_the_scale_that_it_does_not_read(fields, says):
+  animated = AnimateDiff(dataclasses.replace(MODEL.image, unet=MODEL.image.unet))
+  with pytest.raises(InputError, match=says):
+    steps(animated, **fields)
 
 
 def test_without_text_is_zeros_only_in_a_model_that_was_trained_so():

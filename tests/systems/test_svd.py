@@ -22,7 +22,7 @@ from emu_jax.systems import registry, svd
 from emu_jax.systems.autoencoder import AutoencoderObjective
 from emu_jax.systems.first_stage import KlAutoencoder
 from emu_jax.systems.svd import Animate, StableVideo
-from emu_jax.systems.system import System
+from emu_jax.systems.system import System, seed_halves
 from emu_jax.typing import Conditions
 from tests.tiny import perturbed
 
@@ -419,7 +419,7 @@ def test_the_first_frames_scale_of_1_is_the_conditional_prediction(key, trees):
 def animated(trees, request, seeds):
   """The task as a model runs it: arrays, then each step's program."""
   task = SYSTEM.tasks()["animate"]
-  arrays = task.arrays(request) | {"seeds": jnp.asarray(seeds, jnp.uint32)}
+  arrays = task.arrays(request) | {"seeds": seed_halves(np.asarray(seeds, np.uint64))}
   for step in task.steps(request, tuple(trees)):
     program = jax.jit(step.program, static_argnums=2)
     read = {name: trees[name] for name in step.reads}

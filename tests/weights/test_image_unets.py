@@ -1,7 +1,11 @@
 """Image U-Nets against diffusers' UNet2DConditionModel."""
 
+import json
+
 import pytest
 
+from emu_jax.errors import InputError
+from emu_jax.weights.model import described
 from tests.weights.oracle import (
   assert_round_trip,
   assert_same_function,
@@ -61,3 +65,33 @@ def test_output_gradients_and_round_trip(name, tmp_path):
   expected = model(**theirs).sample
   assert_same_function(loaded, tmp_path / "theirs", model, apply, expected, **compared)
   assert_round_trip(loaded, tmp_path / "theirs", tmp_path / "ours", diffusers.UNet2DConditionModel)
+
+
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    ({"attention_head_dim": (2, 3)}, r"attention_head_dim=\[2, 3\] heads of \[32, 64\] channels"),
+    (
+      {"num_attention_heads": (2, 2, 2)},
+      r"num_attention_heads=\[2, 2, 2\] has 3 values for 2 levels",
+    ),
+    ({"num_attention_heads": (4, 4.5)}, r"num_attention_heads=\[4, 4.5\] is no number of heads"),
+    (
+      {"transformer_layers_per_block": (0, 1)},
+      r"transformer_layers_per_block=\[0, 1\] has an attention block of 0 layers; 1 or more",
+    ),
+    (
+      {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2560,
+      },
+      "input_dim=2560 with addition_time_embed_dim=256 is SDXL's refiner",
+    ),
+  ],
+)
+def test_what_is_refused_is_named_as_the_file_has_it(changes, says, tmp_path):
+  values = {"_class_name": "UNet2DConditionModel"} | TWO_LEVELS | changes
+  (tmp_path / "config.json").write_text(json.dumps(values))
+  with pytest.raises(InputError, match=says):
+    described(tmp_path)

@@ -138,7 +138,7 @@ def test_the_published_network_has_these_tensors():
 @pytest.mark.parametrize(
   ("change", "words"),
   [
-    ({"num_attention_heads": (4, 2)}, "heads of several sizes"),
+    ({"num_attention_heads": (4, 2)}, "have several sizes"),
     ({"cross_attention_dim": (24, 32)}, "one width for all levels"),
     ({"transformer_layers_per_block": ((1,), (1,))}, "one depth a level"),
     ({"projection_class_embeddings_input_dim": 25}, "not a multiple of addition_time_embed_dim=8"),

@@ -198,7 +198,7 @@ def test_the_task_gives_the_pixels_of_diffusers_pipeline(tmp_path, monkeypatch):
   monkeypatch.setattr(svd, "normal", lambda key, shape: (
     frames_last(noise) if shape[1] == 3 else jnp.zeros(shape)))  # fmt: skip
   task = system.tasks()["animate"]
-  arrays = task.arrays(request) | {"seeds": jnp.zeros(1, jnp.uint32)}
+  arrays = task.arrays(request) | {"seeds": jnp.zeros((1, 2), jnp.uint32)}
   for step in task.steps(request, set(trees)):
     arrays |= jax.jit(step.program, static_argnums=2)(trees, arrays, step.static)
   # A byte's rounding, and theirs is cut to 0..1 after it is shifted.

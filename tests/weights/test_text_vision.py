@@ -333,6 +333,51 @@ def test_t5s_second_name_of_its_tokens_is_read(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
 
 
+def test_t5s_two_names_of_its_tokens_are_one_tensor_or_refused(tmp_path):
+  first = reopened(transformers.T5EncoderModel(transformers.T5Config(**T5)), tmp_path)
+  tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+  for other in (tensors["shared.weight"], tensors["shared.weight"] + 1):
+    both = tensors | {"encoder.embed_tokens.weight": other}
+    safetensors.numpy.save_file(both, tmp_path / "model.safetensors")
+    if other is tensors["shared.weight"]:
+      second = weights.load(tmp_path)
+      jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+    else:
+      with pytest.raises(
+        InputError, match=r"two different tensors, encoder\.embed_tokens\.weight and"
+      ):
+        weights.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("kind", "surplus"),
+  [
+    ("CLIPTextModel", ("text_projection.weight", "logit_scale", "vision_model.a.weight")),
+    ("CLIPTextModelWithProjection", ("logit_scale", "visual_projection.weight")),
+    ("CLIPVisionModelWithProjection", ("logit_scale", "text_projection.weight", "text_model.a")),
+    ("T5EncoderModel", ("decoder.block.0.a", "lm_head.weight")),
+  ],
+)
+def test_surplus_tensors_that_transformers_skips_are_skipped(kind, surplus, tmp_path):
+  configs = {
+    "CLIPTextModel": (transformers.CLIPTextConfig, TEXT),
+    "CLIPTextModelWithProjection": (transformers.CLIPTextConfig, TEXT),
+    "CLIPVisionModelWithProjection": (transformers.CLIPVisionConfig, VISION),
+    "T5EncoderModel": (transformers.T5Config, T5),
+  }
+  config, options = configs[kind]
+  first = reopened(getattr(transformers, kind)(config(**options)), tmp_path)
+  tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+  extra = {name: np.zeros((2, 2), np.float32) for name in surplus}
+  safetensors.numpy.save_file(
+    tensors | extra, tmp_path / "model.safetensors", metadata={"format": "pt"}
+  )
+  second = weights.load(tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+  model = getattr(transformers, kind).from_pretrained(tmp_path)
+  assert len(list(model.parameters())) == len(jax.tree.leaves(second.params))
+
+
 @pytest.mark.parametrize(
   ("kind", "options", "words"),
   [

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict
 
 from emu_jax import weights
 from emu_jax.errors import InputError
+from emu_jax.weights.arrays import require_finite
 from emu_jax.weights.model import save_orbax
 
 OPTIONS = {
@@ -200,6 +201,20 @@ def a_tensor_less_and_one_more(folder):
   return folder, "1 tensors are missing: decoder.conv_out.bias", "1 are unknown: decoder.extra"
 
 
+def no_number(folder):
+  tensors = public_tensors()
+  tensors["decoder.conv_out.bias"][1] = np.nan
+  safetensors.numpy.save_file(tensors, folder / WHOLE)
+  return folder, "decoder.conv_out.bias holds 1 of 3 numbers that are NaN or infinite", "again"
+
+
+def infinite_bfloat16(folder):
+  tensors = public_tensors(dtype=ml_dtypes.bfloat16)
+  tensors["encoder.conv_in.weight"][0, 0, 0] = -np.inf
+  safetensors.numpy.save_file(tensors, folder / WHOLE)
+  return folder, "encoder.conv_in.weight holds 3 of 216 numbers that are NaN or infinite"
+
+
 def lora(folder):
   name = "encoder.mid_block.attentions.0.to_q.lora_A.weight"
   safetensors.numpy.save_file({name: np.zeros((4, 8), np.float32)}, folder / WHOLE)
@@ -239,6 +254,8 @@ BROKEN = {
   "quantised": quantised,
   "another width": another_width,
   "a tensor less and one more": a_tensor_less_and_one_more,
+  "NaN": no_number,
+  "infinity in bfloat16": infinite_bfloat16,
   "LoRA": lora,
   "empty folder": empty,
   "no weights": no_weights,
@@ -268,6 +285,24 @@ def test_a_converted_copy_of_another_model_is_refused(folder, tmp_path):
   other = write(tmp_path / "wide", public_tensors(width=12), block_out_channels=[12])
   (tmp_path / "ours/config.json").write_text((other / "config.json").read_text())
   refused(lambda: weights.load(tmp_path / "ours"), tmp_path / "ours", "(8,) instead of (12,)")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
+def test_every_number_that_is_none_is_found_and_no_other(dtype):
+  largest = float(ml_dtypes.finfo(dtype).max)
+  for values in ([0.0, -0.0, largest, -largest], [-1.0, -largest], [1.0], []):
+    require_finite(np.array(values, dtype), "a")
+  for values in ([np.nan], [-np.nan, 1], [1, np.inf], [-np.inf, 3], [-1, -np.nan]):
+    with pytest.raises(InputError, match=r"^a holds 1 of"):
+      require_finite(np.array(values, dtype), "a")
+
+
+def test_a_converted_copy_with_a_number_that_is_none_is_refused(folder, tmp_path):
+  config, params = config_and_params(folder)
+  params["decoder"]["conv_out"]["bias"] = params["decoder"]["conv_out"]["bias"].at[0].set(jnp.inf)
+  save_orbax(tmp_path / "ours", config, params)
+  with pytest.raises(InputError, match="params: decoder/conv_out/bias holds 1 of 3 numbers that"):
+    weights.load(tmp_path / "ours")
 
 
 # Destinations

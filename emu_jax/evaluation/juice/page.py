@@ -8,7 +8,6 @@ import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from emu_jax import media
 from emu_jax.errors import InputError
 from emu_jax.evaluation.juice.pairs import Pair, comparable, measured
 from emu_jax.evaluation.juice.study import (
@@ -51,7 +50,7 @@ def write_page(
   if key_path(out).exists():
     raise InputError(f"juice: {key_path(out)} exists; remove it or choose another name")
   sides, order = drawn_sides(len(pairs), seed), drawn_order(len(pairs), seed)
-  with _with_key(out), files.staged(out, "juice") as folder:
+  with _key_writer(out) as write_key, files.staged(out, "juice") as folder:
     clips = {path: measured(path) for pair in pairs for path in (pair.a, pair.b)}
     (folder / "videos").mkdir()
     listed, items = [], []
@@ -71,17 +70,31 @@ def write_page(
     for file in STATIC.iterdir():
       (folder / file.name).write_bytes(file.read_bytes())
     (folder / "study.js").write_text(f"const STUDY = {json.dumps(study, indent=1)};\n")
-    media.write_whole(key_path(out), key_bytes(key))
+    write_key(key)
   return key
 
 
 @contextlib.contextmanager
-def _with_key(out: pathlib.Path) -> Iterator[None]:
-  """Takes the key away again where the folder could not get its name."""
+def _key_writer(out: pathlib.Path) -> Iterator[Callable[[Key], None]]:
+  """A function that writes the key; taken away again where the folder could not get its name.
+
+  Another's key, written meanwhile, is neither replaced nor taken away.
+  """
+  path, written = key_path(out), []
+
+  def write(key: Key) -> None:
+    try:
+      with path.open("xb") as file:
+        written.append(path)
+        file.write(key_bytes(key))
+    except FileExistsError as error:
+      raise InputError(f"juice: {path} exists; remove it or choose another name") from error
+
   try:
-    yield
+    yield write
   except BaseException:
-    key_path(out).unlink(missing_ok=True)
+    for file in written:
+      file.unlink(missing_ok=True)
     raise
 
 
