@@ -5,6 +5,7 @@
   inherited.json         trees that an earlier run holds: where, and the digest of each
   pinned/<step>          steps that later runs go on from: they are kept
   checkpoints/<step>/    state (step, params, opt_state), ema, data (position of the data)
+  due.json               validation or samples of the newest checkpoint that are still to be made
   metrics.jsonl samples/ tensorboard/   written by train.log
   lock                   held by the run that is alive
 
@@ -24,7 +25,7 @@ import pathlib
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,6 +48,7 @@ from emu_jax.checkpoints.run import (
 )
 from emu_jax.errors import InputError
 from emu_jax.typing import Params
+from train.processes import FaultError
 from train.state import TrainState, check_same
 
 # Fields that may differ between a run and its continuation, by their path in config.json.
@@ -64,7 +66,7 @@ EXEMPT = (
 )
 
 
-PINNED = "pinned"
+PINNED, DUE = "pinned", "due.json"
 _LOCKED: set[pathlib.Path] = set()  # directories that this process holds: it may hold one twice
 TodaysForm = Callable[[dict[str, Any], str], dict[str, Any]]
 
@@ -121,8 +123,8 @@ class Checkpoints:
     """Begins to write; returns once the arrays may be donated. A step that exists is kept as is.
 
     Raises:
-      OSError: this checkpoint or the one before it, whose writing ended meanwhile, did not fit on
-        the disk or could not be written for another reason.
+      FaultError: this checkpoint or the one before it, whose writing ended meanwhile, did not fit
+        on the disk or could not be written for another reason.
     """
     if step == self.latest:
       return
@@ -203,19 +205,47 @@ class Checkpoints:
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f"{name} checkpoints set aside")
 
-  @contextlib.contextmanager
-  def _written(self) -> Iterator[None]:
-    """Makes an OSError of one line of whatever Orbax and TensorStore say of a failed write."""
+  def _written(self) -> contextlib.AbstractContextManager[None]:
+    return written(self.folder.parent, "a checkpoint")
+
+
+@contextlib.contextmanager
+def written(run_dir: pathlib.Path, what: str) -> Iterator[None]:
+  """Makes a FaultError of one line of whatever is said of a failed write to a run's folder."""
+  try:
+    yield
+  except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's way to say it
+    reason = os.strerror(int(code[1])) if code else _first_line(error)
+    raise FaultError(
+      f"{run_dir}: {what} could not be written: {reason}; make room and give the same command: it"
+      f" continues from step {latest_step(run_dir) or 0}"
+    ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+  """What is still to be done at the step of a checkpoint: a note, which is gone once it is done."""
+
+  run_dir: pathlib.Path
+
+  def write(self, step: int, work: Collection[str]) -> None:
+    """Notes it; nothing to do leaves no note."""
+    if jax.process_index():
+      return
+    path = self.run_dir / DUE
+    if work:
+      replace_text(path, json.dumps({"step": step, "work": list(work)}) + "\n")
+    else:
+      path.unlink(missing_ok=True)
+
+  def read(self, step: int | None) -> tuple[str, ...]:
+    """What is due at a step; a note of another step is none of it."""
     try:
-      yield
-    except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
-      whole = latest_step(self.folder.parent)
-      code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's way to say it
-      reason = os.strerror(int(code[1])) if code else _first_line(error)
-      raise OSError(
-        f"{self.folder}: a checkpoint could not be written: {reason}; make room and"
-        f" give the same command: it continues from step {whole or 0}"
-      ) from error
+      note = json.loads((self.run_dir / DUE).read_text())
+      return tuple(note["work"]) if note["step"] == step else ()
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+      return ()
 
 
 @dataclasses.dataclass(frozen=True)

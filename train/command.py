@@ -25,7 +25,7 @@ from emu_jax.parallel.compilation import enable_cache
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import place
 from emu_jax.systems.registry import from_config
-from train.checkpoint import alone_in, claim
+from train.checkpoint import Due, alone_in, claim
 from train.clips import (
   batch_options,
   empty_prompt,
@@ -54,7 +54,8 @@ from train.loop import train
 from train.packing import Prepare, finished, prepare, split_at_dashes, splits
 from train.parts import build, encoded_fields, encoded_trees, initial_trees
 from train.planning import command as planning
-from train.processes import join, together
+from train.processes import together
+from train.stop import StopSignal, sigterm_ends_at_once
 
 WITHOUT_VALIDATION = "prepare more clips, or set --loop.validate_every 0 --loop.sample_every 0"
 
@@ -132,8 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   with failures.errors("emu-train"):
     parsed, words = read(commands, "emu-train", given, return_unknown_args=True)
     if isinstance(parsed, Run | Encode):
-      with together("emu-train"):
-        join(parsed.coordinator, parsed.processes, parsed.process)
+      with together("emu-train", parsed.coordinator, parsed.processes, parsed.process):
         {Run: run, Encode: encode_source}[type(parsed)](parsed, words + of_beam)
     elif isinstance(parsed, planning.Plan):
       planning.main(parsed, words)
@@ -152,16 +152,19 @@ def run(arguments: Run, words: list[str]) -> None:
   pending = []
   for experiment, folder in planned(arguments, stages, folders, words):
     done = latest_step(folder) or 0
-    if done >= experiment.loop.num_steps:
+    if done >= experiment.loop.num_steps and not Due(folder).read(done):
       check_same_system(experiment, folder)
       if jax.process_index() == 0:
         print(f"{folder}: complete at step {done}, not trained again")
     else:
       check_data(experiment)  # of every part, before the first one trains
       pending.append((experiment, folder))
-  for experiment, folder in pending:
-    if not train_part(experiment, folder):
-      return  # it was asked to stop, and so was the recipe
+  for number, (experiment, folder) in enumerate(pending, 1):
+    stop = StopSignal()
+    done = train_part(experiment, folder, stop)
+    # A signal during the last save of a part ends the recipe, too.
+    if not done or (stop.received and number < len(pending)):
+      raise SystemExit(stop.exit_code)
 
 
 def check_same_system(experiment: Experiment, folder: pathlib.Path) -> None:
@@ -186,10 +189,11 @@ def encode_source(arguments: Encode, words: list[str]) -> None:
   stage = a.stage or next(of_clips, stages[-1].run_name)
   ((experiment, _),) = planned(Run(a.config, stage=(stage,)), stages, folders, words)
   bar = sys.stderr.isatty()
-  report = encode(
-    experiment, a.source, a.out, dtype=a.dtype, batch_size=a.batch_size,
-    records_per_shard=a.records_per_shard, overwrite=a.overwrite, progress=bar,
-  )  # fmt: skip
+  with sigterm_ends_at_once():  # of several processes too: shards that are whole are kept
+    report = encode(
+      experiment, a.source, a.out, dtype=a.dtype, batch_size=a.batch_size,
+      records_per_shard=a.records_per_shard, overwrite=a.overwrite, progress=bar,
+    )  # fmt: skip
   if jax.process_index() == 0:
     what = "latents and text features" if report.arguments["text"] else "latents"
     print(f"{a.out}: {what} of {splits(report.num_records)}, {report.num_bytes / 1e6:.1f} MB")
@@ -287,14 +291,14 @@ def check_validation(experiment: Experiment, counts: Mapping[Size, int]) -> None
     )
 
 
-def train_part(experiment: Experiment, folder: pathlib.Path) -> bool:
+def train_part(experiment: Experiment, folder: pathlib.Path, stop: StopSignal) -> bool:
   """Trains one part in its folder; True once it has done all its steps."""
   check_comes_back(experiment)
   config, new = config_json(experiment), not folder.exists()
   with alone_in(folder):  # what another process holds is not touched
     try:
       claim(folder, config, todays_form=todays_form)
-      return _train(experiment, folder, config)
+      return _train(experiment, folder, config, stop)
     except InputError:
       if new and jax.process_index() == 0:
         _remove_unbegun(folder)
@@ -310,7 +314,7 @@ def _remove_unbegun(folder: pathlib.Path) -> None:
       folder.parent.rmdir()
 
 
-def _train(experiment: Experiment, folder: pathlib.Path, config: str) -> bool:
+def _train(experiment: Experiment, folder: pathlib.Path, config: str, stop: StopSignal) -> bool:
   sources = opened(experiment, "train")
   records = sources[0].encoded  # the same of all
   encoding = records and records.encoding
@@ -357,5 +361,6 @@ def _train(experiment: Experiment, folder: pathlib.Path, config: str) -> bool:
       inherited=start.inherited,
       mesh=mesh,
       todays_form=todays_form,
+      stop=stop,
     )
   return int(state.step) >= experiment.loop.num_steps

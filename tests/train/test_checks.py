@@ -25,6 +25,7 @@ from train.config import DataConfig, Experiment
 from train.loop import LoopConfig, initial_frozen
 from train.parts import Split, build
 from train.state import initial_state
+from train.stop import StopSignal
 
 
 @kind("checked_by_tests")
@@ -170,22 +171,22 @@ def refused(experiment, folder):
 
 
 def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(tmp_path, monkeypatch):
-  monkeypatch.setattr(command, "_train", lambda experiment, folder, config: refused(0, 0))
+  monkeypatch.setattr(command, "_train", lambda *arguments: refused(0, 0))
   with pytest.raises(InputError, match="refused"):
-    command.train_part(Experiment(MODEL, "image"), tmp_path / "runs" / "image")
+    command.train_part(Experiment(MODEL, "image"), tmp_path / "runs" / "image", StopSignal())
   assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_that_has_a_checkpoint_is_kept_whatever_ends_it(tmp_path, monkeypatch):
   """Its metrics may begin later than its checkpoints."""
 
-  def train(experiment, folder, config):
+  def train(experiment, folder, config, stop):
     (folder / "checkpoints" / "1").mkdir(parents=True)
     raise InputError("the disk is full")
 
   monkeypatch.setattr(command, "_train", train)
   with pytest.raises(InputError, match="disk is full"):
-    command.train_part(Experiment(MODEL, "image"), tmp_path / "image")
+    command.train_part(Experiment(MODEL, "image"), tmp_path / "image", StopSignal())
   assert (tmp_path / "image" / "checkpoints" / "1").is_dir()
 
 
@@ -200,14 +201,14 @@ def test_a_second_start_leaves_the_folder_of_the_first(tmp_path, monkeypatch):
 
   monkeypatch.setattr(command, "alone_in", alone_in)
   with pytest.raises(InputError, match="another process"):
-    command.train_part(Experiment(MODEL, "image"), tmp_path / "image")
+    command.train_part(Experiment(MODEL, "image"), tmp_path / "image", StopSignal())
   assert (tmp_path / "image").is_dir()
 
 
 def test_a_system_that_could_not_be_read_back_does_not_train(tmp_path):
   """Its kind has no entry point: a run of it could be neither continued nor loaded."""
   with pytest.raises(InputError, match=r"'checked_by_tests' is unknown.*entry point") as error:
-    command.train_part(HALF, tmp_path / "half")
+    command.train_part(HALF, tmp_path / "half", StopSignal())
   assert "\n" not in str(error.value)
   assert not (tmp_path / "half").exists()
 

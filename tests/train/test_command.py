@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+import signal
 
 import jax
 import numpy as np
@@ -113,11 +114,41 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(runs, run, tmp_path, cap
   jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
-def test_a_stage_that_was_stopped_stops_the_recipe(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("done", "number"), [(False, 15), (True, 15), (True, 2)])
+def test_a_stage_that_was_stopped_stops_the_recipe(run, tmp_path, monkeypatch, done, number):
+  """Also where the signal came during its last save; the exit code is the signal's."""
   parts = []
-  monkeypatch.setattr(command, "train_part", lambda e, folder: parts.append(e.part))
-  run("--out", tmp_path)
+
+  def train_part(experiment, folder, stop):
+    parts.append(experiment.part)
+    stop._receive(number, None)
+    return done
+
+  monkeypatch.setattr(command, "train_part", train_part)
+  with pytest.raises(SystemExit) as ended:
+    run("--out", tmp_path)
+  assert ended.value.code == 128 + number
   assert parts == ["autoencoder"]
+
+
+def test_a_signal_during_the_last_save_of_all_is_no_failure(run, tmp_path, monkeypatch):
+  def train_part(experiment, folder, stop):
+    stop._receive(15, None)
+    return True
+
+  monkeypatch.setattr(command, "train_part", train_part)
+  run("--out", tmp_path, "--stage", "autoencoder")
+
+
+@pytest.mark.parametrize(("number", "code"), [(15, 143), (2, 130)])
+def test_a_signal_outside_of_training_ends_the_command_at_once(number, code, monkeypatch):
+  """Such as while records are opened or weights are read."""
+  monkeypatch.setattr(command, "run", lambda *arguments: signal.raise_signal(number))
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(SystemExit) as ended:
+    command.main(["run", "--config", "config.py"])
+  assert ended.value.code == code
+  assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_fields_reach_the_run_and_its_config(run, tmp_path):

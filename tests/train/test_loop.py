@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -14,16 +15,20 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tiny_run
 from rich.console import Console
+from tensorboardX.event_file_writer import EventsWriter
 from tiny_run import OPTIM, data, plain_loss, run, stage, validation
 
 from emu_jax.checkpoints.run import latest_step, load_ema
 from emu_jax.errors import InputError
 from train.log import Readings, side_by_side
-from train.loop import LoopConfig, StopSignal
+from train.loop import LoopConfig
+from train.processes import FaultError, together
 from train.progress import Clock, ProgressLine, describe
+from train.stop import StopSignal
 from train.watch import DataWatch, LossWatch
 
 
@@ -41,7 +46,7 @@ def program(run_dir, num_steps):
   )
 
 
-def test_sigterm_saves_exits_with_0_and_the_command_continues(tmp_path):
+def test_sigterm_saves_and_the_command_continues(tmp_path):
   with program(tmp_path, 100_000) as process:
     deadline = time.monotonic() + 120
     while not (tmp_path / "metrics.jsonl").exists() or len(lines(tmp_path)) < 4:
@@ -85,13 +90,77 @@ def test_a_stopped_run_ends_its_step_and_continues_bit_for_bit(tmp_path, number)
   chex.assert_trees_all_equal(run(tmp_path / "a", 5), run(tmp_path / "b", 5))
 
 
+def test_a_signal_during_the_last_save_waits_for_it(tmp_path, monkeypatch):
+  close = ocp.CheckpointManager.close
+
+  def closing(manager):
+    signal.raise_signal(signal.SIGTERM)
+    close(manager)
+
+  monkeypatch.setattr(ocp.CheckpointManager, "close", closing)
+  stop = StopSignal()
+  assert int(run(tmp_path, 4, loop={"save_every": 0}, stop=stop).step) == 4
+  assert latest_step(tmp_path) == 4
+  assert stop.received
+
+
+def test_what_was_due_at_the_stop_is_done_by_the_next_call(tmp_path):
+  """Validation, samples, and the metrics of steps since the last line."""
+  loop = {"validate_every": 3, "sample_every": 3, "log_every": 2}
+  stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+  run(stopped, 3, batches=Signalling(signal.SIGTERM), loop=loop)
+  assert not (stopped / "samples").exists()
+  assert [line["step"] for line in lines(stopped)] == [2, 3]
+  run(stopped, 3, loop=loop)  # all steps were done, and not all that belongs to them
+  run(whole, 3, loop=loop)
+  assert not (stopped / "due.json").exists()
+  looks = [
+    [line["validation/loss"] for line in lines(folder) if "validation/loss" in line]
+    for folder in (stopped, whole)
+  ]
+  assert len(looks[0]) == 1
+  assert looks[0] == looks[1]
+  assert [p.name for p in sorted((stopped / "samples").iterdir())] == [
+    p.name for p in sorted((whole / "samples").iterdir())
+  ]
+  run(stopped, 3, loop=loop)
+  assert len(lines(stopped)) == 3
+
+
+@pytest.mark.parametrize(("call", "good"), [("write_event", 6), ("flush", 3), ("close", 0)])
+def test_a_full_disk_in_the_log_ends_the_run_in_one_line(tmp_path, monkeypatch, call, good):
+  """With its checkpoints in order; the run continues once there is room."""
+  calls, before = itertools.count(), getattr(EventsWriter, call)
+
+  def full(self, *arguments):
+    if next(calls) >= good:
+      raise OSError(28, "No space left on device")
+    return before(self, *arguments)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(EventsWriter, call, full)
+    with pytest.raises(FaultError, match=r"log .* could not be written.*No space left.*from step"):
+      run(tmp_path, 6)
+  assert latest_step(tmp_path) >= 3
+  assert int(run(tmp_path, 6).step) == 6
+
+
+def test_a_fault_ends_a_command_with_code_1(capsys):
+  with pytest.raises(SystemExit) as ended, together("emu-train"):
+    raise FaultError("runs/a: the log could not be written:\nthe disk is full")
+  assert ended.value.code == 1
+  line = "emu-train: error: runs/a: the log could not be written: the disk is full\n"
+  assert capsys.readouterr().err == line
+
+
 def test_the_second_signal_exits_at_once(monkeypatch):
   codes = []
   monkeypatch.setattr(os, "_exit", codes.append)
   with StopSignal() as stop:
-    assert not stop.requested(0)
+    assert not stop.requested()
     signal.raise_signal(signal.SIGTERM)
-    assert stop.requested(0)
+    assert stop.requested()
+    assert stop.exit_code == 143
     assert not codes
     signal.raise_signal(signal.SIGTERM)
   assert codes == [128 + signal.SIGTERM]

@@ -18,7 +18,7 @@ from emu_jax.parallel import placement
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from train.loop import LoopConfig, train
 from train.optimiser import OptimConfig
-from train.processes import join, together
+from train.processes import together
 from train.stage import Stage
 
 OPTIM = OptimConfig(peak_lr=1e-2, warmup_steps=3, ema_decay=0.9)
@@ -132,8 +132,7 @@ class Slow:
 def main(run_dir, num_steps, seconds="0.01", fsdp="1", coordinator="", processes="0", process="-1"):
   jax.config.update("jax_platforms", "cpu")
   placement.SMALL = 16  # so few numbers lie in pieces too, where they are asked to
-  with together("tiny_run"):
-    join(coordinator, int(processes), int(process))
+  with together("tiny_run", coordinator, int(processes), int(process)):
     alone = jax.process_count() == 1
     slow = Slow(data() if alone else Clips(), float(seconds))
     run(
