@@ -290,7 +290,8 @@ def table(seen: list[dict], a: Arguments) -> str:
   differ = [f"- {end['run']}: {', '.join(end['differ'])}" for end in ends if end["differ"]]
   odd = [f"- {s['run']}, {s['kind']} {s['moment']} to {s['victims']} of {s['processes']}: codes "
          f"{s['codes']}, last lines {s['last_lines']}"
-         for s in signals if s["hung"] or s["tracebacks"] or not s["kept"] or not expected(s)]  # fmt: skip
+         for s in signals
+         if s["hung"] or s["tracebacks"] or not s["kept"] or not expected(s)]  # fmt: skip
   head = __doc__.split("\n\n", 2)[2].strip()
   return "\n".join([
     "# Recipes ended by signals", "", head, "",
@@ -299,8 +300,8 @@ def table(seen: list[dict], a: Arguments) -> str:
     f"{len(ends)} recipes of 2 x {STEPS} steps brought to their end, "
     f"{sum(bool(e['differ']) for e in ends)} of which differ from the untouched one in any bit.",
     "",
-    "| processes | signal | sent | around or after the last save of a stage | a save was cut short | "
-    "stopped and saved | lost a step that was saved | others waited over a minute | other "
+    "| processes | signal | sent | around or after the last save of a stage | a save was cut short "
+    "| stopped and saved | lost a step that was saved | others waited over a minute | other "
     "exit codes than documented | exit codes as a shell has them, of each process: how often |",
     "|---|---|---|---|---|---|---|---|---|---|", *rows, "", *differ, *odd, "",
   ])  # fmt: skip

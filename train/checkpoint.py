@@ -1,6 +1,8 @@
 """A run's directory: its config, its frozen trees and its numbered checkpoints.
 
   config.json            what the run is; another one is refused
+  began_with.json        digests of what its paths led to (train.contents)
+  changes.jsonl          fields that a continuation changed, and from which step on
   frozen/                trees that do not train and that no earlier run holds, written once
   inherited.json         trees that an earlier run holds: where, and the digest of each
   pinned/<step>          steps that later runs go on from: they are kept
@@ -19,12 +21,14 @@ import base64
 import contextlib
 import dataclasses
 import fcntl
+import fnmatch
 import json
 import os
 import pathlib
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,10 +52,12 @@ from emu_jax.checkpoints.run import (
 )
 from emu_jax.errors import InputError
 from emu_jax.typing import Params
+from train.optimiser import rate_change
 from train.processes import FaultError
 from train.state import TrainState, check_same
 
-# Fields that may differ between a run and its continuation, by their path in config.json.
+# Fields that may differ between a run and its continuation, by their path in config.json or that of
+# a part around them, or patterns of it.
 EXEMPT = (
   "loop.num_steps",
   "loop.log_every",
@@ -63,12 +69,19 @@ EXEMPT = (
   "loop.sample_fps",
   "loop.num_samples",
   "mesh",  # a checkpoint holds whole arrays: it is read in any pieces
+  "optim",  # the optimiser's state is one and the same
+  "data.workers",
+  # What a network computes does not depend on what its gradient keeps, nor on how it is sampled.
+  "system*.remat",
+  "system*.remat_keeps",
+  "system*.preview",
 )
 
 
 PINNED, DUE = "pinned", "due.json"
 _LOCKED: set[pathlib.Path] = set()  # directories that this process holds: it may hold one twice
 TodaysForm = Callable[[dict[str, Any], str], dict[str, Any]]
+Changes = dict[str, tuple[Any, Any]]  # a field's path in config.json -> its value before, and now
 
 # How TensorStore's errors begin that say nothing of a file's contents.
 NOT_NOW = ("PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "ABORTED")
@@ -350,27 +363,43 @@ def claim(
   config: str,
   exempt: tuple[str, ...] = EXEMPT,
   todays_form: TodaysForm = lambda values, where: values,
-) -> pathlib.Path:
-  """Makes the directory this config's own and returns it.
+) -> None:
+  """Makes the directory this config's own.
+
+  What differs from the config with which a run has trained so far is said on stderr, and noted with
+  its step in changes.jsonl.
 
   Args:
     config: the whole experiment as a JSON object.
-    exempt: dotted paths of fields (or of whole parts) that may differ from the config found there.
+    exempt: dotted paths of fields (or of whole parts), or patterns, that may differ from the config
+      found there.
     todays_form: (config.json, where) -> as this version would write it, with new fields' defaults.
 
   Raises:
     InputError: checkpoints of another config are there; names the first field that differs.
   """
   run_dir = pathlib.Path(run_dir).absolute()
-  check_config(run_dir, config, exempt, todays_form)
+  changed = check_config(run_dir, config, exempt, todays_form)
   found, new = read_config(run_dir), json.loads(config)
-  if jax.process_index() == 0 and found != new:
-    try:
-      run_dir.mkdir(parents=True, exist_ok=True)
-      replace_text(run_dir / "config.json", json.dumps(new, indent=2) + "\n")
-    except OSError as error:
-      raise InputError(f"{run_dir} cannot be written: {error}; choose another directory") from error
-  return run_dir
+  if jax.process_index() or found == new:
+    return
+  try:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if changed:
+      _note_changes(run_dir, changed, todays_form(found, str(run_dir / "config.json")), new)
+    replace_text(run_dir / "config.json", json.dumps(new, indent=2) + "\n")
+  except OSError as error:
+    raise InputError(f"{run_dir} cannot be written: {error}; choose another directory") from error
+
+
+def _note_changes(run_dir: pathlib.Path, changed: Changes, before: dict, now: dict) -> None:
+  step = latest_step(run_dir)
+  for name, (was, value) in changed.items():
+    print(f"{run_dir}: {name} is {value!r} from step {step} on, it was {was!r}", file=sys.stderr)
+  if text := rate_change(before, now, step):
+    print(f"{run_dir}: {text}", file=sys.stderr)
+  with (run_dir / "changes.jsonl").open("a") as file:
+    file.write(json.dumps({"step": step, "changed": changed}) + "\n")
 
 
 @contextlib.contextmanager
@@ -412,18 +441,33 @@ def alone_in(run_dir: pathlib.Path) -> Iterator[None]:
 def check_config(
   run_dir: str | pathlib.Path,
   config: str,
-  exempt: tuple[str, ...],
+  exempt: tuple[str, ...] = EXEMPT,
   todays_form: TodaysForm = lambda values, where: values,
-) -> None:
-  """Raises InputError where a run's checkpoints are of another config; arguments as `claim`'s."""
+) -> Changes:
+  """What differs from the config of a run's checkpoints; arguments as `claim`'s.
+
+  Raises: InputError where it is more than may differ.
+  """
   run_dir = pathlib.Path(run_dir).absolute()
   if latest_step(run_dir) is None:
-    return
+    return {}
   found = read_config(run_dir)
   if found is None:
     raise InputError(f"{run_dir} holds checkpoints but no config.json; choose another directory")
   found = todays_form(found, str(run_dir / "config.json"))
-  _refuse_other(run_dir, dict(_fields(found)), dict(_fields(json.loads(config))), exempt)
+  was, now = dict(_fields(found)), dict(_fields(json.loads(config)))
+  changed = {
+    name: (was.get(name, "absent"), now.get(name, "absent"))
+    for name in [*now, *(name for name in was if name not in now)]
+    if was.get(name, "absent") != now.get(name, "absent")
+  }
+  for name, (there, here) in changed.items():
+    if not any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"{p}.*") for p in exempt):
+      raise InputError(
+        f"{run_dir} holds a run of another config: {name} is {there!r} there and {here!r} here;"
+        " choose another directory, or give the same config"
+      )
+  return changed
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
@@ -431,17 +475,6 @@ def replace_text(path: pathlib.Path, text: str) -> None:
   part = path.with_name(path.name + ".part")
   part.write_text(text)
   os.replace(part, path)
-
-
-def _refuse_other(run_dir, found: dict, new: dict, exempt: tuple[str, ...]) -> None:
-  may_differ = re.compile("|".join(re.escape(name) + r"(\.|$)" for name in exempt) or "(?!)")
-  for name in [*new, *(name for name in found if name not in new)]:
-    was, now = (side.get(name, "absent") for side in (found, new))
-    if was != now and not may_differ.match(name):
-      raise InputError(
-        f"{run_dir} holds a run of another config: {name} is {was!r} there and {now!r} here;"
-        " choose another directory, or give the same config"
-      )
 
 
 def _fields(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import shutil
 import sys
@@ -25,7 +26,7 @@ from emu_jax.parallel.compilation import enable_cache
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import place
 from emu_jax.systems.registry import from_config
-from train.checkpoint import Due, alone_in, claim
+from train.checkpoint import EXEMPT, Changes, Due, alone_in, check_config, claim
 from train.clips import (
   batch_options,
   empty_prompt,
@@ -41,6 +42,7 @@ from train.config import (
   load_stages,
   todays_form,
 )
+from train.contents import moved, note, paths
 from train.encode import encode
 from train.frozen_encoders import check_encoding
 from train.inherit import (
@@ -147,17 +149,22 @@ def run(arguments: Run, words: list[str]) -> None:
   """Trains the chosen stages in order; one that is complete is not touched."""
   stages = load_stages(str(arguments.config))
   if arguments.fields:
-    list_fields(override(stages[-1], words))
+    list_fields(arguments, stages, words)
   folders = arguments.out or pathlib.Path("runs") / arguments.config.stem
   pending = []
-  for experiment, folder in planned(arguments, stages, folders, words):
-    done = latest_step(folder) or 0
-    if done >= experiment.loop.num_steps and not Due(folder).read(done):
+  chosen = planned(arguments, stages, folders, words)
+  for experiment, folder in chosen:
+    done = latest_step(folder)
+    if done is not None and done >= experiment.loop.num_steps and not Due(folder).read(done):
       check_same_system(experiment, folder)
+      tell_of_complete(experiment, folder, done)
+    elif done is None and (after := going_on_without(folder, chosen)):
       if jax.process_index() == 0:
-        print(f"{folder}: complete at step {done}, not trained again")
+        print(f"{folder}: holds no checkpoint any more; {after} began with it and goes on alone")
     else:
-      check_data(experiment)  # of every part, before the first one trains
+      if done is not None:
+        check_continues(experiment, folder)
+      check_data(experiment, done is not None)  # of every part, before the first one trains
       pending.append((experiment, folder))
   for number, (experiment, folder) in enumerate(pending, 1):
     stop = StopSignal()
@@ -165,6 +172,41 @@ def run(arguments: Run, words: list[str]) -> None:
     # A signal during the last save of a part ends the recipe, too.
     if not done or (stop.received and number < len(pending)):
       raise SystemExit(stop.exit_code)
+
+
+def going_on_without(
+  folder: pathlib.Path, chosen: Sequence[tuple[Experiment, pathlib.Path]]
+) -> pathlib.Path | None:
+  """The run that began with a folder that holds no run any more: to train that again is no use."""
+  for experiment, child in chosen:
+    if experiment.init_from == str(folder) and latest_step(child) is not None:
+      began = (read_config(child) or {}).get("init_from", "")
+      if began and pathlib.Path(began).resolve() == folder.resolve():
+        return child
+  return None
+
+
+def check_continues(experiment: Experiment, folder: pathlib.Path) -> Changes:
+  """What changes where a run continues. Raises: InputError where that is not its to change."""
+  config = config_json(experiment)
+  return check_config(folder, config, (*EXEMPT, *moved(folder, config, todays_form)), todays_form)
+
+
+def tell_of_complete(experiment: Experiment, folder: pathlib.Path, done: int) -> None:
+  """Says that a run is complete, and which changed options therefore have no effect."""
+  if jax.process_index():
+    return
+  print(f"{folder}: complete at step {done}, not trained again")
+  changed = check_config(folder, config_json(experiment), ("*",), todays_form)
+  idle = ("loop.", "mesh", "data.workers", *paths(json.loads(config_json(experiment))))
+  if fields := [name for name in changed if not name.startswith(idle)]:
+    listed = ", ".join(f"{name} {changed[name][1]!r} (trained with {changed[name][0]!r})"
+                       for name in fields[:3])  # fmt: skip
+    more = f" and {len(fields) - 3} more" if len(fields) > 3 else ""
+    print(
+      f"{folder}: without effect, as it is complete: {listed}{more}; train anew in another --out",
+      file=sys.stderr,
+    )
 
 
 def check_same_system(experiment: Experiment, folder: pathlib.Path) -> None:
@@ -200,22 +242,33 @@ def encode_source(arguments: Encode, words: list[str]) -> None:
     print(finished(report.seconds, report.existing))
 
 
-def list_fields(experiment: Experiment) -> None:
-  """Prints the options that an experiment's fields are, and ends the process."""
+def list_fields(arguments: Run, stages: Sequence[Experiment], words: list[str]) -> None:
+  """Prints the options that a stage's fields are, with its values, and ends the process."""
+  names = [experiment.run_name for experiment in stages]
+  check_names(arguments, names)
+  name = arguments.stage[0] if arguments.stage else names[-1]
+  experiment = override(stages[names.index(name)], words)
+  others = [other for other in names if other != name]
+  if others:
+    print(f"Values of stage {name!r}; --stage lists those of {', '.join(others)}.\n")
   marks = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
   tyro.cli(Experiment, prog="emu-train run", default=experiment, args=["--help"], config=marks)
+
+
+def check_names(arguments: Run, names: Sequence[str]) -> None:
+  """Raises InputError for a stage that the config does not have."""
+  for name in arguments.stage:
+    if name not in names:
+      raise InputError(
+        f"--stage {name}: {arguments.config} has no such stage; choose of {', '.join(names)}"
+      )
 
 
 def planned(
   arguments: Run, stages: Sequence[Experiment], folders: pathlib.Path, words: list[str]
 ) -> list[tuple[Experiment, pathlib.Path]]:
   """The chosen experiments as they will train, each with the folder of its run."""
-  names = [experiment.run_name for experiment in stages]
-  for name in arguments.stage:
-    if name not in names:
-      raise InputError(
-        f"--stage {name}: {arguments.config} has no such stage; choose of {', '.join(names)}"
-      )
+  check_names(arguments, [experiment.run_name for experiment in stages])
   chosen, before = [], ""
   for experiment in stages:
     folder, chained = folders / experiment.run_name, not experiment.init_from
@@ -227,8 +280,10 @@ def planned(
       chosen.append((changed, folder))
     before = str(folder)
   ready = {str(folder) for _, folder in chosen}
-  for experiment, _ in chosen:
+  for experiment, folder in chosen:
     source = experiment.init_from
+    if latest_step(folder) is not None:
+      continue  # it holds what it began with
     if source and source not in ready and not is_stored(newest_run(source)):
       raise InputError(
         f"stage {experiment.run_name!r} begins with {source}, which holds no checkpoint, release "
@@ -237,20 +292,18 @@ def planned(
   return chosen
 
 
-def check_data(experiment: Experiment) -> None:
-  """Raises InputError for data that a stage cannot train on, and for numbers that do not fit it."""
+def check_data(experiment: Experiment, continues: bool) -> None:
+  """Raises InputError for data that a stage cannot train on, and for numbers that do not fit it.
+
+  Args:
+    continues: whether the run has a checkpoint: it holds the tokenizers and trees it began with.
+  """
   if not experiment.data.sources:
     raise InputError(
       "--data.sources: no clips given; pack some with `emu-train prepare` and name the folder"
     )
-  encoders, given = experiment.system.texts, experiment.data.tokenizers
-  if given and len(given) != len(encoders):
-    raise InputError(
-      f"--data.tokenizers: {len(given)} given for {len(encoders)} text encoders; give one each"
-    )
-  check_public_trees(experiment)
-  for path, encoder in zip(named_tokenizers(experiment), encoders, strict=False):
-    checked_tokenizer(path, encoder)
+  if not continues:
+    check_beginning(experiment)
   loop = experiment.loop
   needed = ("train", "validation") if loop.validate_every or loop.sample_every else ("train",)
   experiment.check_mesh(jax.device_count())
@@ -267,6 +320,18 @@ def check_data(experiment: Experiment) -> None:
       raise InputError(f"stage {experiment.run_name!r}: {error}") from error
     if split == "validation":
       check_validation(experiment, counts)
+
+
+def check_beginning(experiment: Experiment) -> None:
+  """Raises InputError for tokenizers and public trees that are not the system's."""
+  encoders, given = experiment.system.texts, experiment.data.tokenizers
+  if given and len(given) != len(encoders):
+    raise InputError(
+      f"--data.tokenizers: {len(given)} given for {len(encoders)} text encoders; give one each"
+    )
+  check_public_trees(experiment)
+  for path, encoder in zip(named_tokenizers(experiment), encoders, strict=False):
+    checked_tokenizer(path, encoder)
 
 
 def check_validation(experiment: Experiment, counts: Mapping[Size, int]) -> None:
@@ -297,7 +362,9 @@ def train_part(experiment: Experiment, folder: pathlib.Path, stop: StopSignal) -
   config, new = config_json(experiment), not folder.exists()
   with alone_in(folder):  # what another process holds is not touched
     try:
-      claim(folder, config, todays_form=todays_form)
+      exempt = (*EXEMPT, *moved(folder, config, todays_form))
+      claim(folder, config, exempt, todays_form)
+      note(folder, config)
       return _train(experiment, folder, config, stop)
     except InputError:
       if new and jax.process_index() == 0:
