@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +15,7 @@ import jax
 import tyro
 
 from emu_jax.checkpoints.run import latest_step, read_config
-from emu_jax.checkpoints.stored import is_stored, newest_run
+from emu_jax.checkpoints.stored import begins_with, is_stored, newest_run
 from emu_jax.cli import failures
 from emu_jax.cli.options import read
 from emu_jax.config import override
@@ -147,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Run, words: list[str]) -> None:
   """Trains the chosen stages in order; one that is complete is not touched."""
+  check_local("--out", arguments.out)
   stages = load_stages(str(arguments.config))
   if arguments.fields:
     list_fields(arguments, stages, words)
@@ -179,10 +182,9 @@ def going_on_without(
 ) -> pathlib.Path | None:
   """The run that began with a folder that holds no run any more: to train that again is no use."""
   for experiment, child in chosen:
-    if experiment.init_from == str(folder) and latest_step(child) is not None:
-      began = (read_config(child) or {}).get("init_from", "")
-      if began and pathlib.Path(began).resolve() == folder.resolve():
-        return child
+    built = experiment.init_from == str(folder) and latest_step(child) is not None
+    if built and folder.resolve() in {before.resolve() for before in begins_with(child)}:
+      return child
   return None
 
 
@@ -225,16 +227,17 @@ def check_same_system(experiment: Experiment, folder: pathlib.Path) -> None:
 def encode_source(arguments: Encode, words: list[str]) -> None:
   """Encodes packed records by the encoders that a stage begins with."""
   a = arguments
+  for option, path in (("--out", a.out), ("--runs", a.runs)):
+    check_local(option, path)
   stages = load_stages(str(a.config))
   folders = a.runs or pathlib.Path("runs") / a.config.stem
   of_clips = (e.run_name for e in stages if e.definition.inputs.first.clip.num_frames > 1)
   stage = a.stage or next(of_clips, stages[-1].run_name)
   ((experiment, _),) = planned(Run(a.config, stage=(stage,)), stages, folders, words)
-  bar = sys.stderr.isatty()
   with sigterm_ends_at_once():  # of several processes too: shards that are whole are kept
     report = encode(
       experiment, a.source, a.out, dtype=a.dtype, batch_size=a.batch_size,
-      records_per_shard=a.records_per_shard, overwrite=a.overwrite, progress=bar,
+      records_per_shard=a.records_per_shard, overwrite=a.overwrite,
     )  # fmt: skip
   if jax.process_index() == 0:
     what = "latents and text features" if report.arguments["text"] else "latents"
@@ -252,7 +255,22 @@ def list_fields(arguments: Run, stages: Sequence[Experiment], words: list[str]) 
   if others:
     print(f"Values of stage {name!r}; --stage lists those of {', '.join(others)}.\n")
   marks = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-  tyro.cli(Experiment, prog="emu-train run", default=experiment, args=["--help"], config=marks)
+  try:
+    with contextlib.suppress(SystemExit):  # of the help's end, or of rich for a closed pipe
+      tyro.cli(Experiment, prog="emu-train run", default=experiment, args=["--help"], config=marks)
+    sys.stdout.flush()
+  except BrokenPipeError:  # whoever reads it has seen enough, as `head` has
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  raise SystemExit(0)
+
+
+def check_local(option: str, path: pathlib.Path | None) -> None:
+  """Raises InputError for an address such as gs://bucket/runs, which would become a folder here."""
+  if path and re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+    raise InputError(
+      f"{option} {path}: is an address, and folders are written by path; name one of this machine, "
+      "or of a mounted disk with atomic renames (docs/pods.md, section 1)"
+    )
 
 
 def check_names(arguments: Run, names: Sequence[str]) -> None:
@@ -386,6 +404,8 @@ def _train(experiment: Experiment, folder: pathlib.Path, config: str, stop: Stop
   records = sources[0].encoded  # the same of all
   encoding = records and records.encoding
   mesh = make_mesh(config=experiment.mesh)
+  if jax.process_index() == 0 and experiment.init_from and latest_step(folder) is None:
+    print(f"{folder}: reads what it begins with, {experiment.init_from}", file=sys.stderr)
   start = begin(experiment, folder, encoding)
   tokenizers = stage_tokenizers(experiment, folder, sources)
   if jax.process_index() == 0:

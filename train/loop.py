@@ -117,13 +117,13 @@ def train(
       validation=validation, checkpoints=checkpoints, due=Due(run_dir),
       readings=Readings(state.params, optim.on_non_finite), data_watch=DataWatch(first),
       log=stack.enter_context(Log(run_dir, first)),
-      line=stack.enter_context(ProgressLine(loop.num_steps, first)),
+      line=stack.enter_context(ProgressLine(run_dir.name, loop.num_steps, first)),
       stop=stop,
     )  # fmt: skip
     for text in checkpoints.notices:
       run.line.say(text)
-    if first:
-      run.line.say(f"{run_dir}: continuing from step {first}")
+    began = f"continuing from step {first}" if first else "begins"
+    run.line.say(f"{began}, {loop.num_steps} steps in {run_dir}")
     update = jitted_step(stage.loss, optim, loop.num_steps, state, stage.rates)
     return _loop(run, update, state, data)
 
