@@ -374,8 +374,10 @@ def check_validation(experiment: Experiment, counts: Mapping[Size, int]) -> None
     )
 
 
-def train_part(experiment: Experiment, folder: pathlib.Path, stop: StopSignal) -> bool:
-  """Trains one part in its folder; True once it has done all its steps."""
+def train_part(
+  experiment: Experiment, folder: pathlib.Path, stop: StopSignal | None = None
+) -> bool:
+  """Trains one part in its folder; True once all its steps and what was due at them are done."""
   check_comes_back(experiment)
   config, new = config_json(experiment), not folder.exists()
   with alone_in(folder):  # what another process holds is not touched
@@ -450,4 +452,5 @@ def _train(experiment: Experiment, folder: pathlib.Path, config: str, stop: Stop
       todays_form=todays_form,
       stop=stop,
     )
-  return int(state.step) >= experiment.loop.num_steps
+  step = int(state.step)
+  return step >= experiment.loop.num_steps and not Due(folder).read(step)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ from train.checkpoint import (
 )
 from train.log import Log, Readings
 from train.optimiser import OptimConfig
+from train.processes import FaultError
 from train.progress import Clock, ProgressLine
 from train.stage import Stage
 from train.state import TrainState, abstract_state, initial_state, leaf_names
@@ -125,7 +126,15 @@ def train(
     began = f"continuing from step {first}" if first else "begins"
     run.line.say(f"{began}, {loop.num_steps} steps in {run_dir}")
     update = jitted_step(stage.loss, optim, loop.num_steps, state, stage.rates)
-    return _loop(run, update, state, data)
+    try:
+      return _loop(run, update, state, data)
+    except FaultError:
+      raise
+    except OSError as error:  # of data that could be read at first
+      raise FaultError(
+        f"{run_dir}: {error}; see to it and give the same command: it continues from step "
+        f"{checkpoints.latest or 0}"
+      ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +166,20 @@ def _loop(run: _Run, update: Callable, state: TrainState, data: Iterator) -> Tra
     #    judged before it is saved: no checkpoint holds what came of a non-finite gradient.
     stopping = run.stop.requested()
     ending = stopping or step >= loop.num_steps
-    if step == run.first and not stopping:
-      every = _looks(loop)
-      _look(run, state, step, [name for name in run.due.read(step) if every[name]])
-    elif step > run.first and (ending or _pauses(loop, step)):
+    if step > run.first and (ending or _pauses(loop, step)):
       pending = _read(run, pending, clock, clips, ending)
       with clock.paused():
         _pause(run, state, step, data, ending, stopping)
+    elif step == run.first and not stopping:
+      every = _looks(loop)
+      _look(run, state, step, [name for name in run.due.read(step) if every[name]])
+    # A stop that comes during validation or samples: every step has been judged, as above.
+    if run.stop.received and pending is None and not ending:
+      if step > run.first:
+        run.checkpoints.save(step, state, data)
+        if step % loop.log_every:
+          _log(run, step, clock, clips)
+      ending = stopping = True
     if ending:
       if stopping and step < loop.num_steps:
         run.line.say(f"stopped at step {step}; the same command continues")
@@ -207,8 +223,11 @@ def _read(run: _Run, pending: tuple | None, clock: Clock, clips: int, ending: bo
     run.line.say(message)
   if step > run.first + 1:  # the first step was timed by itself
     clock.step()
-  if step % run.loop.log_every and not ending:
-    return
+  if ending or not step % run.loop.log_every:
+    _log(run, step, clock, clips)
+
+
+def _log(run: _Run, step: int, clock: Clock, clips: int) -> None:
   means, times = run.readings.means(), clock.lap(clips)
   run.log.scalars(step, means | times)
   run.line.show(step, means.get("train/loss", float("nan")), times)
@@ -234,36 +253,47 @@ def _pause(
 ) -> None:
   """Saves, validates and samples, each where it is due."""
   due = [name for name, every in _looks(run.loop).items() if _due(step, every)]
+  run.due.write(step, due)  # a run that ends before it is done goes on with it
   if ending or _due(step, run.loop.save_every):
-    run.due.write(step, due)  # a run that ends before it is done goes on with it
     run.checkpoints.save(step, state, data)
   if not stopping:
     _look(run, state, step, due)
 
 
-def _look(run: _Run, state: TrainState, step: int, due: Collection[str]) -> None:
-  """Does what is due of validation and samples."""
-  if "validation" in due:
-    values = _validation_means(run, state)
-    run.log.scalars(step, values)
-    run.line.say(f"step {step}  validation/loss {values['validation/loss']:.4f}")
-  if "samples" in due:
-    batch = next(_validation_batches(run))
-    videos = run.stage.sample(state.ema, run.frozen, batch, run.keys["sample"])
-    run.log.videos(step, videos, run.loop.sample_fps)
-  run.due.write(step, ())
+def _look(run: _Run, state: TrainState, step: int, due: Sequence[str]) -> None:
+  """Does what is due of validation and samples, until a stop is asked for."""
+  looks = {"validation": _validate, "samples": _draw}
+  for number, name in enumerate(due, 1):
+    if run.stop.requested() or not looks[name](run, state, step):
+      return
+    run.due.write(step, due[number:])
 
 
-def _validation_means(run: _Run, state: TrainState) -> dict[str, float]:
-  """Means of the averaged weights' loss and metrics; the same batches and noise every time."""
+def _validate(run: _Run, state: TrainState, step: int) -> bool:
+  """Logs means of the averaged weights' loss and metrics; False where a stop is asked for.
+
+  The batches and their noise are the same every time.
+  """
   evaluate = Jit(validation_step, static_argnames="loss", out_shardings=replicated(run.mesh))
   total, count = {}, 0
   for batch in itertools.islice(_validation_batches(run), run.loop.validate_batches):
+    if count and run.stop.requested():
+      return False
     key = jax.random.fold_in(run.keys["validation"], count)
     values = evaluate(state.ema, run.frozen, batch, key, state.step, loss=run.stage.loss)
     total = {name: total.get(name, 0.0) + float(v) for name, v in jax.device_get(values).items()}
     count += 1
-  return {f"validation/{name}": value / count for name, value in total.items()}
+  means = {f"validation/{name}": value / count for name, value in total.items()}
+  run.log.scalars(step, means)
+  run.line.say(f"step {step}  validation/loss {means['validation/loss']:.4f}")
+  return True
+
+
+def _draw(run: _Run, state: TrainState, step: int) -> bool:
+  batch = next(_validation_batches(run))
+  videos = run.stage.sample(state.ema, run.frozen, batch, run.keys["sample"])
+  run.log.videos(step, videos, run.loop.sample_fps)
+  return True
 
 
 def _validation_batches(run: _Run) -> Iterator:

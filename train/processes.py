@@ -79,7 +79,7 @@ def join(coordinator: str, processes: int, process: int) -> None:
 
 
 class FaultError(OSError):
-  """What a run writes could not be written: neither its input nor its config is at fault."""
+  """A file that a run writes or reads failed it meanwhile: its input and config were in order."""
 
 
 @contextlib.contextmanager

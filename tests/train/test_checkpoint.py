@@ -19,6 +19,7 @@ from emu_jax.parallel.mesh import make_mesh
 from train.checkpoint import Checkpoints
 from train.loop import LoopConfig
 from train.optimiser import learning_rate
+from train.processes import FaultError
 from train.stage import Stage
 
 # TensorStore complains once more, some time later, of a damaged file that it could not read.
@@ -59,7 +60,7 @@ def copy(finished, tmp_path):
 def broken(tmp_path_factory):
   """A run on 8 devices that broke and continued: its folder, last state and order of data."""
   folder, before, after = tmp_path_factory.mktemp("runs"), Recorded(breaks_after=4), Recorded()
-  with pytest.raises(OSError, match="gone"):
+  with pytest.raises(FaultError, match=r"the machine is gone; see to it .* continues from step 3"):
     run(folder, 5, batches=before, mesh=make_mesh())
   assert latest_step(folder) == 3
   log = folder / "metrics.jsonl"

@@ -25,7 +25,6 @@ from train.config import DataConfig, Experiment
 from train.loop import LoopConfig, initial_frozen
 from train.parts import Split, build
 from train.state import initial_state
-from train.stop import StopSignal
 
 
 @kind("checked_by_tests")
@@ -163,17 +162,27 @@ def test_a_checkpoint_is_pinned_before_it_is_read(tmp_path, monkeypatch):
   assert not list((tmp_path / "run").iterdir())
 
 
+def test_what_a_run_began_with_is_not_read_again(tmp_path, monkeypatch):
+  """Where it continues: what it began with may be large, changed or gone."""
+  monkeypatch.setattr(inherit, "latest_step", lambda folder: 3)
+  monkeypatch.setattr(inherit, "tree_names", lambda folder: ("net", "other"))
+  monkeypatch.setattr(inherit, "source_of", refused)
+  begun = inherit.begin(dataclasses.replace(HALF, init_from="gone"), tmp_path, None)
+  assert set(begun.trees) == {"net", "other"}
+  assert all(isinstance(a, jax.ShapeDtypeStruct) for a in jax.tree.leaves(begun.trees))
+
+
 # The folder of a run.
 
 
-def refused(experiment, folder):
+def refused(*arguments):
   raise InputError("refused")
 
 
 def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(tmp_path, monkeypatch):
-  monkeypatch.setattr(command, "_train", lambda *arguments: refused(0, 0))
+  monkeypatch.setattr(command, "_train", refused)
   with pytest.raises(InputError, match="refused"):
-    command.train_part(Experiment(MODEL, "image"), tmp_path / "runs" / "image", StopSignal())
+    command.train_part(Experiment(MODEL, "image"), tmp_path / "runs" / "image")
   assert not (tmp_path / "runs").exists()
 
 
@@ -186,7 +195,7 @@ def test_a_run_that_has_a_checkpoint_is_kept_whatever_ends_it(tmp_path, monkeypa
 
   monkeypatch.setattr(command, "_train", train)
   with pytest.raises(InputError, match="disk is full"):
-    command.train_part(Experiment(MODEL, "image"), tmp_path / "image", StopSignal())
+    command.train_part(Experiment(MODEL, "image"), tmp_path / "image")
   assert (tmp_path / "image" / "checkpoints" / "1").is_dir()
 
 
@@ -201,14 +210,14 @@ def test_a_second_start_leaves_the_folder_of_the_first(tmp_path, monkeypatch):
 
   monkeypatch.setattr(command, "alone_in", alone_in)
   with pytest.raises(InputError, match="another process"):
-    command.train_part(Experiment(MODEL, "image"), tmp_path / "image", StopSignal())
+    command.train_part(Experiment(MODEL, "image"), tmp_path / "image")
   assert (tmp_path / "image").is_dir()
 
 
 def test_a_system_that_could_not_be_read_back_does_not_train(tmp_path):
   """Its kind has no entry point: a run of it could be neither continued nor loaded."""
   with pytest.raises(InputError, match=r"'checked_by_tests' is unknown.*entry point") as error:
-    command.train_part(HALF, tmp_path / "half", StopSignal())
+    command.train_part(HALF, tmp_path / "half")
   assert "\n" not in str(error.value)
   assert not (tmp_path / "half").exists()
 

@@ -127,6 +127,26 @@ def test_what_was_due_at_the_stop_is_done_by_the_next_call(tmp_path):
   assert len(lines(stopped)) == 3
 
 
+def test_a_signal_during_validation_saves_at_once(tmp_path):
+  """And not only after the next step, with what is left to be done for the next call."""
+
+  def signalled():
+    for number, batch in enumerate(validation()):
+      if number == 1:
+        signal.raise_signal(signal.SIGTERM)
+      yield batch
+
+  loop = {"validate_every": 2, "sample_every": 2, "save_every": 0, "log_every": 5}
+  state = run(tmp_path, 9, loop=loop, validation=signalled)
+  assert int(state.step) == latest_step(tmp_path) == 2
+  assert [sorted(line)[0] for line in lines(tmp_path)] == ["step"]
+  assert json.loads((tmp_path / "due.json").read_text())["work"] == ["validation", "samples"]
+  run(tmp_path, 3, loop=loop)
+  looked = [line["step"] for line in lines(tmp_path) if "validation/loss" in line]
+  assert looked == [2]
+  assert {path.name[:8] for path in (tmp_path / "samples").iterdir()} == {"00000002"}
+
+
 @pytest.mark.parametrize(("call", "good"), [("write_event", 6), ("flush", 3), ("close", 0)])
 def test_a_full_disk_in_the_log_ends_the_run_in_one_line(tmp_path, monkeypatch, call, good):
   """With its checkpoints in order; the run continues once there is room."""
