@@ -310,7 +310,7 @@ def planned(
   return chosen
 
 
-def check_data(experiment: Experiment, continues: bool) -> None:
+def check_data(experiment: Experiment, continues: bool = False) -> None:
   """Raises InputError for data that a stage cannot train on, and for numbers that do not fit it.
 
   Args:

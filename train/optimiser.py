@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from emu_jax.config import from_dict
 from emu_jax.errors import InputError
 
 
@@ -64,15 +65,17 @@ def rate_change(before: Mapping[str, Any], now: Mapping[str, Any], step: int) ->
   """A line where a run that continues at a step does so with another learning rate than planned.
 
   Args:
-    before: values of config.json, with those of OptimConfig in `optim` and `num_steps` in `loop`.
+    before: values of config.json: OptimConfig's in "optim", and "num_steps" in "loop".
     now: the same of the continuation.
   """
   rates = []
   for values in (before, now):
-    optim, loop = values.get("optim"), values.get("loop")
-    if not isinstance(optim, dict) or not isinstance(loop, dict):
-      return None  # of another trainer
-    rates.append(float(learning_rate(OptimConfig(**optim), loop["num_steps"], step)))
+    try:
+      optim, num_steps = values["optim"], values["loop"]["num_steps"]
+      config = from_dict(optim, OptimConfig, "config.json: optim")
+    except (KeyError, TypeError, InputError):
+      return None  # of a trainer that has a config of another form
+    rates.append(float(learning_rate(config, num_steps, step)))
   planned, rate = rates
   if abs(rate - planned) <= 1e-3 * max(rates):
     return None

@@ -232,7 +232,7 @@ def spiking_loss(params, frozen, batch, key, step):
 def test_a_spike_of_the_loss_is_told_and_logged(tmp_path, capsys):
   still = dataclasses.replace(OPTIM, peak_lr=0.0)
   run(tmp_path, 40, loss=spiking_loss, optim=still, loop={"log_every": 10, "save_every": 0})
-  messages = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
+  messages = [line for line in capsys.readouterr().err.splitlines() if " is a spike" in line]
   assert len(messages) == 1
   assert "step 30: the loss " in messages[0]
   assert [line["train/loss_spikes"] for line in lines(tmp_path)] == [0, 0, 1, 0]
