@@ -29,7 +29,7 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -57,8 +57,8 @@ from train.processes import FaultError
 from train.state import TrainState, check_same
 
 # Fields that may differ between a run and its continuation, by their path in config.json or that of
-# a part around them, or patterns of it.
-EXEMPT = (
+# a part around them, or patterns of it. IDLE change nothing of what is learned.
+IDLE = (
   "loop.num_steps",
   "loop.log_every",
   "loop.save_every",
@@ -69,8 +69,11 @@ EXEMPT = (
   "loop.sample_fps",
   "loop.num_samples",
   "mesh",  # a checkpoint holds whole arrays: it is read in any pieces
-  "optim",  # the optimiser's state is one and the same
   "data.workers",
+)
+EXEMPT = (
+  *IDLE,
+  "optim",  # the optimiser's state is one and the same
   # What a network computes does not depend on what its gradient keeps, nor on how it is sampled.
   "system*.remat",
   "system*.remat_keeps",
@@ -462,12 +465,17 @@ def check_config(
     if was.get(name, "absent") != now.get(name, "absent")
   }
   for name, (there, here) in changed.items():
-    if not any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"{p}.*") for p in exempt):
+    if not matches(name, exempt):
       raise InputError(
         f"{run_dir} holds a run of another config: {name} is {there!r} there and {here!r} here;"
         " choose another directory, or give the same config"
       )
   return changed
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+  """Whether a field, by its path in config.json, is one of some or lies in one of them."""
+  return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"{p}.*") for p in patterns)
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -28,7 +27,16 @@ from emu_jax.parallel.compilation import enable_cache
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import place
 from emu_jax.systems.registry import from_config
-from train.checkpoint import EXEMPT, Changes, Due, alone_in, check_config, claim
+from train.checkpoint import (
+  EXEMPT,
+  IDLE,
+  Changes,
+  Due,
+  alone_in,
+  check_config,
+  claim,
+  matches,
+)
 from train.clips import (
   batch_options,
   empty_prompt,
@@ -44,7 +52,7 @@ from train.config import (
   load_stages,
   todays_form,
 )
-from train.contents import moved, note, paths
+from train.contents import moved, note
 from train.encode import encode
 from train.frozen_encoders import check_encoding
 from train.inherit import (
@@ -199,9 +207,11 @@ def tell_of_complete(experiment: Experiment, folder: pathlib.Path, done: int) ->
   if jax.process_index():
     return
   print(f"{folder}: complete at step {done}, not trained again")
-  changed = check_config(folder, config_json(experiment), ("*",), todays_form)
-  idle = ("loop.", "mesh", "data.workers", *paths(json.loads(config_json(experiment))))
-  if fields := [name for name in changed if not name.startswith(idle)]:
+  config = config_json(experiment)
+  changed, elsewhere = check_config(folder, config, ("*",), todays_form), ()
+  with contextlib.suppress(InputError):  # other records than it was trained on are no mere move
+    elsewhere = moved(folder, config, todays_form)
+  if fields := [name for name in changed if not matches(name, (*IDLE, *elsewhere))]:
     listed = ", ".join(f"{name} {changed[name][1]!r} (trained with {changed[name][0]!r})"
                        for name in fields[:3])  # fmt: skip
     more = f" and {len(fields) - 3} more" if len(fields) > 3 else ""
