@@ -393,9 +393,10 @@ def train_part(
   with alone_in(folder):  # what another process holds is not touched
     try:
       exempt = (*EXEMPT, *moved(folder, config, todays_form))
-      claim(folder, config, exempt, todays_form)
+      if latest_step(folder) is None:
+        claim(folder, config, exempt, todays_form)
       note(folder, config)
-      return _train(experiment, folder, config, stop)
+      return _train(experiment, folder, config, exempt, stop)
     except InputError:
       if new and jax.process_index() == 0:
         _remove_unbegun(folder)
@@ -416,8 +417,6 @@ def _train(experiment: Experiment, folder: pathlib.Path, config: str, stop: Stop
   records = sources[0].encoded  # the same of all
   encoding = records and records.encoding
   mesh = make_mesh(config=experiment.mesh)
-  if jax.process_index() == 0 and experiment.init_from and latest_step(folder) is None:
-    print(f"{folder}: reads what it begins with, {experiment.init_from}", file=sys.stderr)
   start = begin(experiment, folder, encoding)
   tokenizers = stage_tokenizers(experiment, folder, sources)
   if jax.process_index() == 0:
@@ -459,6 +458,7 @@ def _train(experiment: Experiment, folder: pathlib.Path, config: str, stop: Stop
       initial=initial_trees(experiment, trees) if start.fresh else None,
       inherited=start.inherited,
       mesh=mesh,
+      exempt=exempt,
       todays_form=todays_form,
       stop=stop,
     )

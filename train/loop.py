@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from emu_jax.checkpoints.run import latest_step
 from emu_jax.errors import InputError
 from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.mesh import make_mesh
@@ -28,6 +29,7 @@ from train.checkpoint import (
   Inherited,
   TodaysForm,
   alone_in,
+  check_config,
   claim,
   restore_frozen,
   save_frozen,
@@ -106,12 +108,15 @@ def train(
   keys = _keys(loop.seed, replicated(mesh))
   with contextlib.ExitStack() as stack:
     stack.enter_context(alone_in(run_dir))  # before anything is written
-    claim(run_dir, config, exempt, todays_form)
+    check_config(run_dir, config, exempt, todays_form)
+    if latest_step(run_dir) is None:
+      claim(run_dir, config, exempt, todays_form)
     stop = stack.enter_context(stop or StopSignal())  # outlasts the checkpoints' last write
     stack.enter_context(jax.set_mesh(mesh))  # networks pin their activations to it
     checkpoints = stack.enter_context(Checkpoints(run_dir, loop.keep))
     start = Start(initial, inherited, checkpoints, run_dir, mesh)
     state, frozen = _begin(stage, data, optim, keys["init"], start)
+    claim(run_dir, config, exempt, todays_form)  # what changes is noted once it has continued
     first = int(state.step)
     run = _Run(
       stage=stage, frozen=frozen, loop=loop, mesh=mesh, keys=keys, first=first,

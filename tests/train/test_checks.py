@@ -189,7 +189,7 @@ def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(tmp_path, 
 def test_a_run_that_has_a_checkpoint_is_kept_whatever_ends_it(tmp_path, monkeypatch):
   """Its metrics may begin later than its checkpoints."""
 
-  def train(experiment, folder, config, stop):
+  def train(experiment, folder, config, exempt, stop):
     (folder / "checkpoints" / "1").mkdir(parents=True)
     raise InputError("the disk is full")
 

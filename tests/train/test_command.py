@@ -572,6 +572,7 @@ def test_a_run_goes_on_without_the_one_that_it_began_with(runs, base, refused, t
   line = refused("--out", tmp_path / "runs", "--stage", "image", "--loop.num_steps", "4")
   assert "its tree 'autoencoder' lies in" in line
   assert "which is missing; restore it, or move both folders together" in line
+  assert not (tmp_path / "runs" / "image" / "changes.jsonl").exists()
   config = tmp_path / "runs" / "image" / "config.json"
   found = json.loads(config.read_text()) | {"init_from": str(tmp_path / "runs" / "autoencoder")}
   config.write_text(json.dumps(found))
