@@ -412,7 +412,13 @@ def _remove_unbegun(folder: pathlib.Path) -> None:
       folder.parent.rmdir()
 
 
-def _train(experiment: Experiment, folder: pathlib.Path, config: str, stop: StopSignal) -> bool:
+def _train(
+  experiment: Experiment,
+  folder: pathlib.Path,
+  config: str,
+  exempt: tuple[str, ...],
+  stop: StopSignal | None,
+) -> bool:
   sources = opened(experiment, "train")
   records = sources[0].encoded  # the same of all
   encoding = records and records.encoding
