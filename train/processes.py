@@ -110,7 +110,9 @@ def together(
         raise SystemExit(128 + signal.SIGTERM) from None
       if isinstance(error, FaultError):
         print(f"{prog}: error: {_one_line(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # threads of Orbax may wait for minutes for the write that failed
       raise
     finally:
       over.set()

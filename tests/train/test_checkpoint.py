@@ -287,8 +287,12 @@ def test_where_no_checkpoint_can_be_read_none_is_touched(copy):
 def test_a_disk_that_is_full_ends_in_one_line_and_the_run_continues(copy, finished, monkeypatch):
   """The background write fails: the error comes with the next save, or at the end."""
 
-  def full(*args, **kwargs):
-    raise OSError(28, "No space left on device")
+  class Full:
+    def result(self, timeout=None):
+      raise OSError(28, "No space left on device")
+
+  async def full(*args, **kwargs):
+    return [Full()]
 
   shutil.rmtree(copy / "checkpoints" / "7")
   with monkeypatch.context() as patch:

@@ -165,7 +165,13 @@ def test_a_full_disk_in_the_log_ends_the_run_in_one_line(tmp_path, monkeypatch, 
   assert int(run(tmp_path, 6).step) == 6
 
 
-def test_a_fault_ends_a_command_with_code_1(capsys):
+def test_a_fault_ends_a_command_at_once_with_code_1(capsys, monkeypatch):
+  """Without waiting for the threads of libraries, as the interpreter's own end does."""
+
+  def exit_(code):
+    raise SystemExit(code)
+
+  monkeypatch.setattr(os, "_exit", exit_)
   with pytest.raises(SystemExit) as ended, together("emu-train"):
     raise FaultError("runs/a: the log could not be written:\nthe disk is full")
   assert ended.value.code == 1
