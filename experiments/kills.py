@@ -88,7 +88,7 @@ class Arguments:
   seed: int = 0
   """Of the moments."""
   out: pathlib.Path | None = None
-  """Folder for kills.md, written once all signals are sent; None: it is printed."""
+  """Folder for kills.md, with all that was seen so far; None: it is printed alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,7 +321,7 @@ def main(words: list[str] | None = None) -> None:
     campaign.whole(count)
   complete = measured(a, campaign)
   text = table(campaign.seen(), a)
-  if complete and a.out:
+  if a.out:
     (a.out / "kills.md").write_text(text)
   print(text)
   lost = any(line.get("differ") or line.get("kept") is False for line in campaign.seen())
