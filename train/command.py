@@ -262,10 +262,10 @@ def list_fields(arguments: Run, stages: Sequence[Experiment], words: list[str]) 
   name = arguments.stage[0] if arguments.stage else names[-1]
   experiment = override(stages[names.index(name)], words)
   others = [other for other in names if other != name]
-  if others:
-    print(f"Values of stage {name!r}; --stage lists those of {', '.join(others)}.\n")
   marks = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
   try:
+    if others:
+      print(f"Values of stage {name!r}; --stage lists those of {', '.join(others)}.\n")
     with contextlib.suppress(SystemExit):  # of the help's end, or of rich for a closed pipe
       tyro.cli(Experiment, prog="emu-train run", default=experiment, args=["--help"], config=marks)
     sys.stdout.flush()
