@@ -297,7 +297,7 @@ def table(seen: list[dict], a: Arguments) -> str:
     "# Recipes ended by signals", "", head, "",
     f"`python -m experiments.kills --folder FOLDER --signals {a.signals} --out docs/results`, "
     f"{os.cpu_count()} CPU cores, commit {commit()}: {len(signals)} signals, "
-    f"{len(ends)} recipes of 2 x {STEPS} steps brought to their end, "
+    f"{len(ends)} recipe(s) of 2 x {STEPS} steps brought to their end, "
     f"{sum(bool(e['differ']) for e in ends)} of which differ from the untouched one in any bit.",
     "",
     "| processes | signal | sent | around or after the last save of a stage | a save was cut short "
