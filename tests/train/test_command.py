@@ -246,7 +246,7 @@ def test_fields_are_listed_with_their_values_and_meanings(base, capsys):
     command.main(["run", "--config", str(tiny_recipe.config(base)), "--fields"])
   assert not ended.value.code
   out = capsys.readouterr().out
-  assert out.startswith("Values of stage 'extension'; --stage lists those of autoencoder, image,")
+  assert "Values of stage 'extension'; --stage lists those of autoencoder, image," in out
   assert "--loop.num-steps" in out
   assert "--system.image.text.0.width" in out
 
