@@ -105,12 +105,12 @@ def newest_run(folder: str | pathlib.Path) -> pathlib.Path:
   if latest_step(folder) is not None or is_release(folder) or not folder.is_dir():
     return folder
   runs = [run for run in sorted(folder.iterdir()) if run.is_dir() and latest_step(run) is not None]
-  earlier = {before.resolve() for run in runs for before in _begins_with(run)}
+  earlier = {before.resolve() for run in runs for before in begins_with(run)}
   last = [run for run in runs if run.resolve() not in earlier]
   return max(last or runs, key=_progress, default=folder)
 
 
-def _begins_with(run: pathlib.Path) -> list[pathlib.Path]:
+def begins_with(run: pathlib.Path) -> list[pathlib.Path]:
   """The runs that a run began with: those of its trees, and the one that its config names."""
   found = [run / origin.run for origin in origins(run).values()]
   named = (read_config(run) or {}).get("init_from", "")

@@ -62,7 +62,6 @@ class Source:
   numbers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # float32 [N]
   arrays: tuple[str, ...] = ("frames",)  # of every record
   encoded: Encoded | None = None  # what the records are instead of pixels
-  digest: str = ""  # of the folder's records and their order; "" where there is no folder
 
   def __post_init__(self):
     if self.sizes is None:
@@ -100,7 +99,6 @@ def open_source(path: str | pathlib.Path, split: str) -> Source:
   return Source(
     name, listed.size, table, listed.num_frames, listed.fps, listed.sizes,
     listed.captions, listed.all_captions, listed.numbers, listed.arrays, encoded,
-    index.digest(folder),
   )  # fmt: skip
 
 
@@ -368,39 +366,7 @@ def batches(
     data = groups[0]
   else:
     data = grain.MapDataset.mix(groups, shares) if repeat else _in_turn(groups)
-  return Positioned(iter(_reader(data, workers, threads)), [source.digest for source in sources])
-
-
-class Positioned(grain.DatasetIterator):
-  """Batches whose position says which records it counts: it is no position in others.
-
-  `set_state` raises InputError for the position of other records.
-  """
-
-  def __init__(self, batches_read: grain.DatasetIterator, digests: Sequence[str]):
-    super().__init__()
-    self._batches, self._digests = batches_read, list(digests)
-
-  def __next__(self) -> Batch:
-    return next(self._batches)
-
-  def get_state(self) -> dict[str, Any]:
-    return {"position": self._batches.get_state(), "records": self._digests}
-
-  def set_state(self, state: dict[str, Any]) -> None:
-    if "records" not in state:  # of an earlier version
-      self._batches.set_state(state)
-      return
-    if state["records"] != self._digests:
-      raise InputError(
-        f"--data.sources: records of the digest(s) {' '.join(self._digests)} are not those that "
-        f"this run trains on ({' '.join(state['records'])}): they were packed anew, and their "
-        "order is another; name the earlier ones, or begin another run with --init-from"
-      )
-    self._batches.set_state(state["position"])
-
-  def close(self) -> None:
-    self._batches.close()
+  return iter(_reader(data, workers, threads))
 
 
 def _records_of(

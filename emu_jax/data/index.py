@@ -9,8 +9,6 @@ places where they end, so that nothing is unpickled and a long caption costs the
 
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -19,7 +17,7 @@ from jaxtyping import Float32, Int32
 
 from emu_jax.errors import InputError
 
-FILE, REPORT = "index.npz", "report.json"
+FILE = "index.npz"
 LAYOUT = 2  # 1: a record's frames were one array, deflated; there was no text in the index
 
 Size = tuple[int, int]  # height and width, pixels
@@ -125,19 +123,6 @@ def write(
       columns[f"{split}/numbers/{name}"] = np.array([row.numbers[name] for row in rows], np.float32)
   np.savez(folder / FILE, **columns)
   return {split: len(rows) for split, rows in entries.items()}
-
-
-def digest(folder: str | pathlib.Path) -> str:
-  """Of what records hold and in which order, wherever they lie; reads no record.
-
-  Of the index, and of the arguments with which they were packed or encoded.
-  """
-  folder = pathlib.Path(folder)
-  found = hashlib.sha256((folder / FILE).read_bytes())
-  if (folder / REPORT).is_file():
-    arguments = json.loads((folder / REPORT).read_text()).get("arguments")
-    found.update(json.dumps(arguments, sort_keys=True).encode())
-  return found.hexdigest()[:16]
 
 
 def read(folder: pathlib.Path, split: str) -> Index:

@@ -37,7 +37,7 @@ from emu_jax.data import codecs, index
 from emu_jax.data.codecs import StoredFrames
 from emu_jax.errors import InputError
 
-REPORT = index.REPORT
+REPORT = "report.json"
 LOCK = "lock"
 NOTES = 2  # layout of what is noted of finished work (emu_jax.data.shards)
 VERSION = tfds.core.Version(f"{index.LAYOUT}.0.0")

@@ -666,36 +666,3 @@ def test_one_of_several_captions_is_drawn_anew_each_time_and_resumes():
   first.close()
   for expected, got in zip(taken[20:40], take(second, 20), strict=True):
     same(got, expected)
-
-
-def test_a_position_in_other_records_is_refused(tmp_path):
-  where = tmp_path / "clips"
-  where.mkdir()
-  for i in range(4):
-    PIL.Image.new("RGB", (16, 16), (i, 0, 0)).save(where / f"{i}.png")
-
-  def packed(name, order):
-    rows = [{"file_name": f"{i}.png", "text": f"clip {i}"} for i in order]
-    (where / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    options = Options((16, 16), validation_fraction=0.0)
-    out = tmp_path / name / "out"
-    folder.prepare_folder(where, out, options=options, workers=1, progress=False)
-    return open_source(out, "train")
-
-  wanted = {"inputs": clip_inputs(ClipSpec(1, 1.0), (16, 16)), "tokenizers": ()}
-  begun = stream(packed("a", range(4)), 2, **wanted)
-  expected = [next(begun) for _ in range(2)][1]
-  begun.close()
-  begun = stream(packed("b", range(4)), 2, **wanted)  # the same records in another place
-  next(begun)
-  state = json.loads(json.dumps(begun.get_state()))
-  begun.close()
-  moved = stream(open_source(tmp_path / "a/out", "train"), 2, **wanted)
-  moved.set_state(state)
-  np.testing.assert_array_equal(take(moved, 1)[0]["frames"], expected["frames"])
-  other = stream(packed("c", reversed(range(4))), 2, **wanted)
-  with pytest.raises(InputError, match=r"they were packed anew.*--init-from") as caught:
-    other.set_state(state)
-  assert "\n" not in str(caught.value)
-  other.set_state(state["position"])  # as versions before this one stored it
-  other.close()
