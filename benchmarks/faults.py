@@ -153,7 +153,7 @@ def hit(campaign: Campaign, run_dir: pathlib.Path) -> bool:
     return False
   campaign.count[kind] += 1
   if kind == "asked":
-    campaign.count["stopped with exit code 0"] += code == 0
+    campaign.count["stopped with exit code 143"] += code == 128 + signal.SIGTERM
   elif list((run_dir / "autoencoder/checkpoints").glob("*orbax-checkpoint-tmp*")):
     campaign.count["in a save"] += 1
   for checkpoint in steps(run_dir):
@@ -196,7 +196,7 @@ def fill_disk(campaign: Campaign, run_dir: pathlib.Path) -> None:
   campaign.count["full"] += 1
   # TensorStore may print more, of writes that were still under way.
   errors = [line for line in output.splitlines() if line.startswith("emu-train: error: ")]
-  fine = code == 2 and len(errors) == 1 and "make room" in errors[0]
+  fine = code == 1 and len(errors) == 1 and "make room" in errors[0]
   campaign.count["full, told"] += fine
   campaign.count["full, kept"] += [p.name for p in steps(run_dir)] == before
   if not fine:
@@ -260,11 +260,11 @@ def table(found: dict, kills: int, seed: int) -> str:
     ("of them before the first step of a start", get("starting")),
     ("of them while a checkpoint was being written", get("in a save")),
     ("SIGTERMs", get("asked")),
-    ("of them saved and exited with 0", get("stopped with exit code 0")),
+    ("of them saved and exited with 143", get("stopped with exit code 143")),
     ("newest checkpoint cut in half", get("cut")),
     ("of them continued from the one before", get("cut, continued")),
     ("starts without room for a checkpoint", get("full")),
-    ("of them said so in a line and ended with exit code 2", get("full, told")),
+    ("of them said so in a line and ended with exit code 1", get("full, told")),
     ("of them left every older checkpoint", get("full, kept")),
     ("checkpoints read after the hits", get("checkpoints read")),
     ("of them unreadable", len(found["unreadable"])),

@@ -20,6 +20,7 @@ from emu_jax.data import records
 from emu_jax.data.batches import open_source
 from emu_jax.errors import InputError
 from experiments.chosen_clips import ChosenClips, scores
+from train.contents import records_digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ def main(words: list[str] | None = None) -> None:
       raise InputError(
         f"--num {a.num}: choose 1 to {len(source.records)} of the clips of {a.clips}"
       )
-    arguments = {"clips": str(a.clips), "num": a.num}
+    arguments = {"clips": records_digest(a.clips), "num": a.num}
     report = records.finished(a.out, arguments, a.overwrite)
     if report is None:
       found = scores(a.clips)

@@ -1,10 +1,13 @@
 """A run's directory: its config, its frozen trees and its numbered checkpoints.
 
   config.json            what the run is; another one is refused
+  began_with.json        digests of what its paths led to (train.contents)
+  changes.jsonl          fields that a continuation changed, and from which step on
   frozen/                trees that do not train and that no earlier run holds, written once
   inherited.json         trees that an earlier run holds: where, and the digest of each
   pinned/<step>          steps that later runs go on from: they are kept
   checkpoints/<step>/    state (step, params, opt_state), ema, data (position of the data)
+  due.json               validation or samples of the newest checkpoint that are still to be made
   metrics.jsonl samples/ tensorboard/   written by train.log
   lock                   held by the run that is alive
 
@@ -18,13 +21,15 @@ import base64
 import contextlib
 import dataclasses
 import fcntl
+import fnmatch
 import json
 import os
 import pathlib
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,10 +52,13 @@ from emu_jax.checkpoints.run import (
 )
 from emu_jax.errors import InputError
 from emu_jax.typing import Params
+from train.optimiser import rate_change
+from train.processes import FaultError
 from train.state import TrainState, check_same
 
-# Fields that may differ between a run and its continuation, by their path in config.json.
-EXEMPT = (
+# Fields that may differ between a run and its continuation, by their path in config.json or that of
+# a part around them, or patterns of it. IDLE change nothing of what is learned.
+IDLE = (
   "loop.num_steps",
   "loop.log_every",
   "loop.save_every",
@@ -61,12 +69,22 @@ EXEMPT = (
   "loop.sample_fps",
   "loop.num_samples",
   "mesh",  # a checkpoint holds whole arrays: it is read in any pieces
+  "data.workers",
+)
+EXEMPT = (
+  *IDLE,
+  "optim",  # the optimiser's state is one and the same
+  # What a network computes does not depend on what its gradient keeps, nor on how it is sampled.
+  "system*.remat",
+  "system*.remat_keeps",
+  "system*.preview",
 )
 
 
-PINNED = "pinned"
+PINNED, DUE = "pinned", "due.json"
 _LOCKED: set[pathlib.Path] = set()  # directories that this process holds: it may hold one twice
 TodaysForm = Callable[[dict[str, Any], str], dict[str, Any]]
+Changes = dict[str, tuple[Any, Any]]  # a field's path in config.json -> its value before, and now
 
 # How TensorStore's errors begin that say nothing of a file's contents.
 NOT_NOW = ("PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "ABORTED")
@@ -121,17 +139,16 @@ class Checkpoints:
     """Begins to write; returns once the arrays may be donated. A step that exists is kept as is.
 
     Raises:
-      OSError: this checkpoint or the one before it, whose writing ended meanwhile, did not fit on
-        the disk or could not be written for another reason.
+      FaultError: this checkpoint or the one before it, whose writing ended meanwhile, did not fit
+        on the disk or could not be written for another reason.
     """
     if step == self.latest:
       return
-    tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
     with self._written():
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(tree),
+          state=ocp.args.StandardSave(_without_ema(state)),
           ema=ocp.args.StandardSave(state.ema),
           data=ocp.args.JsonSave({"position": _position(data)}),
         ),
@@ -176,9 +193,8 @@ class Checkpoints:
       folder that may not be read or memory that does not suffice: that is no fault of the files.
     """
     ema = self.folder / str(step) / "ema"
-    tree = {"step": like.step, "params": like.params, "opt_state": like.opt_state}
     args = ocp.args.Composite(
-      state=ocp.args.StandardRestore(tree),
+      state=ocp.args.StandardRestore(_without_ema(like)),
       ema=ocp.args.StandardRestore(like.ema),
       data=ocp.args.JsonRestore(),
     )
@@ -203,19 +219,53 @@ class Checkpoints:
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f"{name} checkpoints set aside")
 
-  @contextlib.contextmanager
-  def _written(self) -> Iterator[None]:
-    """Makes an OSError of one line of whatever Orbax and TensorStore say of a failed write."""
+  def _written(self) -> contextlib.AbstractContextManager[None]:
+    return written(self.folder.parent, "a checkpoint")
+
+
+def _without_ema(state: TrainState) -> dict[str, Any]:
+  """What the item "state" of a checkpoint holds; one without averages has none of that name."""
+  names = ("step", "params", "opt_state", *(["averages"] if state.averages else []))
+  return {name: getattr(state, name) for name in names}
+
+
+@contextlib.contextmanager
+def written(run_dir: pathlib.Path, what: str) -> Iterator[None]:
+  """Makes a FaultError of one line of whatever is said of a failed write to a run's folder."""
+  try:
+    yield
+  except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's way to say it
+    reason = os.strerror(int(code[1])) if code else _first_line(error)
+    raise FaultError(
+      f"{run_dir}: {what} could not be written: {reason}; make room and give the same command: it"
+      f" continues from step {latest_step(run_dir) or 0}"
+    ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+  """What is still to be done at the step of a checkpoint: a note, which is gone once it is done."""
+
+  run_dir: pathlib.Path
+
+  def write(self, step: int, work: Collection[str]) -> None:
+    """Notes it; nothing to do leaves no note."""
+    if jax.process_index():
+      return
+    path = self.run_dir / DUE
+    if work:
+      replace_text(path, json.dumps({"step": step, "work": list(work)}) + "\n")
+    else:
+      path.unlink(missing_ok=True)
+
+  def read(self, step: int | None) -> tuple[str, ...]:
+    """What is due at a step; a note of another step is none of it."""
     try:
-      yield
-    except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
-      whole = latest_step(self.folder.parent)
-      code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's way to say it
-      reason = os.strerror(int(code[1])) if code else _first_line(error)
-      raise OSError(
-        f"{self.folder}: a checkpoint could not be written: {reason}; make room and"
-        f" give the same command: it continues from step {whole or 0}"
-      ) from error
+      note = json.loads((self.run_dir / DUE).read_text())
+      return tuple(note["work"]) if note["step"] == step else ()
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+      return ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,27 +370,43 @@ def claim(
   config: str,
   exempt: tuple[str, ...] = EXEMPT,
   todays_form: TodaysForm = lambda values, where: values,
-) -> pathlib.Path:
-  """Makes the directory this config's own and returns it.
+) -> None:
+  """Makes the directory this config's own.
+
+  What differs from the config with which a run has trained so far is said on stderr, and noted with
+  its step in changes.jsonl.
 
   Args:
     config: the whole experiment as a JSON object.
-    exempt: dotted paths of fields (or of whole parts) that may differ from the config found there.
+    exempt: dotted paths of fields (or of whole parts), or patterns, that may differ from the config
+      found there.
     todays_form: (config.json, where) -> as this version would write it, with new fields' defaults.
 
   Raises:
     InputError: checkpoints of another config are there; names the first field that differs.
   """
   run_dir = pathlib.Path(run_dir).absolute()
-  check_config(run_dir, config, exempt, todays_form)
+  changed = check_config(run_dir, config, exempt, todays_form)
   found, new = read_config(run_dir), json.loads(config)
-  if jax.process_index() == 0 and found != new:
-    try:
-      run_dir.mkdir(parents=True, exist_ok=True)
-      replace_text(run_dir / "config.json", json.dumps(new, indent=2) + "\n")
-    except OSError as error:
-      raise InputError(f"{run_dir} cannot be written: {error}; choose another directory") from error
-  return run_dir
+  if jax.process_index() or found == new:
+    return
+  try:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if changed:
+      _note_changes(run_dir, changed, todays_form(found, str(run_dir / "config.json")), new)
+    replace_text(run_dir / "config.json", json.dumps(new, indent=2) + "\n")
+  except OSError as error:
+    raise InputError(f"{run_dir} cannot be written: {error}; choose another directory") from error
+
+
+def _note_changes(run_dir: pathlib.Path, changed: Changes, before: dict, now: dict) -> None:
+  step = latest_step(run_dir)
+  for name, (was, value) in changed.items():
+    print(f"{run_dir}: {name} is {value!r} from step {step} on, it was {was!r}", file=sys.stderr)
+  if text := rate_change(before, now, step):
+    print(f"{run_dir}: {text}", file=sys.stderr)
+  with (run_dir / "changes.jsonl").open("a") as file:
+    file.write(json.dumps({"step": step, "changed": changed}) + "\n")
 
 
 @contextlib.contextmanager
@@ -382,18 +448,38 @@ def alone_in(run_dir: pathlib.Path) -> Iterator[None]:
 def check_config(
   run_dir: str | pathlib.Path,
   config: str,
-  exempt: tuple[str, ...],
+  exempt: tuple[str, ...] = EXEMPT,
   todays_form: TodaysForm = lambda values, where: values,
-) -> None:
-  """Raises InputError where a run's checkpoints are of another config; arguments as `claim`'s."""
+) -> Changes:
+  """What differs from the config of a run's checkpoints; arguments as `claim`'s.
+
+  Raises: InputError where it is more than may differ.
+  """
   run_dir = pathlib.Path(run_dir).absolute()
   if latest_step(run_dir) is None:
-    return
+    return {}
   found = read_config(run_dir)
   if found is None:
     raise InputError(f"{run_dir} holds checkpoints but no config.json; choose another directory")
   found = todays_form(found, str(run_dir / "config.json"))
-  _refuse_other(run_dir, dict(_fields(found)), dict(_fields(json.loads(config))), exempt)
+  was, now = dict(_fields(found)), dict(_fields(json.loads(config)))
+  changed = {
+    name: (was.get(name, "absent"), now.get(name, "absent"))
+    for name in [*now, *(name for name in was if name not in now)]
+    if was.get(name, "absent") != now.get(name, "absent")
+  }
+  for name, (there, here) in changed.items():
+    if not matches(name, exempt):
+      raise InputError(
+        f"{run_dir} holds a run of another config: {name} is {there!r} there and {here!r} here;"
+        " choose another directory, or give the same config"
+      )
+  return changed
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+  """Whether a field, by its path in config.json, is one of some or lies in one of them."""
+  return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"{p}.*") for p in patterns)
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
@@ -401,17 +487,6 @@ def replace_text(path: pathlib.Path, text: str) -> None:
   part = path.with_name(path.name + ".part")
   part.write_text(text)
   os.replace(part, path)
-
-
-def _refuse_other(run_dir, found: dict, new: dict, exempt: tuple[str, ...]) -> None:
-  may_differ = re.compile("|".join(re.escape(name) + r"(\.|$)" for name in exempt) or "(?!)")
-  for name in [*new, *(name for name in found if name not in new)]:
-    was, now = (side.get(name, "absent") for side in (found, new))
-    if was != now and not may_differ.match(name):
-      raise InputError(
-        f"{run_dir} holds a run of another config: {name} is {was!r} there and {now!r} here;"
-        " choose another directory, or give the same config"
-      )
 
 
 def _fields(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +14,7 @@ import jax
 import tyro
 
 from emu_jax.checkpoints.run import latest_step, read_config
-from emu_jax.checkpoints.stored import is_stored, newest_run
+from emu_jax.checkpoints.stored import begins_with, is_stored, newest_run
 from emu_jax.cli import failures
 from emu_jax.cli.options import read
 from emu_jax.config import override
@@ -25,7 +27,16 @@ from emu_jax.parallel.compilation import enable_cache
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import place
 from emu_jax.systems.registry import from_config
-from train.checkpoint import alone_in, claim
+from train.checkpoint import (
+  EXEMPT,
+  IDLE,
+  Changes,
+  Due,
+  alone_in,
+  check_config,
+  claim,
+  matches,
+)
 from train.clips import (
   batch_options,
   empty_prompt,
@@ -41,6 +52,7 @@ from train.config import (
   load_stages,
   todays_form,
 )
+from train.contents import moved, note
 from train.encode import encode
 from train.frozen_encoders import check_encoding
 from train.inherit import (
@@ -54,7 +66,8 @@ from train.loop import train
 from train.packing import Prepare, finished, prepare, split_at_dashes, splits
 from train.parts import build, encoded_fields, encoded_trees, initial_trees
 from train.planning import command as planning
-from train.processes import join, together
+from train.processes import together
+from train.stop import StopSignal, sigterm_ends_at_once
 
 WITHOUT_VALIDATION = "prepare more clips, or set --loop.validate_every 0 --loop.sample_every 0"
 
@@ -132,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   with failures.errors("emu-train"):
     parsed, words = read(commands, "emu-train", given, return_unknown_args=True)
     if isinstance(parsed, Run | Encode):
-      with together("emu-train"):
-        join(parsed.coordinator, parsed.processes, parsed.process)
+      with together("emu-train", parsed.coordinator, parsed.processes, parsed.process):
         {Run: run, Encode: encode_source}[type(parsed)](parsed, words + of_beam)
     elif isinstance(parsed, planning.Plan):
       planning.main(parsed, words)
@@ -145,23 +157,68 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Run, words: list[str]) -> None:
   """Trains the chosen stages in order; one that is complete is not touched."""
+  check_local("--out", arguments.out)
   stages = load_stages(str(arguments.config))
   if arguments.fields:
-    list_fields(override(stages[-1], words))
+    list_fields(arguments, stages, words)
   folders = arguments.out or pathlib.Path("runs") / arguments.config.stem
   pending = []
-  for experiment, folder in planned(arguments, stages, folders, words):
-    done = latest_step(folder) or 0
-    if done >= experiment.loop.num_steps:
+  chosen = planned(arguments, stages, folders, words)
+  for experiment, folder in chosen:
+    done = latest_step(folder)
+    if done is not None and done >= experiment.loop.num_steps and not Due(folder).read(done):
       check_same_system(experiment, folder)
+      tell_of_complete(experiment, folder, done)
+    elif done is None and (after := going_on_without(folder, chosen)):
       if jax.process_index() == 0:
-        print(f"{folder}: complete at step {done}, not trained again")
+        print(f"{folder}: holds no checkpoint any more; {after} began with it and goes on alone")
     else:
-      check_data(experiment)  # of every part, before the first one trains
+      if done is not None:
+        check_continues(experiment, folder)
+      check_data(experiment, done is not None)  # of every part, before the first one trains
       pending.append((experiment, folder))
-  for experiment, folder in pending:
-    if not train_part(experiment, folder):
-      return  # it was asked to stop, and so was the recipe
+  for number, (experiment, folder) in enumerate(pending, 1):
+    stop = StopSignal()
+    done = train_part(experiment, folder, stop)
+    # A signal during the last save of a part ends the recipe, too.
+    if not done or (stop.received and number < len(pending)):
+      raise SystemExit(stop.exit_code)
+
+
+def going_on_without(
+  folder: pathlib.Path, chosen: Sequence[tuple[Experiment, pathlib.Path]]
+) -> pathlib.Path | None:
+  """The run that began with a folder that holds no run any more: to train that again is no use."""
+  for experiment, child in chosen:
+    built = experiment.init_from == str(folder) and latest_step(child) is not None
+    if built and folder.resolve() in {before.resolve() for before in begins_with(child)}:
+      return child
+  return None
+
+
+def check_continues(experiment: Experiment, folder: pathlib.Path) -> Changes:
+  """What changes where a run continues. Raises: InputError where that is not its to change."""
+  config = config_json(experiment)
+  return check_config(folder, config, (*EXEMPT, *moved(folder, config, todays_form)), todays_form)
+
+
+def tell_of_complete(experiment: Experiment, folder: pathlib.Path, done: int) -> None:
+  """Says that a run is complete, and which changed options therefore have no effect."""
+  if jax.process_index():
+    return
+  print(f"{folder}: complete at step {done}, not trained again")
+  config = config_json(experiment)
+  changed, elsewhere = check_config(folder, config, ("*",), todays_form), ()
+  with contextlib.suppress(InputError):  # other records than it was trained on are no mere move
+    elsewhere = moved(folder, config, todays_form)
+  if fields := [name for name in changed if not matches(name, (*IDLE, *elsewhere))]:
+    listed = ", ".join(f"{name} {changed[name][1]!r} (trained with {changed[name][0]!r})"
+                       for name in fields[:3])  # fmt: skip
+    more = f" and {len(fields) - 3} more" if len(fields) > 3 else ""
+    print(
+      f"{folder}: without effect, as it is complete: {listed}{more}; train anew in another --out",
+      file=sys.stderr,
+    )
 
 
 def check_same_system(experiment: Experiment, folder: pathlib.Path) -> None:
@@ -180,38 +237,66 @@ def check_same_system(experiment: Experiment, folder: pathlib.Path) -> None:
 def encode_source(arguments: Encode, words: list[str]) -> None:
   """Encodes packed records by the encoders that a stage begins with."""
   a = arguments
+  for option, path in (("--out", a.out), ("--runs", a.runs)):
+    check_local(option, path)
   stages = load_stages(str(a.config))
   folders = a.runs or pathlib.Path("runs") / a.config.stem
   of_clips = (e.run_name for e in stages if e.definition.inputs.first.clip.num_frames > 1)
   stage = a.stage or next(of_clips, stages[-1].run_name)
   ((experiment, _),) = planned(Run(a.config, stage=(stage,)), stages, folders, words)
-  bar = sys.stderr.isatty()
-  report = encode(
-    experiment, a.source, a.out, dtype=a.dtype, batch_size=a.batch_size,
-    records_per_shard=a.records_per_shard, overwrite=a.overwrite, progress=bar,
-  )  # fmt: skip
+  with sigterm_ends_at_once():  # of several processes too: shards that are whole are kept
+    report = encode(
+      experiment, a.source, a.out, dtype=a.dtype, batch_size=a.batch_size,
+      records_per_shard=a.records_per_shard, overwrite=a.overwrite,
+    )  # fmt: skip
   if jax.process_index() == 0:
     what = "latents and text features" if report.arguments["text"] else "latents"
     print(f"{a.out}: {what} of {splits(report.num_records)}, {report.num_bytes / 1e6:.1f} MB")
     print(finished(report.seconds, report.existing))
 
 
-def list_fields(experiment: Experiment) -> None:
-  """Prints the options that an experiment's fields are, and ends the process."""
+def list_fields(arguments: Run, stages: Sequence[Experiment], words: list[str]) -> None:
+  """Prints the options that a stage's fields are, with its values, and ends the process."""
+  names = [experiment.run_name for experiment in stages]
+  check_names(arguments, names)
+  name = arguments.stage[0] if arguments.stage else names[-1]
+  experiment = override(stages[names.index(name)], words)
+  others = [other for other in names if other != name]
+  if others:
+    print(f"Values of stage {name!r}; --stage lists those of {', '.join(others)}.\n")
   marks = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-  tyro.cli(Experiment, prog="emu-train run", default=experiment, args=["--help"], config=marks)
+  try:
+    with contextlib.suppress(SystemExit):  # of the help's end, or of rich for a closed pipe
+      tyro.cli(Experiment, prog="emu-train run", default=experiment, args=["--help"], config=marks)
+    sys.stdout.flush()
+  except BrokenPipeError:  # whoever reads it has seen enough, as `head` has
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  raise SystemExit(0)
+
+
+def check_local(option: str, path: pathlib.Path | None) -> None:
+  """Raises InputError for an address such as gs://bucket/runs, which would become a folder here."""
+  if path and re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+    raise InputError(
+      f"{option} {path}: is an address, and folders are written by path; name one of this machine, "
+      "or of a mounted disk with atomic renames (docs/pods.md, section 1)"
+    )
+
+
+def check_names(arguments: Run, names: Sequence[str]) -> None:
+  """Raises InputError for a stage that the config does not have."""
+  for name in arguments.stage:
+    if name not in names:
+      raise InputError(
+        f"--stage {name}: {arguments.config} has no such stage; choose of {', '.join(names)}"
+      )
 
 
 def planned(
   arguments: Run, stages: Sequence[Experiment], folders: pathlib.Path, words: list[str]
 ) -> list[tuple[Experiment, pathlib.Path]]:
   """The chosen experiments as they will train, each with the folder of its run."""
-  names = [experiment.run_name for experiment in stages]
-  for name in arguments.stage:
-    if name not in names:
-      raise InputError(
-        f"--stage {name}: {arguments.config} has no such stage; choose of {', '.join(names)}"
-      )
+  check_names(arguments, [experiment.run_name for experiment in stages])
   chosen, before = [], ""
   for experiment in stages:
     folder, chained = folders / experiment.run_name, not experiment.init_from
@@ -223,8 +308,10 @@ def planned(
       chosen.append((changed, folder))
     before = str(folder)
   ready = {str(folder) for _, folder in chosen}
-  for experiment, _ in chosen:
+  for experiment, folder in chosen:
     source = experiment.init_from
+    if latest_step(folder) is not None:
+      continue  # it holds what it began with
     if source and source not in ready and not is_stored(newest_run(source)):
       raise InputError(
         f"stage {experiment.run_name!r} begins with {source}, which holds no checkpoint, release "
@@ -233,20 +320,18 @@ def planned(
   return chosen
 
 
-def check_data(experiment: Experiment) -> None:
-  """Raises InputError for data that a stage cannot train on, and for numbers that do not fit it."""
+def check_data(experiment: Experiment, continues: bool = False) -> None:
+  """Raises InputError for data that a stage cannot train on, and for numbers that do not fit it.
+
+  Args:
+    continues: whether the run has a checkpoint: it holds the tokenizers and trees it began with.
+  """
   if not experiment.data.sources:
     raise InputError(
       "--data.sources: no clips given; pack some with `emu-train prepare` and name the folder"
     )
-  encoders, given = experiment.system.texts, experiment.data.tokenizers
-  if given and len(given) != len(encoders):
-    raise InputError(
-      f"--data.tokenizers: {len(given)} given for {len(encoders)} text encoders; give one each"
-    )
-  check_public_trees(experiment)
-  for path, encoder in zip(named_tokenizers(experiment), encoders, strict=False):
-    checked_tokenizer(path, encoder)
+  if not continues:
+    check_beginning(experiment)
   loop = experiment.loop
   needed = ("train", "validation") if loop.validate_every or loop.sample_every else ("train",)
   experiment.check_mesh(jax.device_count())
@@ -263,6 +348,18 @@ def check_data(experiment: Experiment) -> None:
       raise InputError(f"stage {experiment.run_name!r}: {error}") from error
     if split == "validation":
       check_validation(experiment, counts)
+
+
+def check_beginning(experiment: Experiment) -> None:
+  """Raises InputError for tokenizers and public trees that are not the system's."""
+  encoders, given = experiment.system.texts, experiment.data.tokenizers
+  if given and len(given) != len(encoders):
+    raise InputError(
+      f"--data.tokenizers: {len(given)} given for {len(encoders)} text encoders; give one each"
+    )
+  check_public_trees(experiment)
+  for path, encoder in zip(named_tokenizers(experiment), encoders, strict=False):
+    checked_tokenizer(path, encoder)
 
 
 def check_validation(experiment: Experiment, counts: Mapping[Size, int]) -> None:
@@ -287,14 +384,18 @@ def check_validation(experiment: Experiment, counts: Mapping[Size, int]) -> None
     )
 
 
-def train_part(experiment: Experiment, folder: pathlib.Path) -> bool:
-  """Trains one part in its folder; True once it has done all its steps."""
+def train_part(
+  experiment: Experiment, folder: pathlib.Path, stop: StopSignal | None = None
+) -> bool:
+  """Trains one part in its folder; True once all its steps and what was due at them are done."""
   check_comes_back(experiment)
   config, new = config_json(experiment), not folder.exists()
   with alone_in(folder):  # what another process holds is not touched
     try:
-      claim(folder, config, todays_form=todays_form)
-      return _train(experiment, folder, config)
+      exempt = (*EXEMPT, *moved(folder, config, todays_form))
+      claim(folder, config, exempt, todays_form)
+      note(folder, config)
+      return _train(experiment, folder, config, stop)
     except InputError:
       if new and jax.process_index() == 0:
         _remove_unbegun(folder)
@@ -310,11 +411,13 @@ def _remove_unbegun(folder: pathlib.Path) -> None:
       folder.parent.rmdir()
 
 
-def _train(experiment: Experiment, folder: pathlib.Path, config: str) -> bool:
+def _train(experiment: Experiment, folder: pathlib.Path, config: str, stop: StopSignal) -> bool:
   sources = opened(experiment, "train")
   records = sources[0].encoded  # the same of all
   encoding = records and records.encoding
   mesh = make_mesh(config=experiment.mesh)
+  if jax.process_index() == 0 and experiment.init_from and latest_step(folder) is None:
+    print(f"{folder}: reads what it begins with, {experiment.init_from}", file=sys.stderr)
   start = begin(experiment, folder, encoding)
   tokenizers = stage_tokenizers(experiment, folder, sources)
   if jax.process_index() == 0:
@@ -357,5 +460,7 @@ def _train(experiment: Experiment, folder: pathlib.Path, config: str) -> bool:
       inherited=start.inherited,
       mesh=mesh,
       todays_form=todays_form,
+      stop=stop,
     )
-  return int(state.step) >= experiment.loop.num_steps
+  step = int(state.step)
+  return step >= experiment.loop.num_steps and not Due(folder).read(step)

@@ -147,7 +147,7 @@ def load_stages(path: str) -> tuple[Experiment, ...]:
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-  except Exception as error:  # whatever somebody's file raises
+  except (Exception, SystemExit) as error:  # whatever somebody's file raises
     kind = "" if isinstance(error, InputError | ValueError) else f"{type(error).__name__}: "
     raise InputError(f"config {path}: {kind}{error}") from error
   stages = getattr(module, "STAGES", None)

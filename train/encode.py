@@ -8,7 +8,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 import tempfile
@@ -21,8 +20,8 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
+from emu_jax.cli.progress import Counter
 from emu_jax.data import latent_records, records, shards
 from emu_jax.data.batches import Source
 from emu_jax.data.latent_records import Encoded, Encoding
@@ -32,6 +31,7 @@ from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from emu_jax.parallel.placement import place
 from train.clips import keep_tokenizer, opened
 from train.config import Experiment
+from train.contents import records_digest
 from train.frozen_encoders import FrozenEncoders, encoding_of
 from train.inherit import inherit, source_of
 from train.parts import frozen_as_read
@@ -93,7 +93,7 @@ def encode(
     raise InputError(f"encode: out={out} is the source; name another folder")
   sources = _opened(experiment, source)
   encoding, encoders = _prepared(experiment, sources["train"], dtype, batch_size)
-  arguments = _arguments(encoding) | {"contents": _contents(source)}
+  arguments = _arguments(encoding) | {"contents": records_digest(source)}
   earlier = records.finished(out, arguments, overwrite, "encode")
   if earlier is not None:
     return Report(**earlier | {"out": str(out), "existing": True})
@@ -191,18 +191,6 @@ def _arguments(encoding: Encoding) -> dict[str, Any]:
   return {name: values[name] for name in ("size", "autoencoder", "text", "dtype")} | encoding.model
 
 
-def _contents(folder: pathlib.Path) -> str:
-  """Of packed records, without reading them: a source packed anew is not taken for the one before.
-
-  What `emu-train prepare` says of the clips, and lengths and bytes of the files.
-  """
-  digest = hashlib.sha256((folder / "dataset_info.json").read_bytes())
-  if (folder / records.REPORT).is_file():
-    report = json.loads((folder / records.REPORT).read_text())
-    digest.update(json.dumps(report.get("arguments")).encode())
-  return digest.hexdigest()[:16]
-
-
 def _encode_shards(
   encoders: FrozenEncoders,
   sources: dict[str, Source],
@@ -214,19 +202,21 @@ def _encode_shards(
   """Encodes this process's share of the shards that are not there yet."""
   share = planned[jax.process_index() :: jax.process_count()]
   total = sum(shard.end - shard.first for shard in share)
-  with tqdm(total=total, desc="encoding", unit="record", disable=not progress) as bar:
+  with Counter("encoding", "records", total) if progress else contextlib.nullcontext() as counter:
     for shard in share:
       if shard.note(work).is_file():
-        bar.update(shard.end - shard.first)
+        if counter:
+          counter.add(shard.end - shard.first)
         continue
       examples = _records(encoders, shard, sources[shard.split])
-      shards.write(shard, work, features, _counted(examples, bar))
+      shards.write(shard, work, features, _counted(examples, counter))
 
 
-def _counted(examples: Iterator[dict], bar: tqdm) -> Iterator[dict]:
+def _counted(examples: Iterator[dict], counter: Counter | None) -> Iterator[dict]:
   for example in examples:
     yield example
-    bar.update()
+    if counter:
+      counter.add()
 
 
 def _records(encoders: FrozenEncoders, shard: Stretch, source: Source) -> Iterator[dict]:

@@ -164,6 +164,8 @@ def measured(experiment: Experiment, trees: Params, data: Iterator, mesh: Mesh) 
   missing = {name: one for name, one in part.measures.items() if name not in trees}
   if not missing:
     return {}
+  if jax.process_index() == 0:
+    print(f"{experiment.run_name}: measures {', '.join(missing)} of the data", file=sys.stderr)
   position = data.get_state()
   num = max(one.num_examples for one in missing.values()) // experiment.data.batch_size
   names = {name for one in missing.values() for name in one.reads if name in trees}

@@ -1,49 +1,67 @@
 """What a run leaves to look at: metrics.jsonl, TensorBoard, samples."""
 
+import contextlib
 import json
 import math
+import os
 import pathlib
 import re
+import time
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from emu_jax.media import enlarge, gif_bytes, png_bytes, readable_scale, save_video
-from train.checkpoint import replace_text
+from train.checkpoint import replace_text, written
 from train.state import leaf_names
 from train.watch import LossWatch
 
 
 class Log:
-  """Process 0 writes, the others do nothing. What lies after `step` is from a run that was lost."""
+  """Process 0 writes, the others do nothing. What lies after `step` is from a run that was lost.
+
+  Events are written where they arise, and not by a thread of tensorboardX, which would die of a
+  full disk without a word and leave the run waiting for it.
+
+  Raises: FaultError where a file cannot be written.
+  """
 
   def __init__(self, run_dir: pathlib.Path, step: int):
     self.folder = pathlib.Path(run_dir)
-    self._writer = None
+    self._events: EventsWriter | None = None
     if jax.process_index() == 0:
-      _forget_after(self.folder / "metrics.jsonl", step)
-      self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+      with self._written():
+        _forget_after(self.folder / "metrics.jsonl", step)
+        (self.folder / "tensorboard").mkdir(exist_ok=True)
+        prefix = str(self.folder / "tensorboard" / "events")
+        self._events = EventsWriter(prefix, f".{step}.{os.getpid()}")
+        # What TensorBoard has of later steps is hidden.
+        self._events.write_event(Event(step=step + 1, file_version="brain.Event:2"))
+        began = SessionLog(status=SessionLog.START)
+        self._events.write_event(Event(step=step + 1, session_log=began))
 
   def __enter__(self) -> "Log":
     return self
 
-  def __exit__(self, *exception: Any) -> None:
-    if self._writer:
-      self._writer.close()
+  def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    if self._events is None:
+      return
+    with contextlib.suppress(OSError) if error else self._written():
+      self._events.close()
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """Appends a line {"step": step, **values} and the same to TensorBoard."""
-    if self._writer is None:
+    if self._events is None:
       return
-    with (self.folder / "metrics.jsonl").open("a") as file:
-      file.write(json.dumps({"step": step, **values}) + "\n")
-    for name, value in values.items():
-      self._writer.add_scalar(name, value, step)
-    self._writer.flush()
+    with self._written():
+      with (self.folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, **values}) + "\n")
+      self._event(step, [Summary.Value(tag=n, simple_value=v) for n, v in values.items()])
 
   def videos(self, step: int, videos: dict[str, Any], fps: int) -> None:
     """Files samples/<step>_<name>.mp4 (.png where T = 1) and the same moving in TensorBoard.
@@ -55,21 +73,26 @@ class Log:
     for name, video in videos.items():
       frames = side_by_side(_on_host(video))
       frames = enlarge(frames, readable_scale(*video.shape[2:4]))
-      if self._writer is None:
+      if self._events is None:
         continue
       folder = self.folder / "samples"
-      folder.mkdir(exist_ok=True)
       suffix = ".png" if len(frames) == 1 else ".mp4"
       file = f"{step:08d}_{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}{suffix}"
-      save_video(folder / file, frames, fps)
       encoded = png_bytes(frames) if len(frames) == 1 else gif_bytes(frames, fps)
-      self._picture(step, f"samples/{name}", frames.shape[1:3], encoded)
+      height, width = frames.shape[1:3]
+      image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+      with self._written():
+        folder.mkdir(exist_ok=True)
+        save_video(folder / file, frames, fps)
+        self._event(step, [Summary.Value(tag=f"samples/{name}", image=image)])
 
-  def _picture(self, step: int, name: str, size: tuple[int, int], encoded: bytes) -> None:
-    image = Summary.Image(height=size[0], width=size[1], colorspace=3, encoded_image_string=encoded)
-    summary = Summary(value=[Summary.Value(tag=name, image=image)])
-    self._writer.file_writer.add_summary(summary, step)
-    self._writer.flush()
+  def _event(self, step: int, values: list[Summary.Value]) -> None:
+    summary = Summary(value=values)
+    self._events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+    self._events.flush()
+
+  def _written(self) -> contextlib.AbstractContextManager[None]:
+    return written(self.folder, "the log of the run")
 
 
 class Readings:

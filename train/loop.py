@@ -3,15 +3,11 @@
 import contextlib
 import dataclasses
 import itertools
-import os
 import pathlib
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from emu_jax.errors import InputError
@@ -28,6 +24,7 @@ from emu_jax.typing import Params
 from train.checkpoint import (
   EXEMPT,
   Checkpoints,
+  Due,
   Inherited,
   TodaysForm,
   alone_in,
@@ -37,10 +34,13 @@ from train.checkpoint import (
 )
 from train.log import Log, Readings
 from train.optimiser import OptimConfig
+from train.processes import FaultError
 from train.progress import Clock, ProgressLine
+from train.snapshots import discard_after, save_snapshot
 from train.stage import Stage
 from train.state import TrainState, abstract_state, initial_state, leaf_names
 from train.step import jitted_step, validation_step
+from train.stop import StopSignal
 from train.watch import DataWatch
 
 
@@ -57,6 +57,7 @@ class LoopConfig:
   sample_every: int = 0  # samples are drawn for the first validation batch
   sample_fps: int = 8
   num_samples: int = 4  # of the examples of that batch, at most
+  average_every: int = 0  # snapshots of `optim.ema_lengths`; the last step has one in any case
   seed: int = 0
 
   def __post_init__(self):
@@ -64,7 +65,7 @@ class LoopConfig:
     for name in least_one:
       if getattr(self, name) < 1:
         raise InputError(f"LoopConfig: {name}={getattr(self, name)} is below 1; give 1 or more")
-    for name in ("save_every", "validate_every", "sample_every", "seed"):
+    for name in ("save_every", "validate_every", "sample_every", "average_every", "seed"):
       if getattr(self, name) < 0:
         raise InputError(f"LoopConfig: {name}={getattr(self, name)} is negative; 0 = never")
 
@@ -83,6 +84,7 @@ def train(
   mesh: Mesh | None = None,
   exempt: tuple[str, ...] = EXEMPT,
   todays_form: TodaysForm = lambda values, where: values,
+  stop: StopSignal | None = None,
 ) -> TrainState:
   """Trains to `loop.num_steps`, or to the end of the step in which SIGTERM or SIGINT comes.
 
@@ -95,75 +97,47 @@ def train(
     initial: trees to begin from, used only where `run_dir` holds no checkpoint.
     inherited: what the run keeps of earlier ones; used as `initial` is.
     todays_form: as of `train.checkpoint.claim`.
+    stop: tells afterwards whether a signal came, and which exit code it has.
 
   Returns:
     The state after the last step that was done; `state.step` tells whether it was the last.
   """
-  _check(stage, loop, validation)
+  _check(stage, optim, loop, validation)
   mesh = mesh or make_mesh()
   run_dir = pathlib.Path(run_dir).absolute()
   keys = _keys(loop.seed, replicated(mesh))
   with contextlib.ExitStack() as stack:
     stack.enter_context(alone_in(run_dir))  # before anything is written
     claim(run_dir, config, exempt, todays_form)
-    stop = stack.enter_context(StopSignal())  # outlasts the last write of the checkpoints
+    stop = stack.enter_context(stop or StopSignal())  # outlasts the checkpoints' last write
     stack.enter_context(jax.set_mesh(mesh))  # networks pin their activations to it
     checkpoints = stack.enter_context(Checkpoints(run_dir, loop.keep))
     start = Start(initial, inherited, checkpoints, run_dir, mesh)
     state, frozen = _begin(stage, data, optim, keys["init"], start)
     first = int(state.step)
+    discard_after(run_dir, first)
     run = _Run(
       stage=stage, frozen=frozen, loop=loop, mesh=mesh, keys=keys, first=first,
-      validation=validation, checkpoints=checkpoints,
+      validation=validation, checkpoints=checkpoints, due=Due(run_dir),
       readings=Readings(state.params, optim.on_non_finite), data_watch=DataWatch(first),
       log=stack.enter_context(Log(run_dir, first)),
-      line=stack.enter_context(ProgressLine(loop.num_steps, first)),
+      line=stack.enter_context(ProgressLine(run_dir.name, loop.num_steps, first)),
       stop=stop,
     )  # fmt: skip
     for text in checkpoints.notices:
       run.line.say(text)
-    if first:
-      run.line.say(f"{run_dir}: continuing from step {first}")
+    began = f"continuing from step {first}" if first else "begins"
+    run.line.say(f"{began}, {loop.num_steps} steps in {run_dir}")
     update = jitted_step(stage.loss, optim, loop.num_steps, state, stage.rates)
-    return _loop(run, update, state, data)
-
-
-class StopSignal:
-  """Turns the first SIGTERM or SIGINT into a request to stop; the second one exits at once.
-
-  With several processes a SIGTERM to any one stops all at the same step, and further ones change
-  nothing: a launcher sends one to each process, and none of them may cut the save short.
-  """
-
-  SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-  def __init__(self):
-    self._received = False
-    # With several processes JAX's runtime holds the handler and agrees on a common step.
-    self._handles = (
-      jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-    )
-
-  def __enter__(self) -> "StopSignal":
-    if self._handles:
-      self._before = [signal.signal(number, self._receive) for number in self.SIGNALS]
-    return self
-
-  def __exit__(self, *exception: Any) -> None:
-    if self._handles:
-      for number, handler in zip(self.SIGNALS, self._before, strict=True):
-        signal.signal(number, handler)
-
-  def requested(self, step: int) -> bool:
-    """Whether to stop before the update that follows `step` updates; the same in every process."""
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._received
-
-  def _receive(self, number: int, frame: Any) -> None:
-    if self._received:
-      os._exit(128 + number)
-    self._received = True
+    try:
+      return _loop(run, update, state, data)
+    except FaultError:
+      raise
+    except OSError as error:  # of data that could be read at first
+      raise FaultError(
+        f"{run_dir}: {error}; see to it and give the same command: it continues from step "
+        f"{checkpoints.latest or 0}"
+      ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +154,7 @@ class _Run:
   checkpoints: Checkpoints
   readings: Readings
   data_watch: DataWatch
+  due: Due
   log: Log
   line: ProgressLine
   stop: StopSignal
@@ -192,13 +167,22 @@ def _loop(run: _Run, update: Callable, state: TrainState, data: Iterator) -> Tra
   while True:
     # 1. Save, weights and data position together, before another batch moves the data on. A step is
     #    judged before it is saved: no checkpoint holds what came of a non-finite gradient.
-    stopping = run.stop.requested(step)
+    stopping = run.stop.requested()
     ending = stopping or step >= loop.num_steps
-    pauses = step > run.first and (ending or _pauses(loop, step))
-    if pauses:
-      pending = _read(run, pending, clock, clips)
+    if step > run.first and (ending or _pauses(loop, step)):
+      pending = _read(run, pending, clock, clips, ending)
       with clock.paused():
         _pause(run, state, step, data, ending, stopping)
+    elif step == run.first and not stopping:
+      every = _looks(loop)
+      _look(run, state, step, [name for name in run.due.read(step) if every[name]])
+    # A stop that comes during validation or samples: every step has been judged, as above.
+    if run.stop.received and pending is None and not ending:
+      if step > run.first:
+        run.checkpoints.save(step, state, data)
+        if step % loop.log_every:
+          _log(run, step, clock, clips)
+      ending = stopping = True
     if ending:
       if stopping and step < loop.num_steps:
         run.line.say(f"stopped at step {step}; the same command continues")
@@ -233,7 +217,7 @@ def _first_update(run: _Run, update: Callable, state: TrainState, batch: Any) ->
   return result
 
 
-def _read(run: _Run, pending: tuple | None, clock: Clock, clips: int) -> None:
+def _read(run: _Run, pending: tuple | None, clock: Clock, clips: int, ending: bool = False) -> None:
   """Waits for a step's metrics, raises if they are not finite, and logs where it is due."""
   if pending is None:
     return
@@ -242,8 +226,11 @@ def _read(run: _Run, pending: tuple | None, clock: Clock, clips: int) -> None:
     run.line.say(message)
   if step > run.first + 1:  # the first step was timed by itself
     clock.step()
-  if step % run.loop.log_every and step < run.loop.num_steps:
-    return
+  if ending or not step % run.loop.log_every:
+    _log(run, step, clock, clips)
+
+
+def _log(run: _Run, step: int, clock: Clock, clips: int) -> None:
   means, times = run.readings.means(), clock.lap(clips)
   run.log.scalars(step, means | times)
   run.line.show(step, means.get("train/loss", float("nan")), times)
@@ -251,8 +238,13 @@ def _read(run: _Run, pending: tuple | None, clock: Clock, clips: int) -> None:
     run.line.say(message)
 
 
+def _looks(loop: LoopConfig) -> dict[str, int]:
+  """What a person looks at while a run lasts, and after how many steps each."""
+  return {"validation": loop.validate_every, "samples": loop.sample_every}
+
+
 def _pauses(loop: LoopConfig, step: int) -> bool:
-  return any(_due(step, n) for n in (loop.save_every, loop.validate_every, loop.sample_every))
+  return any(_due(step, n) for n in (loop.save_every, loop.average_every, *_looks(loop).values()))
 
 
 def _due(step: int, every: int) -> bool:
@@ -263,30 +255,50 @@ def _pause(
   run: _Run, state: TrainState, step: int, data: Iterator, ending: bool, stopping: bool
 ) -> None:
   """Saves, validates and samples, each where it is due."""
+  due = [name for name, every in _looks(run.loop).items() if _due(step, every)]
+  run.due.write(step, due)  # a run that ends before it is done goes on with it
+  if state.averages and (step == run.loop.num_steps or _due(step, run.loop.average_every)):
+    save_snapshot(run.checkpoints.folder.parent, step, state.averages)
   if ending or _due(step, run.loop.save_every):
     run.checkpoints.save(step, state, data)
-  if stopping:
-    return
-  if _due(step, run.loop.validate_every):
-    values = _validation_means(run, state)
-    run.log.scalars(step, values)
-    run.line.say(f"step {step}  validation/loss {values['validation/loss']:.4f}")
-  if _due(step, run.loop.sample_every):
-    batch = next(_validation_batches(run))
-    videos = run.stage.sample(state.ema, run.frozen, batch, run.keys["sample"])
-    run.log.videos(step, videos, run.loop.sample_fps)
+  if not stopping:
+    _look(run, state, step, due)
 
 
-def _validation_means(run: _Run, state: TrainState) -> dict[str, float]:
-  """Means of the averaged weights' loss and metrics; the same batches and noise every time."""
+def _look(run: _Run, state: TrainState, step: int, due: Sequence[str]) -> None:
+  """Does what is due of validation and samples, until a stop is asked for."""
+  looks = {"validation": _validate, "samples": _draw}
+  for number, name in enumerate(due, 1):
+    if run.stop.requested() or not looks[name](run, state, step):
+      return
+    run.due.write(step, due[number:])
+
+
+def _validate(run: _Run, state: TrainState, step: int) -> bool:
+  """Logs means of the averaged weights' loss and metrics; False where a stop is asked for.
+
+  The batches and their noise are the same every time.
+  """
   evaluate = Jit(validation_step, static_argnames="loss", out_shardings=replicated(run.mesh))
   total, count = {}, 0
   for batch in itertools.islice(_validation_batches(run), run.loop.validate_batches):
+    if count and run.stop.requested():
+      return False
     key = jax.random.fold_in(run.keys["validation"], count)
     values = evaluate(state.ema, run.frozen, batch, key, state.step, loss=run.stage.loss)
     total = {name: total.get(name, 0.0) + float(v) for name, v in jax.device_get(values).items()}
     count += 1
-  return {f"validation/{name}": value / count for name, value in total.items()}
+  means = {f"validation/{name}": value / count for name, value in total.items()}
+  run.log.scalars(step, means)
+  run.line.say(f"step {step}  validation/loss {means['validation/loss']:.4f}")
+  return True
+
+
+def _draw(run: _Run, state: TrainState, step: int) -> bool:
+  batch = next(_validation_batches(run))
+  videos = run.stage.sample(state.ema, run.frozen, batch, run.keys["sample"])
+  run.log.videos(step, videos, run.loop.sample_fps)
+  return True
 
 
 def _validation_batches(run: _Run) -> Iterator:
@@ -356,7 +368,11 @@ def _next(data: Iterator, step: int) -> Any:
     ) from None
 
 
-def _check(stage: Stage, loop: LoopConfig, validation: Callable | None) -> None:
+def _check(stage: Stage, optim: OptimConfig, loop: LoopConfig, validation: Callable | None) -> None:
+  if loop.average_every and not optim.ema_lengths:
+    raise InputError(
+      f"LoopConfig: average_every={loop.average_every} needs optim.ema_lengths, such as 0.05 0.10"
+    )
   for name in ("validate_every", "sample_every"):
     if getattr(loop, name) and validation is None:
       raise InputError(f"LoopConfig: {name}={getattr(loop, name)} needs validation data; 0 = never")

@@ -5,7 +5,8 @@ skipped update does not shift the schedule against the data.
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import optax
 from jax.typing import ArrayLike
 
 from emu_jax.checkpoints.averages import check_length, exponent
+from emu_jax.config import from_dict
 from emu_jax.errors import InputError
 
 
@@ -65,6 +67,31 @@ def learning_rate(config: OptimConfig, num_steps: int, step: ArrayLike) -> jax.A
     return rate
   progress = (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
   return rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+
+
+def rate_change(before: Mapping[str, Any], now: Mapping[str, Any], step: int) -> str | None:
+  """A line where a run that continues at a step does so with another learning rate than planned.
+
+  Args:
+    before: values of config.json: OptimConfig's in "optim", and "num_steps" in "loop".
+    now: the same of the continuation.
+  """
+  rates = []
+  for values in (before, now):
+    try:
+      optim, num_steps = values["optim"], values["loop"]["num_steps"]
+      config = from_dict(optim, OptimConfig, "config.json: optim")
+    except (KeyError, TypeError, InputError):
+      return None  # of a trainer that has a config of another form
+    rates.append(float(learning_rate(config, num_steps, step)))
+  planned, rate = rates
+  if abs(rate - planned) <= 1e-3 * max(rates):
+    return None
+  return (
+    f"the learning rate at step {step} is {rate:.3g} and not {planned:.3g}, as planned before: a "
+    "cosine ends at loop.num_steps, and loop.num_steps, optim.peak_lr, optim.warmup_steps and "
+    "optim.decay decide it"
+  )
 
 
 def optimiser(config: OptimConfig) -> optax.GradientTransformation:

@@ -3,13 +3,24 @@
 import contextlib
 import glob
 import importlib.util
+import json
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
+from jax._src import distributed  # its client of the coordinator has no public name
 
 from emu_jax.errors import InputError
+from train.stop import SignalledError, sigterm_ends_at_once
+
+END = "emu_jax/end"  # in the coordinator's table: why all end, and who has left
+POLL_SECONDS = 1.0
+WAIT_SECONDS = 10.0  # for processes that have yet to leave
+_LEAVING = threading.Lock()  # taken once, by the thread that ends this process
 
 # Launchers that tell a process of the others, and how their environment shows it. What they tell
 # (address, number, index) is read by jax.distributed itself.
@@ -67,29 +78,98 @@ def join(coordinator: str, processes: int, process: int) -> None:
     ) from error
 
 
-@contextlib.contextmanager
-def together(prog: str) -> Iterator[None]:
-  """What ends one process ends all: they would wait for ever for one that is gone.
+class FaultError(OSError):
+  """A file that a run writes or reads failed it meanwhile: its input and config were in order."""
 
-  A process that fails on its own, a lost one's neighbour among them, leaves at once with a line
-  and exit code 1. The interpreter's own end would wait for the others. What every process refuses
-  alike, bad input or numbers that are not finite, takes the usual way out.
+
+@contextlib.contextmanager
+def together(
+  prog: str, coordinator: str = "", processes: int = 0, process: int = -1
+) -> Iterator[None]:
+  """Joins the other processes, as `join`; what ends one of them from here on ends all.
+
+  They would wait for ever for one that is gone. So the first that fails, or refuses what it is
+  given, tells the others, and all leave within seconds by its line and its exit code; the
+  interpreter's own end would wait for the others. An end to which all come alike, as when they
+  have agreed to stop, takes the usual way out. SIGTERM ends the block at once where nothing else
+  handles it.
   """
-  try:
-    yield
-  except (InputError, FloatingPointError, SystemExit):
-    raise
-  except BaseException as error:
-    if jax.process_count() == 1:
+  over = threading.Event()
+  with sigterm_ends_at_once():
+    try:
+      join(coordinator, processes, process)
+      if jax.distributed.is_initialized():
+        threading.Thread(target=_watch, args=(over,), daemon=True).start()
+      yield
+    except SystemExit:
       raise
-    lost = isinstance(error, jax.errors.JaxRuntimeError)
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    print(
-      f"{prog}: error: process {jax.process_index()} of {jax.process_count()} ends"
-      f"{', probably since another one is lost' if lost else ''}: {reason}; start all of them"
-      " again: the run continues from its last checkpoint",
-      file=sys.stderr,
-    )
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+    except BaseException as error:
+      if jax.distributed.is_initialized():
+        _end_all(*_line_and_code(prog, error))
+      if isinstance(error, SignalledError):
+        raise SystemExit(128 + signal.SIGTERM) from None
+      if isinstance(error, FaultError):
+        print(f"{prog}: error: {_one_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+      raise
+    finally:
+      over.set()
+
+
+def _line_and_code(prog: str, error: BaseException) -> tuple[str, int]:
+  """What a process says that ends all, and their exit code."""
+  us = distributed.global_state
+  who = f"{prog}: error: process {us.process_id} of {us.num_processes}"
+  if isinstance(error, InputError):
+    return f"{who} refuses: {_one_line(error)}", 2
+  if isinstance(error, FloatingPointError | FaultError):
+    return f"{who}: {_one_line(error)}", 1
+  if isinstance(error, SignalledError | KeyboardInterrupt):
+    number = signal.SIGTERM if isinstance(error, SignalledError) else signal.SIGINT
+    return f"{who} was ended by {signal.Signals(number).name}", 128 + number
+  lost = isinstance(error, jax.errors.JaxRuntimeError)
+  return (
+    f"{who} ends{', probably since another one is lost' if lost else ''}: "
+    f"{_one_line(error)[:200]}; start all of them again: the run continues from its last checkpoint"
+  ), 1
+
+
+def _one_line(error: BaseException) -> str:
+  return " ".join(str(error).split()) or type(error).__name__
+
+
+def _watch(over: threading.Event) -> None:
+  """Leaves with the process that has ended all, whatever this one waits for meanwhile."""
+  while not over.wait(POLL_SECONDS):
+    try:
+      said = distributed.global_state.client.key_value_dir_get(f"{END}/why")
+    except Exception:  # the coordinator is gone, or this process is leaving: JAX sees to it
+      return
+    if said:
+      _leave(*json.loads(said[0][1]))
+
+
+def _end_all(line: str, code: int) -> None:
+  """Ends every process by a line and an exit code, or by those of one that was first."""
+  with contextlib.suppress(Exception):  # another one was first, or the coordinator is gone
+    distributed.global_state.client.key_value_set(f"{END}/why/it", json.dumps([line, code]))
+  with contextlib.suppress(Exception):
+    line, code = json.loads(distributed.global_state.client.key_value_dir_get(f"{END}/why")[0][1])
+  _leave(line, code)
+
+
+def _leave(line: str, code: int) -> None:
+  """Ends this process; the one that holds the coordinator goes last."""
+  _LEAVING.acquire()
+  print(line, file=sys.stderr)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  us = distributed.global_state
+  with contextlib.suppress(Exception):
+    us.client.key_value_set(f"{END}/left/{us.process_id}", "")
+    until = time.monotonic() + WAIT_SECONDS
+    while us.process_id == 0 and time.monotonic() < until:
+      if len(us.client.key_value_dir_get(f"{END}/left")) == us.num_processes:
+        break
+      time.sleep(0.1)
+  os._exit(code)

@@ -59,12 +59,16 @@ class Clock:
 
 
 class ProgressLine:
-  """Process 0 writes to the standard error stream, the others nothing."""
+  """Process 0 writes to the standard error stream, the others nothing.
 
-  def __init__(self, num_steps: int, first: int, console: Console | None = None):
+  Args:
+    name: of the run, begins every line: a recipe has several.
+  """
+
+  def __init__(self, name: str, num_steps: int, first: int, console: Console | None = None):
     quiet = jax.process_index() != 0
     self._console = console or Console(stderr=True, quiet=quiet, soft_wrap=True)
-    self._num_steps, self._first, self._start = num_steps, first, None
+    self._name, self._num_steps, self._first, self._start = name, num_steps, first, None
     columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
     moving = self._console.is_terminal and not quiet
     self._bar = Progress(*columns, console=self._console, disable=not moving, auto_refresh=False)
@@ -80,7 +84,7 @@ class ProgressLine:
 
   def say(self, text: str) -> None:
     """A line of its own, above the moving one."""
-    self._console.print(text, markup=False, highlight=False)
+    self._console.print(f"{self._name}: {text}", markup=False, highlight=False)
 
   def started(self, step: int) -> None:
     """Where the estimate of the remaining time begins: after the first step's compilation."""
@@ -89,7 +93,7 @@ class ProgressLine:
   def show(self, step: int, loss: float, times: dict[str, float]) -> None:
     """The text of `describe`, on the moving line or as a line of its own."""
     text = describe(step, self._num_steps, loss, times, self._eta(step))
-    self._bar.update(self._task, completed=step, description=text, refresh=True)
+    self._bar.update(self._task, completed=step, description=f"{self._name}: {text}", refresh=True)
     if not self._moving:
       self.say(text)
 

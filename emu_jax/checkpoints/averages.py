@@ -86,21 +86,19 @@ def snapshots(run_dir: pathlib.Path) -> dict[Average, pathlib.Path]:
   """The snapshots of a run, and the folder of each step's."""
   found = {}
   for folder in sorted((pathlib.Path(run_dir) / AVERAGES).glob("*")):
-    if folder.name.isdigit() and (folder / "default").is_dir():
-      for length in stored_metadata(folder / "default"):
-        found[Average(int(folder.name), float(length))] = folder / "default"
+    if folder.name.isdigit():
+      for length in stored_metadata(folder.absolute()):
+        found[Average(int(folder.name), float(length))] = folder
   return found
 
 
-def load_average(run_dir: pathlib.Path, length: float, step: int | None = None) -> dict[str, Any]:
-  """The leaves that a run trains, averaged over a length, as float32 numpy arrays by tree.
+def load_average(run_dir: pathlib.Path, length: float) -> dict[str, Any]:
+  """The leaves that a run trains, averaged up to its last snapshot: float32 numpy arrays by tree.
 
   One snapshot is in memory at a time.
 
-  Args:
-    step: at which the average ends; None: the last snapshot.
-  Raises: InputError for a length that is none, a run without snapshots, a step that they do not
-    reach, and an average that they do not determine to a tenth.
+  Raises: InputError for a length that is none, a run without snapshots, and an average that they do
+    not determine to a tenth.
   """
   check_length(length, "ema_length")
   stored = snapshots(run_dir)
@@ -110,20 +108,16 @@ def load_average(run_dir: pathlib.Path, length: float, step: int | None = None) 
       "with --optim.ema-lengths; leave ema_length out"
     )
   last = max(one.step for one in stored)
-  wanted = Average(last if step is None else step, length)
-  used = {one: folder for one, folder in stored.items() if one.step <= wanted.step}
-  if not used or wanted.step > last:
-    raise InputError(f"{run_dir}: its snapshots end at step {last}, not at {wanted.step}")
-  parts, error = shares(list(used), wanted)
+  parts, error = shares(list(stored), Average(last, length))
   if error > 0.1:
+    lengths = " or ".join(sorted({str(one.length) for one in stored}))
     raise InputError(
-      f"{run_dir}: {len(used)} snapshots determine an average of length {length} at step "
-      f"{wanted.step} only to {error:.0%}; choose a length near "
-      f"{' or '.join(sorted({str(one.length) for one in used}))}"
+      f"{run_dir}: {len(stored)} snapshots leave {error:.0%} of an average of length {length} "
+      f"open; choose a length near {lengths}"
     )
   total: Any = None
-  for (one, folder), part in zip(used.items(), parts, strict=True):
+  for (one, folder), part in zip(stored.items(), parts, strict=True):
     tree = load_numpy(folder, [str(one.length)])[str(one.length)]
-    scaled = jax.tree.map(lambda a, part=part: np.float64(part) * a, tree)
+    scaled = jax.tree.map(lambda a, part=part: part * a.astype(np.float64), tree)
     total = scaled if total is None else jax.tree.map(np.add, total, scaled)
   return jax.tree.map(lambda a: a.astype(np.float32), total)

@@ -6,8 +6,16 @@ import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from emu_jax.checkpoints.averages import load_average
 from emu_jax.checkpoints.release import is_release, load_release, release_names
-from emu_jax.checkpoints.run import latest_step, load_trees, origins, read_config, tree_names
+from emu_jax.checkpoints.run import (
+  latest_step,
+  load_trees,
+  origins,
+  overlaid,
+  read_config,
+  tree_names,
+)
 from emu_jax.errors import InputError
 from emu_jax.systems import registry
 from emu_jax.systems.pipelines import INDEX
@@ -49,15 +57,19 @@ def is_stored(folder: str | pathlib.Path) -> bool:
   return latest_step(folder) is not None or is_release(folder) or is_public(folder)
 
 
-def stored(folder: str | pathlib.Path, **options: Any) -> Stored:
+def stored(folder: str | pathlib.Path, ema_length: float | None = None, **options: Any) -> Stored:
   """The model in a folder; of a folder of runs the one that goes back to the others.
 
   Args:
+    ema_length: relative length of the average that a run's weights are taken of; None: the one
+      that its checkpoint holds.
     options: further folders that a public pipeline takes, such as `motion_adapter`.
   Raises: InputError where there is none, or one that cannot be described.
   """
   folder = pathlib.Path(folder)
   given = {name: value for name, value in options.items() if value is not None}
+  if ema_length is not None and (is_public(folder) or is_release(newest_run(folder))):
+    raise InputError(f"{folder}: ema_length={ema_length} is for runs of emu-train; leave it out")
   if is_public(folder):
     found = registry.read_pipeline(folder, **given)
     return Stored(found.system, found.names, found.load, found.tokenizers, str(folder), public=True)
@@ -76,6 +88,8 @@ def stored(folder: str | pathlib.Path, **options: Any) -> Stored:
   else:
     run, step = folder, latest_step(folder)
     read = functools.partial(load_trees, step=step)
+    if ema_length is not None:
+      read = functools.partial(_with_average, step=step, length=ema_length)
     names, load = tree_names(folder), functools.partial(_load, read, folder)
   system = registry.from_config(config or {}, str(folder / "config.json"))
   tokenizers = tuple(folder / "tokenizers" / str(i) for i in range(len(system.texts)))
@@ -88,6 +102,14 @@ def _load(
   return read(folder, names)
 
 
+def _with_average(
+  folder: pathlib.Path, names: Collection[str], step: int | None, length: float
+) -> Trees:
+  average = load_average(folder, length)
+  trees = load_trees(folder, names, step)
+  return {n: overlaid(tree, average[n]) if n in average else tree for n, tree in trees.items()}
+
+
 def newest_run(folder: str | pathlib.Path) -> pathlib.Path:
   """The folder itself if it is a run or a release; of several runs the one that none goes back to.
 
@@ -98,12 +120,12 @@ def newest_run(folder: str | pathlib.Path) -> pathlib.Path:
   if latest_step(folder) is not None or is_release(folder) or not folder.is_dir():
     return folder
   runs = [run for run in sorted(folder.iterdir()) if run.is_dir() and latest_step(run) is not None]
-  earlier = {before.resolve() for run in runs for before in _begins_with(run)}
+  earlier = {before.resolve() for run in runs for before in begins_with(run)}
   last = [run for run in runs if run.resolve() not in earlier]
   return max(last or runs, key=_progress, default=folder)
 
 
-def _begins_with(run: pathlib.Path) -> list[pathlib.Path]:
+def begins_with(run: pathlib.Path) -> list[pathlib.Path]:
   """The runs that a run began with: those of its trees, and the one that its config names."""
   found = [run / origin.run for origin in origins(run).values()]
   named = (read_config(run) or {}).get("init_from", "")

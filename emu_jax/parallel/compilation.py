@@ -1,8 +1,10 @@
 """How programs are compiled: what is kept for a second process, and what TPUs' compiler is told."""
 
+import contextlib
 import functools
 import os
 import pathlib
+import stat
 from collections.abc import Callable
 from typing import Any
 
@@ -13,15 +15,41 @@ import jax
 # the size in MiB from which on it may; no kernel is as large.
 TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}
 
+CACHE_BYTES = 4 * 2**30
 
-def enable_cache() -> pathlib.Path:
-  """Turns the cache on, in JAX_COMPILATION_CACHE_DIR or ~/.cache/emu_jax/xla; returns it."""
+
+def enable_cache() -> None:
+  """Turns the cache on, in JAX_COMPILATION_CACHE_DIR or in ~/.cache/emu_jax/xla, which is trimmed.
+
+  A folder, or an address such as gs://bucket/cache, that the user names is left to the user.
+  """
+  named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
   default = pathlib.Path.home() / ".cache" / "emu_jax" / "xla"
-  folder = pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or default)
-  jax.config.update("jax_compilation_cache_dir", str(folder))
+  if not named:
+    trim(default, CACHE_BYTES)
+  jax.config.update("jax_compilation_cache_dir", named or str(default))
   # A command is a few large programs and many small ones: all kept, a second one compiles nothing.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  return folder
+
+
+def trim(folder: pathlib.Path, max_bytes: int) -> None:
+  """Deletes the files of a folder that were not used for longest, until the others fit.
+
+  Ours: JAX's own limit refuses a cache that was begun without it, or whose writer was killed.
+  """
+  found = []
+  for file in folder.glob("*"):
+    with contextlib.suppress(OSError):  # another process may delete it, too
+      status = file.stat()
+      if stat.S_ISREG(status.st_mode):
+        found.append((max(status.st_atime, status.st_mtime), status.st_size, file))
+  excess = sum(size for _, size, _ in found) - max_bytes
+  for _, size, file in sorted(found):
+    if excess <= 0:
+      break
+    with contextlib.suppress(OSError):
+      file.unlink()
+    excess -= size
 
 
 class Jit:

@@ -1,6 +1,7 @@
 """Of packed clips, those that move most are kept: a command, and what it refuses."""
 
 import json
+import shutil
 
 import pytest
 
@@ -60,3 +61,15 @@ def test_what_is_there_is_kept(clips, tmp_path, capsys):
     assert stopped.value.code == 2
   assert len(open_source(clips, "train").records) == 24
   assert {file: file.stat().st_mtime_ns for file in out.iterdir()} == before
+
+
+def test_clips_that_were_packed_anew_are_chosen_anew(clips, tmp_path, capsys):
+  packed, out = tmp_path / "packed" / "videos", tmp_path / "lively"
+  shutil.copytree(clips, packed)
+  main(["--clips", str(packed), "--out", str(out), "--num", "3"])
+  shutil.rmtree(packed.parent)
+  prepare_shapes(packed.parent, size=32, num_images=10, num_clips=24, seed=1)
+  with pytest.raises(SystemExit) as stopped:
+    main(["--clips", str(packed), "--out", str(out), "--num", "3"])
+  assert stopped.value.code == 2
+  assert "from other arguments (clips=" in capsys.readouterr().err

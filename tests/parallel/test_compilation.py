@@ -1,6 +1,7 @@
 """How programs are compiled."""
 
 import importlib.util
+import os
 import re
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from emu_jax.parallel.compilation import Jit
+from emu_jax.parallel import compilation
+from emu_jax.parallel.compilation import Jit, trim
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from train.planning import topologies
 
@@ -50,3 +52,27 @@ def test_it_may_stand_inside_another_program():
   with jax.set_mesh(make_mesh(config=MeshConfig(fsdp=4))):
     assert (jax.jit(Jit(product))(x, x) == 2).all()
     assert jax.eval_shape(Jit(product), x, x).shape == (2, 2)
+
+
+def test_a_cache_is_trimmed_to_what_was_used_last(tmp_path):
+  for age, name in enumerate(["newest", "older", "oldest"]):
+    (tmp_path / name).write_bytes(b"x" * 10)
+    os.utime(tmp_path / name, (1000 - age, 1000 - age))
+  trim(tmp_path, 30)
+  assert len(list(tmp_path.iterdir())) == 3
+  trim(tmp_path, 25)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["newest", "older"]
+  trim(tmp_path / "nowhere", 0)
+
+
+def test_a_cache_that_the_user_names_is_left_alone(tmp_path, monkeypatch):
+  named = {name: getattr(jax.config, name) for name in (
+    "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")}  # fmt: skip
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/cache")
+  monkeypatch.setattr(compilation, "trim", None)
+  try:
+    compilation.enable_cache()
+    assert jax.config.jax_compilation_cache_dir == "gs://bucket/cache"
+  finally:
+    for name, value in named.items():
+      jax.config.update(name, value)

@@ -18,6 +18,8 @@ from emu_jax.errors import InputError
 from emu_jax.parallel.mesh import make_mesh
 from train.checkpoint import Checkpoints
 from train.loop import LoopConfig
+from train.optimiser import learning_rate
+from train.processes import FaultError
 from train.stage import Stage
 
 # TensorStore complains once more, some time later, of a damaged file that it could not read.
@@ -58,7 +60,7 @@ def copy(finished, tmp_path):
 def broken(tmp_path_factory):
   """A run on 8 devices that broke and continued: its folder, last state and order of data."""
   folder, before, after = tmp_path_factory.mktemp("runs"), Recorded(breaks_after=4), Recorded()
-  with pytest.raises(OSError, match="gone"):
+  with pytest.raises(FaultError, match=r"the machine is gone; see to it .* continues from step 3"):
     run(folder, 5, batches=before, mesh=make_mesh())
   assert latest_step(folder) == 3
   log = folder / "metrics.jsonl"
@@ -132,25 +134,56 @@ def test_initial_trees_yield_to_the_own_checkpoint(copy, finished, tmp_path):
   chex.assert_trees_all_equal(jax.device_get(fresh.params), other)
 
 
-@pytest.mark.parametrize(
-  ("optim", "loop", "words"),
-  [
-    ({"peak_lr": 0.5}, {}, "optim.peak_lr is 0.01 there and 0.5 here"),
-    ({"betas": (0.9, 0.99)}, {}, r"optim.betas.1 is 0.999 there and 0.99 here"),
-    ({}, {"seed": 3}, "loop.seed is 0 there and 3 here"),
-  ],
-)
-def test_another_config_is_refused_by_its_first_field(finished, optim, loop, words):
-  with pytest.raises(InputError, match=words):
-    run(finished[0], 7, optim=dataclasses.replace(OPTIM, **optim), loop=loop)
+def test_another_config_is_refused_by_its_first_field(finished):
+  with pytest.raises(InputError, match=r"loop.seed is 0 there and 3 here"):
+    run(finished[0], 7, loop={"seed": 3})
+
+
+def test_another_optimiser_is_taken_and_noted_with_its_step(copy, capsys):
+  """What the messages of a run advise on; to change nothing says nothing."""
+  changed = dataclasses.replace(OPTIM, peak_lr=0.5, on_non_finite="skip", clip_norm=0.0)
+  state = run(copy, 8, optim=changed)
+  assert int(state.step) == 8
+  printed = capsys.readouterr().err
+  assert "optim.peak_lr is 0.5 from step 7 on, it was 0.01" in printed
+  assert "the learning rate at step 7 is 0.5 and not 0.01, as planned before" in printed
+  (note,) = map(json.loads, (copy / "changes.jsonl").read_text().splitlines())
+  assert note["step"] == 7
+  assert note["changed"]["optim.peak_lr"] == [0.01, 0.5]
+  assert set(note["changed"]) == {
+    "optim.peak_lr", "optim.on_non_finite", "optim.clip_norm", "loop.num_steps"
+  }  # fmt: skip
+  run(copy, 8, optim=changed)
+  assert " from step " not in capsys.readouterr().err.replace("continuing from step", "")
+
+
+def test_a_cosine_that_is_made_longer_says_what_becomes_of_the_rate(tmp_path, capsys):
+  cosine = dataclasses.replace(OPTIM, decay="cosine")
+  run(tmp_path, 4, optim=cosine)
+  assert "learning rate at" not in capsys.readouterr().err
+  run(tmp_path, 8, optim=cosine)
+  rate = float(learning_rate(cosine, 8, 4))
+  assert f"the learning rate at step 4 is {rate:.3g} and not 0, as" in capsys.readouterr().err
+
+
+def test_what_a_network_computes_does_not_depend_on_remat_or_previews(copy):
+  found = json.loads((copy / "config.json").read_text())
+  system = {"image": {"unet": {"remat": False}, "preview": {"num_steps": 5}}}
+  (copy / "config.json").write_text(json.dumps(found | {"system": system}))
+  system = {"image": {"unet": {"remat": True}, "preview": {"num_steps": 9}}}
+  run(copy, 7, config=json.dumps(found | {"system": system}))
+  system = {"image": {"unet": {"width": True}, "preview": {"num_steps": 9}}}
+  with pytest.raises(InputError, match=r"system.image.unet.remat is True there and 'absent' here|"
+                                       r"system.image.unet.width is 'absent' there"):  # fmt: skip
+    run(copy, 7, config=json.dumps(found | {"system": system}))
 
 
 def test_added_and_missing_fields_are_other_configs(finished):
   found = json.loads((finished[0] / "config.json").read_text())
   with pytest.raises(InputError, match=r"model.width is 'absent' there and 8 here"):
     run(finished[0], 7, config=json.dumps(found | {"model": {"width": 8}}))
-  del found["optim"]["eps"]
-  with pytest.raises(InputError, match=r"optim.eps is 1e-08 there and 'absent' here"):
+  del found["loop"]["seed"]
+  with pytest.raises(InputError, match=r"loop.seed is 0 there and 'absent' here"):
     run(finished[0], 7, config=json.dumps(found))
 
 

@@ -162,15 +162,25 @@ def test_a_checkpoint_is_pinned_before_it_is_read(tmp_path, monkeypatch):
   assert not list((tmp_path / "run").iterdir())
 
 
+def test_what_a_run_began_with_is_not_read_again(tmp_path, monkeypatch):
+  """Where it continues: what it began with may be large, changed or gone."""
+  monkeypatch.setattr(inherit, "latest_step", lambda folder: 3)
+  monkeypatch.setattr(inherit, "tree_names", lambda folder: ("net", "other"))
+  monkeypatch.setattr(inherit, "source_of", refused)
+  begun = inherit.begin(dataclasses.replace(HALF, init_from="gone"), tmp_path, None)
+  assert set(begun.trees) == {"net", "other"}
+  assert all(isinstance(a, jax.ShapeDtypeStruct) for a in jax.tree.leaves(begun.trees))
+
+
 # The folder of a run.
 
 
-def refused(experiment, folder):
+def refused(*arguments):
   raise InputError("refused")
 
 
 def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(tmp_path, monkeypatch):
-  monkeypatch.setattr(command, "_train", lambda experiment, folder, config: refused(0, 0))
+  monkeypatch.setattr(command, "_train", refused)
   with pytest.raises(InputError, match="refused"):
     command.train_part(Experiment(MODEL, "image"), tmp_path / "runs" / "image")
   assert not (tmp_path / "runs").exists()
@@ -179,7 +189,7 @@ def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(tmp_path, 
 def test_a_run_that_has_a_checkpoint_is_kept_whatever_ends_it(tmp_path, monkeypatch):
   """Its metrics may begin later than its checkpoints."""
 
-  def train(experiment, folder, config):
+  def train(experiment, folder, config, stop):
     (folder / "checkpoints" / "1").mkdir(parents=True)
     raise InputError("the disk is full")
 

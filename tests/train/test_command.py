@@ -3,7 +3,13 @@
 import dataclasses
 import itertools
 import json
+import os
+import pathlib
 import re
+import shutil
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -11,6 +17,7 @@ import pytest
 
 from emu_jax import cli
 from emu_jax.checkpoints.run import latest_step, load_ema
+from emu_jax.checkpoints.stored import newest_run
 from emu_jax.data.batches import Source
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from tests import tiny_recipe
@@ -113,11 +120,41 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(runs, run, tmp_path, cap
   jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
-def test_a_stage_that_was_stopped_stops_the_recipe(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("done", "number"), [(False, 15), (True, 15), (True, 2)])
+def test_a_stage_that_was_stopped_stops_the_recipe(run, tmp_path, monkeypatch, done, number):
+  """Also where the signal came during its last save; the exit code is the signal's."""
   parts = []
-  monkeypatch.setattr(command, "train_part", lambda e, folder: parts.append(e.part))
-  run("--out", tmp_path)
+
+  def train_part(experiment, folder, stop):
+    parts.append(experiment.part)
+    stop._receive(number, None)
+    return done
+
+  monkeypatch.setattr(command, "train_part", train_part)
+  with pytest.raises(SystemExit) as ended:
+    run("--out", tmp_path)
+  assert ended.value.code == 128 + number
   assert parts == ["autoencoder"]
+
+
+def test_a_signal_during_the_last_save_of_all_is_no_failure(run, tmp_path, monkeypatch):
+  def train_part(experiment, folder, stop):
+    stop._receive(15, None)
+    return True
+
+  monkeypatch.setattr(command, "train_part", train_part)
+  run("--out", tmp_path, "--stage", "autoencoder")
+
+
+@pytest.mark.parametrize(("number", "code"), [(15, 143), (2, 130)])
+def test_a_signal_outside_of_training_ends_the_command_at_once(number, code, monkeypatch):
+  """Such as while records are opened or weights are read."""
+  monkeypatch.setattr(command, "run", lambda *arguments: signal.raise_signal(number))
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(SystemExit) as ended:
+    command.main(["run", "--config", "config.py"])
+  assert ended.value.code == code
+  assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_fields_reach_the_run_and_its_config(run, tmp_path):
@@ -209,8 +246,27 @@ def test_fields_are_listed_with_their_values_and_meanings(base, capsys):
     command.main(["run", "--config", str(tiny_recipe.config(base)), "--fields"])
   assert not ended.value.code
   out = capsys.readouterr().out
+  assert out.startswith("Values of stage 'extension'; --stage lists those of autoencoder, image,")
   assert "--loop.num-steps" in out
   assert "--system.image.text.0.width" in out
+
+
+def test_fields_of_a_stage_are_listed_to_whoever_reads_on(base):
+  """As `head` does, which closes its end."""
+  words = ["run", "--config", str(tiny_recipe.config(base)), "--fields", "--stage", "image"]
+  program = "import sys; from train import command; command.main(sys.argv[1:])"
+  root = pathlib.Path(__file__).parents[2]
+  with subprocess.Popen(
+    [sys.executable, "-c", program, *words],
+    env=os.environ | {"PYTHONPATH": str(root)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    assert process.stdout.readline().startswith("Values of stage 'image'")
+    process.stdout.close()
+    assert process.stderr.read() == ""
+  assert process.returncode == 0
 
 
 @pytest.mark.parametrize("words", [[], ["run"], ["prepare"]])
@@ -409,6 +465,9 @@ def test_packing_where_something_is_in_the_way(tmp_path, capsys):
     ("from emu_jax.diffusion.schedule import Schedule\nSchedule(zero_terminal_snr=True)",
      "prediction='epsilon' with zero_terminal_snr=True"),
     ("import no_such_module", "no_such_module"),
+    ("{}['a']", "KeyError"),
+    ("1 / 0", "ZeroDivisionError"),
+    ("raise SystemExit('enough')", "SystemExit: enough"),
   ],
 )  # fmt: skip
 def test_a_config_file_that_cannot_be_used(text, says, refused, tmp_path):
@@ -490,8 +549,8 @@ def test_a_batch_that_does_not_split_over_the_devices(base, tmp_path, capsys):
 def test_a_run_of_another_config_is_not_touched(runs, refused):
   before = (runs / "autoencoder" / "config.json").read_bytes()
   words = ["--out", runs, "--stage", "autoencoder", "--loop.num_steps", "4"]
-  line = refused(*words, "--optim.peak_lr", "0.5")
-  assert "holds a run of another config: optim.peak_lr is 0.01 there and 0.5 here" in line
+  line = refused(*words, "--loop.seed", "5")
+  assert "holds a run of another config: loop.seed is 0 there and 5 here" in line
   assert (runs / "autoencoder" / "config.json").read_bytes() == before
 
 
@@ -499,8 +558,48 @@ def test_a_complete_run_of_another_model_is_not_taken_for_this_one(runs, run, re
   words = ["--out", runs, "--stage", "autoencoder"]
   line = refused(*words, "--system.image.unet.norm_groups", "2")
   assert "its system: spatial: norm_groups is 4, the config's is 2" in line
-  run(*words, "--optim.peak_lr", "0.5")  # how it was made is no matter
-  assert "complete at step 2, not trained again" in capsys.readouterr().out
+  run(*words, "--optim.peak_lr", "0.5", "--loop.log_every", "3")  # how it was made is no matter
+  out, err = capsys.readouterr()
+  assert "complete at step 2, not trained again" in out
+  effect = "without effect, as it is complete: optim.peak_lr 0.5 (trained with 0.01); train anew"
+  assert err.startswith(f"{runs}/autoencoder: {effect}")
+  assert err.count("\n") == 1
+
+
+def test_a_run_goes_on_without_the_one_that_it_began_with(runs, base, refused, tmp_path):
+  """Of which it is not read again; what it shares with it is named where it is missing."""
+  shutil.copytree(runs / "image", tmp_path / "runs" / "image")
+  line = refused("--out", tmp_path / "runs", "--stage", "image", "--loop.num_steps", "4")
+  assert "its tree 'autoencoder' lies in" in line
+  assert "which is missing; restore it, or move both folders together" in line
+  config = tmp_path / "runs" / "image" / "config.json"
+  found = json.loads(config.read_text()) | {"init_from": str(tmp_path / "runs" / "autoencoder")}
+  config.write_text(json.dumps(found))
+  arguments = command.Run(tiny_recipe.config(base))
+  chosen = command.planned(arguments, load_stages(str(arguments.config)), tmp_path / "runs", [])
+  assert command.going_on_without(tmp_path / "runs" / "autoencoder", chosen) == (
+    tmp_path / "runs" / "image"
+  )
+  assert command.going_on_without(tmp_path / "runs" / "video", chosen) is None
+
+
+def test_a_run_of_another_recipe_is_no_part_of_this_one(runs, tmp_path):
+  """A run may begin with one of its own name elsewhere, or that was there."""
+  shutil.copytree(runs / "video", tmp_path / "mine" / "video")
+  for source in (runs / "video", "elsewhere/video"):
+    config = tmp_path / "mine" / "video" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"init_from": str(source)}))
+    assert newest_run(tmp_path / "mine") == tmp_path / "mine" / "video"
+
+
+def test_runs_at_an_address_are_refused(refused, base, capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert "is an address, and folders are written by path" in refused("--out", "gs://bucket/runs")
+  words = ["encode", "clips", "--config", tiny_recipe.config(base), "--out", "s3://bucket/latents"]
+  assert "--out s3:/bucket/latents: is an address" in tiny_recipe.refusal(
+    command.main, words, capsys
+  )
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_run_to_begin_with_of_another_model(runs, refused, tmp_path):

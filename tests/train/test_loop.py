@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -14,16 +15,20 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tiny_run
 from rich.console import Console
+from tensorboardX.event_file_writer import EventsWriter
 from tiny_run import OPTIM, data, plain_loss, run, stage, validation
 
 from emu_jax.checkpoints.run import latest_step, load_ema
 from emu_jax.errors import InputError
 from train.log import Readings, side_by_side
-from train.loop import LoopConfig, StopSignal
+from train.loop import LoopConfig
+from train.processes import FaultError, together
 from train.progress import Clock, ProgressLine, describe
+from train.stop import StopSignal
 from train.watch import DataWatch, LossWatch
 
 
@@ -41,7 +46,7 @@ def program(run_dir, num_steps):
   )
 
 
-def test_sigterm_saves_exits_with_0_and_the_command_continues(tmp_path):
+def test_sigterm_saves_and_the_command_continues(tmp_path):
   with program(tmp_path, 100_000) as process:
     deadline = time.monotonic() + 120
     while not (tmp_path / "metrics.jsonl").exists() or len(lines(tmp_path)) < 4:
@@ -50,7 +55,7 @@ def test_sigterm_saves_exits_with_0_and_the_command_continues(tmp_path):
       time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     printed = process.stderr.read()
-  assert process.returncode == 0, printed
+  assert process.returncode == 143, printed
   stopped = latest_step(tmp_path)
   assert stopped >= 4
   assert f"stopped at step {stopped}; the same command continues" in printed
@@ -85,13 +90,97 @@ def test_a_stopped_run_ends_its_step_and_continues_bit_for_bit(tmp_path, number)
   chex.assert_trees_all_equal(run(tmp_path / "a", 5), run(tmp_path / "b", 5))
 
 
+def test_a_signal_during_the_last_save_waits_for_it(tmp_path, monkeypatch):
+  close = ocp.CheckpointManager.close
+
+  def closing(manager):
+    signal.raise_signal(signal.SIGTERM)
+    close(manager)
+
+  monkeypatch.setattr(ocp.CheckpointManager, "close", closing)
+  stop = StopSignal()
+  assert int(run(tmp_path, 4, loop={"save_every": 0}, stop=stop).step) == 4
+  assert latest_step(tmp_path) == 4
+  assert stop.received
+
+
+def test_what_was_due_at_the_stop_is_done_by_the_next_call(tmp_path):
+  """Validation, samples, and the metrics of steps since the last line."""
+  loop = {"validate_every": 3, "sample_every": 3, "log_every": 2}
+  stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+  run(stopped, 3, batches=Signalling(signal.SIGTERM), loop=loop)
+  assert not (stopped / "samples").exists()
+  assert [line["step"] for line in lines(stopped)] == [2, 3]
+  run(stopped, 3, loop=loop)  # all steps were done, and not all that belongs to them
+  run(whole, 3, loop=loop)
+  assert not (stopped / "due.json").exists()
+  looks = [
+    [line["validation/loss"] for line in lines(folder) if "validation/loss" in line]
+    for folder in (stopped, whole)
+  ]
+  assert len(looks[0]) == 1
+  assert looks[0] == looks[1]
+  assert [p.name for p in sorted((stopped / "samples").iterdir())] == [
+    p.name for p in sorted((whole / "samples").iterdir())
+  ]
+  run(stopped, 3, loop=loop)
+  assert len(lines(stopped)) == 3
+
+
+def test_a_signal_during_validation_saves_at_once(tmp_path):
+  """And not only after the next step, with what is left to be done for the next call."""
+
+  def signalled():
+    for number, batch in enumerate(validation()):
+      if number == 1:
+        signal.raise_signal(signal.SIGTERM)
+      yield batch
+
+  loop = {"validate_every": 2, "sample_every": 2, "save_every": 0, "log_every": 5}
+  state = run(tmp_path, 9, loop=loop, validation=signalled)
+  assert int(state.step) == latest_step(tmp_path) == 2
+  assert [sorted(line)[0] for line in lines(tmp_path)] == ["step"]
+  assert json.loads((tmp_path / "due.json").read_text())["work"] == ["validation", "samples"]
+  run(tmp_path, 3, loop=loop)
+  looked = [line["step"] for line in lines(tmp_path) if "validation/loss" in line]
+  assert looked == [2]
+  assert {path.name[:8] for path in (tmp_path / "samples").iterdir()} == {"00000002"}
+
+
+@pytest.mark.parametrize(("call", "good"), [("write_event", 6), ("flush", 3), ("close", 0)])
+def test_a_full_disk_in_the_log_ends_the_run_in_one_line(tmp_path, monkeypatch, call, good):
+  """With its checkpoints in order; the run continues once there is room."""
+  calls, before = itertools.count(), getattr(EventsWriter, call)
+
+  def full(self, *arguments):
+    if next(calls) >= good:
+      raise OSError(28, "No space left on device")
+    return before(self, *arguments)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(EventsWriter, call, full)
+    with pytest.raises(FaultError, match=r"log .* could not be written.*No space left.*from step"):
+      run(tmp_path, 6)
+  assert latest_step(tmp_path) >= 3
+  assert int(run(tmp_path, 6).step) == 6
+
+
+def test_a_fault_ends_a_command_with_code_1(capsys):
+  with pytest.raises(SystemExit) as ended, together("emu-train"):
+    raise FaultError("runs/a: the log could not be written:\nthe disk is full")
+  assert ended.value.code == 1
+  line = "emu-train: error: runs/a: the log could not be written: the disk is full\n"
+  assert capsys.readouterr().err == line
+
+
 def test_the_second_signal_exits_at_once(monkeypatch):
   codes = []
   monkeypatch.setattr(os, "_exit", codes.append)
   with StopSignal() as stop:
-    assert not stop.requested(0)
+    assert not stop.requested()
     signal.raise_signal(signal.SIGTERM)
-    assert stop.requested(0)
+    assert stop.requested()
+    assert stop.exit_code == 143
     assert not codes
     signal.raise_signal(signal.SIGTERM)
   assert codes == [128 + signal.SIGTERM]
@@ -143,9 +232,9 @@ def spiking_loss(params, frozen, batch, key, step):
 def test_a_spike_of_the_loss_is_told_and_logged(tmp_path, capsys):
   still = dataclasses.replace(OPTIM, peak_lr=0.0)
   run(tmp_path, 40, loss=spiking_loss, optim=still, loop={"log_every": 10, "save_every": 0})
-  messages = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
+  messages = [line for line in capsys.readouterr().err.splitlines() if " is a spike" in line]
   assert len(messages) == 1
-  assert messages[0].startswith("step 30: the loss ")
+  assert "step 30: the loss " in messages[0]
   assert [line["train/loss_spikes"] for line in lines(tmp_path)] == [0, 0, 1, 0]
   highest = [line["train/loss_highest"] for line in lines(tmp_path)]
   assert highest[2] > 20 * max(highest[0], highest[1], highest[3])
@@ -307,13 +396,16 @@ def test_clock_leaves_out_what_is_aside_and_counts_waiting_only_when_idle():
 def test_progress_moves_on_a_terminal_and_is_plain_elsewhere(terminal):
   written = io.StringIO()
   console = Console(file=written, force_terminal=terminal, width=100)
-  with ProgressLine(20, 0, console) as line:
+  with ProgressLine("image", 20, 0, console) as line:
     line.say("compiling [the] step")
     line.show(5, 0.25, {})
     line.show(6, 0.125, {})
   text = written.getvalue()
-  assert "compiling [the] step" in text
-  assert "step 6/20  loss 0.1250" in text
+  assert "image: compiling [the] step" in text
+  assert "image: step 6/20  loss 0.1250" in text
   assert ("\x1b[" in text) == terminal
   if not terminal:
-    assert text.splitlines()[1:] == ["step 5/20  loss 0.2500", "step 6/20  loss 0.1250"]
+    assert text.splitlines()[1:] == [
+      "image: step 5/20  loss 0.2500",
+      "image: step 6/20  loss 0.1250",
+    ]

@@ -34,7 +34,7 @@ def free_port():
     return one.getsockname()[1]
 
 
-def start(count, run_dir, num_steps, seconds=0.0, by_slurm=False, fsdp=1):
+def start(count, run_dir, num_steps, seconds=0.0, by_slurm=False, fsdp=1, more=()):
   """The processes of one run; what they say goes to files beside it."""
   port, root = free_port(), pathlib.Path(__file__).parents[2]
   base = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
@@ -53,7 +53,7 @@ def start(count, run_dir, num_steps, seconds=0.0, by_slurm=False, fsdp=1):
       words, environment = [], base | {f"SLURM_{k}": str(v) for k, v in slurm.items()}
       environment["JAX_COORDINATOR_PORT"] = str(port)
     command = [sys.executable, tiny_run.__file__, str(run_dir), str(num_steps), str(seconds)]
-    command = [*command, str(fsdp), *words]
+    command = [*command, str(fsdp), *words, *more]
     with run_dir.with_suffix(f".{i}").open("w") as said:
       processes.append(subprocess.Popen(command, env=environment, stdout=said, stderr=said))
   return processes
@@ -174,15 +174,41 @@ def test_one_process_continues_what_two_began(lost, alone):
   same_within_rounding(alone, run_dir)
 
 
-def test_sigterm_to_one_process_saves_and_ends_all_with_0(folder):
+def test_ctrl_c_in_one_process_saves_and_ends_all(folder):
   run_dir = folder / "asked"
   processes = start(2, run_dir, 100_000, seconds=0.01)
   with contextlib.ExitStack() as stack:
     stack.callback(wait, processes, run_dir)
     reaches(run_dir, 4, processes)
-    processes[1].send_signal(signal.SIGTERM)
-    assert [process.wait(300) for process in processes] == [0, 0]
+    processes[1].send_signal(signal.SIGINT)
+    assert [process.wait(300) for process in processes] == [143, 130]
   assert f"stopped at step {latest_step(run_dir)}; the same command continues" in said(run_dir, 0)
+
+
+def test_sigterm_between_two_runs_stops_the_second_one(folder):
+  """JAX's count of steps goes on, whereas the second run begins anew and has fewer."""
+  run_dir = folder / "first"
+  processes = start(2, run_dir, STEPS, more=("10", "-1"))
+  with contextlib.ExitStack() as stack:
+    stack.callback(wait, processes, run_dir)
+    reaches(run_dir, STEPS, processes)
+    processes[0].send_signal(signal.SIGTERM)
+    assert [process.wait(300) for process in processes] == [143, 143]
+  assert latest_step(run_dir) == STEPS
+  assert (latest_step(folder / "first_then") or 0) < 10
+
+
+def test_what_one_process_refuses_ends_all_at_once_by_its_line(folder):
+  """The others stand in a collective operation meanwhile, process 0 with the coordinator."""
+  for refusing in (0, 1):
+    run_dir = folder / f"refused{refusing}"
+    processes = start(2, run_dir, 100_000, more=("0", str(refusing)))
+    assert wait(processes, run_dir, 60) == [2, 2]
+    for i in (0, 1):
+      assert said(run_dir, i).splitlines()[-1] == (
+        f"tiny_run: error: process {refusing} of 2 refuses: records are missing here; copy them"
+      )
+      assert "Traceback" not in said(run_dir, i)
 
 
 @pytest.mark.parametrize(

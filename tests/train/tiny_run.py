@@ -14,12 +14,14 @@ import numpy as np
 
 from emu_jax.data.batches import Source, batches
 from emu_jax.data.inputs import ClipSpec, clip_inputs
+from emu_jax.errors import InputError
 from emu_jax.parallel import placement
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from train.loop import LoopConfig, train
 from train.optimiser import OptimConfig
-from train.processes import join, together
+from train.processes import together
 from train.stage import Stage
+from train.stop import StopSignal
 
 OPTIM = OptimConfig(peak_lr=1e-2, warmup_steps=3, ema_decay=0.9)
 
@@ -129,19 +131,35 @@ class Slow:
     return next(self.batches)
 
 
-def main(run_dir, num_steps, seconds="0.01", fsdp="1", coordinator="", processes="0", process="-1"):
+def main(
+  run_dir,
+  num_steps,
+  seconds="0.01",
+  fsdp="1",
+  coordinator="",
+  processes="0",
+  process="-1",
+  then="0",
+  refuses="-1",
+):
+  """A run, and one of `then` steps after it, half a second each; process `refuses` refuses it."""
   jax.config.update("jax_platforms", "cpu")
   placement.SMALL = 16  # so few numbers lie in pieces too, where they are asked to
-  with together("tiny_run"):
-    join(coordinator, int(processes), int(process))
-    alone = jax.process_count() == 1
-    slow = Slow(data() if alone else Clips(), float(seconds))
-    run(
-      pathlib.Path(run_dir),
-      int(num_steps),
-      batches=slow,
-      mesh=make_mesh(config=MeshConfig(fsdp=int(fsdp))),
-    )
+  with together("tiny_run", coordinator, int(processes), int(process)):
+    if jax.process_index() == int(refuses):
+      raise InputError("records are missing here; copy them")
+    train_one(pathlib.Path(run_dir), int(num_steps), float(seconds), int(fsdp))
+    if int(then):
+      train_one(pathlib.Path(f"{run_dir}_then"), int(then), 0.5, int(fsdp))
+
+
+def train_one(run_dir, num_steps, seconds, fsdp):
+  """As the command does: a run that was stopped ends the process with its signal's exit code."""
+  slow = Slow(data() if jax.process_count() == 1 else Clips(), seconds)
+  stop, mesh = StopSignal(), make_mesh(config=MeshConfig(fsdp=fsdp))
+  state = run(run_dir, num_steps, batches=slow, mesh=mesh, stop=stop)
+  if int(state.step) < num_steps:
+    sys.exit(stop.exit_code)
 
 
 if __name__ == "__main__":
