@@ -329,7 +329,8 @@ def load(
     dtype: of matmuls, and of the weights of all networks; None: as the model is.
     widen: take float16 weights of a public folder as float32.
     mesh: of the devices that hold the weights in pieces and sample together; None: one device.
-    options: further folders that a public pipeline takes, such as `motion_adapter`.
+    options: further folders that a public pipeline takes, such as `motion_adapter`; of a run
+      `ema_length`, the relative length of the average to take (emu_jax.checkpoints.averages).
   Raises: InputError where the folder is none of these, or one of another version.
   """
   return loaded(stored(where, **options), dtype=dtype, widen=widen, mesh=mesh)

@@ -144,12 +144,11 @@ class Checkpoints:
     """
     if step == self.latest:
       return
-    tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
     with self._written():
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(tree),
+          state=ocp.args.StandardSave(_without_ema(state)),
           ema=ocp.args.StandardSave(state.ema),
           data=ocp.args.JsonSave({"position": _position(data)}),
         ),
@@ -194,9 +193,8 @@ class Checkpoints:
       folder that may not be read or memory that does not suffice: that is no fault of the files.
     """
     ema = self.folder / str(step) / "ema"
-    tree = {"step": like.step, "params": like.params, "opt_state": like.opt_state}
     args = ocp.args.Composite(
-      state=ocp.args.StandardRestore(tree),
+      state=ocp.args.StandardRestore(_without_ema(like)),
       ema=ocp.args.StandardRestore(like.ema),
       data=ocp.args.JsonRestore(),
     )
@@ -223,6 +221,12 @@ class Checkpoints:
 
   def _written(self) -> contextlib.AbstractContextManager[None]:
     return written(self.folder.parent, "a checkpoint")
+
+
+def _without_ema(state: TrainState) -> dict[str, Any]:
+  """What the item "state" of a checkpoint holds; one without averages has none of that name."""
+  names = ("step", "params", "opt_state", *(["averages"] if state.averages else []))
+  return {name: getattr(state, name) for name in names}
 
 
 @contextlib.contextmanager

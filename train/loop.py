@@ -38,6 +38,7 @@ from train.log import Log, Readings
 from train.optimiser import OptimConfig
 from train.processes import FaultError
 from train.progress import Clock, ProgressLine
+from train.snapshots import discard_after, save_snapshot
 from train.stage import Stage
 from train.state import TrainState, abstract_state, initial_state, leaf_names
 from train.step import jitted_step, validation_step
@@ -58,6 +59,7 @@ class LoopConfig:
   sample_every: int = 0  # samples are drawn for the first validation batch
   sample_fps: int = 8
   num_samples: int = 4  # of the examples of that batch, at most
+  average_every: int = 0  # snapshots of `optim.ema_lengths`; the last step has one in any case
   seed: int = 0
 
   def __post_init__(self):
@@ -65,7 +67,7 @@ class LoopConfig:
     for name in least_one:
       if getattr(self, name) < 1:
         raise InputError(f"LoopConfig: {name}={getattr(self, name)} is below 1; give 1 or more")
-    for name in ("save_every", "validate_every", "sample_every", "seed"):
+    for name in ("save_every", "validate_every", "sample_every", "average_every", "seed"):
       if getattr(self, name) < 0:
         raise InputError(f"LoopConfig: {name}={getattr(self, name)} is negative; 0 = never")
 
@@ -102,7 +104,7 @@ def train(
   Returns:
     The state after the last step that was done; `state.step` tells whether it was the last.
   """
-  _check(stage, loop, validation)
+  _check(stage, optim, loop, validation)
   mesh = mesh or make_mesh()
   run_dir = pathlib.Path(run_dir).absolute()
   keys = _keys(loop.seed, replicated(mesh))
@@ -118,6 +120,7 @@ def train(
     state, frozen = _begin(stage, data, optim, keys["init"], start)
     claim(run_dir, config, exempt, todays_form)  # what changes is noted once it has continued
     first = int(state.step)
+    discard_after(run_dir, first)
     run = _Run(
       stage=stage, frozen=frozen, loop=loop, mesh=mesh, keys=keys, first=first,
       validation=validation, checkpoints=checkpoints, due=Due(run_dir),
@@ -246,7 +249,7 @@ def _looks(loop: LoopConfig) -> dict[str, int]:
 
 
 def _pauses(loop: LoopConfig, step: int) -> bool:
-  return any(_due(step, n) for n in (loop.save_every, *_looks(loop).values()))
+  return any(_due(step, n) for n in (loop.save_every, loop.average_every, *_looks(loop).values()))
 
 
 def _due(step: int, every: int) -> bool:
@@ -259,6 +262,8 @@ def _pause(
   """Saves, validates and samples, each where it is due."""
   due = [name for name, every in _looks(run.loop).items() if _due(step, every)]
   run.due.write(step, due)  # a run that ends before it is done goes on with it
+  if state.averages and (step == run.loop.num_steps or _due(step, run.loop.average_every)):
+    save_snapshot(run.checkpoints.folder.parent, step, state.averages)
   if ending or _due(step, run.loop.save_every):
     run.checkpoints.save(step, state, data)
   if not stopping:
@@ -368,7 +373,11 @@ def _next(data: Iterator, step: int) -> Any:
     ) from None
 
 
-def _check(stage: Stage, loop: LoopConfig, validation: Callable | None) -> None:
+def _check(stage: Stage, optim: OptimConfig, loop: LoopConfig, validation: Callable | None) -> None:
+  if loop.average_every and not optim.ema_lengths:
+    raise InputError(
+      f"LoopConfig: average_every={loop.average_every} needs optim.ema_lengths, such as 0.05 0.10"
+    )
   for name in ("validate_every", "sample_every"):
     if getattr(loop, name) and validation is None:
       raise InputError(f"LoopConfig: {name}={getattr(loop, name)} needs validation data; 0 = never")

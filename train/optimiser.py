@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from emu_jax.checkpoints.averages import check_length, exponent
 from emu_jax.config import from_dict
 from emu_jax.errors import InputError
 
@@ -29,6 +30,9 @@ class OptimConfig:
   eps: float = 1e-8
   clip_norm: float = 1.0  # largest norm of the gradient of each trained tree; 0 = off
   ema_decay: float = 0.9999  # of the moving average that samples are drawn with; 0 = no average
+  # Relative lengths of further averages, such as 0.05 0.10, of which `loop.average_every` keeps
+  # snapshots: averages of any length can then be had afterwards (emu_jax.checkpoints.averages).
+  ema_lengths: tuple[float, ...] = ()
   accumulate: int = 1  # micro-batches a step; the batch is split into so many
   on_non_finite: Literal["raise", "skip"] = "raise"  # skip leaves the state and counts it
   # Who adds up the gradients of devices: the compiler, wherever they come up, or the step itself,
@@ -43,6 +47,10 @@ class OptimConfig:
     for name, value in (("ema_decay", self.ema_decay), *(("betas", b) for b in self.betas)):
       if not 0 <= value < 1:
         raise InputError(f"OptimConfig: {name}={value} is outside [0, 1); choose e.g. 0.999")
+    for length in self.ema_lengths:
+      check_length(length, "OptimConfig: ema_lengths")
+    if len(set(self.ema_lengths)) < len(self.ema_lengths):
+      raise InputError(f"OptimConfig: ema_lengths={self.ema_lengths} name a length twice")
     if self.accumulate < 1:
       raise InputError(f"OptimConfig: accumulate={self.accumulate} is below 1; 1 = the whole batch")
 
@@ -124,3 +132,13 @@ def ema_decay(config: OptimConfig, step: ArrayLike) -> jax.Array:
   """
   step = jnp.asarray(step, jnp.float32)
   return jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
+
+
+def average_weight(length: float, step: ArrayLike) -> jax.Array:
+  """Float32 weight of the old average of a relative length in the update after `step` updates.
+
+  (1 - 1 / t)^(γ + 1) with t = step + 1: 0 at the first update, so that the initial weights have no
+  share. Source: arXiv:2312.02696, eq. 127.
+  """
+  t = jnp.asarray(step, jnp.float32) + 1
+  return (1 - 1 / t) ** (exponent(length) + 1)

@@ -23,6 +23,7 @@ class TrainState:
   params: Params
   ema: Params  # the structure of params, float32
   opt_state: Any
+  averages: Params = dataclasses.field(default_factory=dict)  # by relative length, each as `ema`
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -92,4 +93,5 @@ def _state(init, config, key, given):
     name: jax.tree.map(cast, given.get(name, tree), tree) for name, tree in trainable.items()
   }
   ema = jax.tree.map(lambda p: p.astype(jnp.float32), params)
-  return TrainState(jnp.zeros((), jnp.int32), params, ema, optimiser(config).init(params))
+  averages = {str(length): ema for length in config.ema_lengths}
+  return TrainState(jnp.zeros((), jnp.int32), params, ema, optimiser(config).init(params), averages)

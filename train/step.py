@@ -1,5 +1,6 @@
 """One update: a pure function of the state, the frozen trees, the batch and the run's key."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.placement import replicated
 from emu_jax.trees import first_match
 from emu_jax.typing import Params
-from train.optimiser import OptimConfig, ema_decay, learning_rate, optimiser
+from train.optimiser import OptimConfig, average_weight, ema_decay, learning_rate, optimiser
 from train.stage import Loss, Rates
 from train.state import TrainState
 
@@ -54,17 +55,26 @@ def train_step(
   rate = learning_rate(config, num_steps, state.step)
   updates = jax.tree_util.tree_map_with_path(lambda p, d: -_rate(rates, p, rate) * d, direction)
   params = optax.apply_updates(state.params, updates)
-  keep = ema_decay(config, state.step)
-  ema = jax.tree.map(lambda e, p: e + (1 - keep) * (p - e), state.ema, params)
+  ema = moved(state.ema, params, ema_decay(config, state.step))
   new = TrainState(state.step + 1, params, ema, opt_state)
   if config.on_non_finite == "skip":
     # The step still counts: the next one draws other noise and other data.
     old = TrainState(state.step + 1, state.params, state.ema, state.opt_state)
     new = jax.tree.map(lambda n, o: jnp.where(fault < 0, n, o), new, old)
     metrics["skipped"] = (fault >= 0).astype(jnp.float32)
+  averages = {
+    length: moved(tree, new.params, average_weight(float(length), state.step))
+    for length, tree in state.averages.items()
+  }
+  new = dataclasses.replace(new, averages=averages)
   metrics |= {"loss": value, "lr": rate, "grad_norm": jnp.sqrt(squares.sum())}
   metrics |= {"param_norm": optax.tree.norm(new.params), "update_norm": optax.tree.norm(updates)}
   return new, metrics, fault
+
+
+def moved(average: Params, params: Params, keep: jax.Array) -> Params:
+  """A moving average after one more step: `keep` of itself, the rest of the parameters."""
+  return jax.tree.map(lambda e, p: e + (1 - keep) * (p - e), average, params)
 
 
 def _rate(rates: Rates, path: Any, rate: jax.Array) -> jax.Array:

@@ -33,6 +33,7 @@ def convert(
   *,
   dtype: Precision | None = None,
   widen: bool = False,
+  ema_length: float | None = None,
 ) -> None:
   """Writes a model, or every model of a pipeline or of a run of emu-train, in another form.
 
@@ -42,6 +43,8 @@ def convert(
     source: a folder with config.json and weights (one network), with model_index.json (a pipeline),
       or a run of emu-train or a release.
     dtype, widen: of the weights, as `emu_jax.weights.load` takes them.
+    ema_length: of a run, the relative length of the average that its weights are taken of; None:
+      the one that its checkpoint holds.
   Raises: InputError for a source that is none of these, a target that exists, or a model of which
     the form holds nothing.
   """
@@ -55,9 +58,11 @@ def convert(
     raise InputError(
       f"convert: {source} is a run of emu-train, Orbax already; --to diffusers, or safetensors"
     )
+  if ema_length is not None and not ours:
+    raise InputError(f"convert: ema_length={ema_length} is for runs of emu-train; leave it out")
   with files.staged(target) as partial:
     if ours:
-      _ours(source, partial, form, say, dtype)
+      _ours(source, partial, form, say, dtype, ema_length)
     else:
       write = _pipeline if public else _model
       write(source, partial, form, say, {"dtype": dtype, "widen": widen})
@@ -97,9 +102,9 @@ def _pipeline(source, target, form, say, reading) -> None:
   files.write_json(target / INDEX, index)
 
 
-def _ours(source, target, form, say, dtype) -> None:
+def _ours(source, target, form, say, dtype, ema_length) -> None:
   """A trained model: the parts that diffusers has a form for, or all of it as a release."""
-  found = stored(source)
+  found = stored(source, ema_length)
   model = loaded(found, dtype=dtype)
   if form == "diffusers":
     with refused("convert"):

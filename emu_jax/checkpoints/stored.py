@@ -6,8 +6,16 @@ import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from emu_jax.checkpoints.averages import load_average
 from emu_jax.checkpoints.release import is_release, load_release, release_fits, release_names
-from emu_jax.checkpoints.run import latest_step, load_trees, origins, read_config, tree_names
+from emu_jax.checkpoints.run import (
+  latest_step,
+  load_trees,
+  origins,
+  overlaid,
+  read_config,
+  tree_names,
+)
 from emu_jax.checkpoints.unrecognised import no_model
 from emu_jax.errors import InputError
 from emu_jax.systems import registry
@@ -53,15 +61,19 @@ def is_stored(folder: str | pathlib.Path) -> bool:
   return latest_step(folder) is not None or is_release(folder) or is_public(folder)
 
 
-def stored(folder: str | pathlib.Path, **options: Any) -> Stored:
+def stored(folder: str | pathlib.Path, ema_length: float | None = None, **options: Any) -> Stored:
   """The model in a folder; of a folder of runs the one that goes back to the others.
 
   Args:
+    ema_length: relative length of the average that a run's weights are taken of; None: the one
+      that its checkpoint holds.
     options: further folders that a public pipeline takes, such as `motion_adapter`.
   Raises: InputError where there is none, or one that cannot be described.
   """
   folder = pathlib.Path(folder)
   given = {name: value for name, value in options.items() if value is not None}
+  if ema_length is not None and (is_public(folder) or is_release(newest_run(folder))):
+    raise InputError(f"{folder}: ema_length={ema_length} is for runs of emu-train; leave it out")
   if is_public(folder):
     found = registry.read_pipeline(folder, **given)
     return Stored(found.system, found.names, found.load, found.tokenizers, str(folder), public=True)
@@ -83,6 +95,8 @@ def stored(folder: str | pathlib.Path, **options: Any) -> Stored:
   else:
     run, step = folder, latest_step(folder)
     read = functools.partial(load_trees, step=step)
+    if ema_length is not None:
+      read = functools.partial(_with_average, step=step, length=ema_length)
     names, load = tree_names(folder), functools.partial(_load, read, folder)
   system = registry.from_config(config or {}, str(folder / "config.json"))
   tokenizers = tuple(folder / "tokenizers" / str(i) for i in range(len(system.texts)))
@@ -93,6 +107,14 @@ def _load(
   read: Callable, folder: pathlib.Path, names: Collection[str], reading: Mapping[str, Any]
 ) -> Trees:
   return read(folder, names)
+
+
+def _with_average(
+  folder: pathlib.Path, names: Collection[str], step: int | None, length: float
+) -> Trees:
+  average = load_average(folder, length)
+  trees = load_trees(folder, names, step)
+  return {n: overlaid(tree, average[n]) if n in average else tree for n, tree in trees.items()}
 
 
 def newest_run(folder: str | pathlib.Path) -> pathlib.Path:

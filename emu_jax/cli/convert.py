@@ -17,6 +17,7 @@ def convert_model(
   to: Form = "orbax",
   precision: Choice = "stored",
   widen: bool = False,
+  ema_length: float | None = None,
 ) -> None:
   """Imports a diffusers folder (one model or a pipeline), or exports a model to one.
 
@@ -27,7 +28,11 @@ def convert_model(
       safetensors: all parts of a run as one small folder, to be handed on and sampled from.
     precision: of the weights; stored: as they are.
     widen: take float16 weights, as float32.
+    ema_length: of a run that was trained with --optim.ema-lengths: relative length of the average
+      that its weights are taken of, such as 0.07; None: the one that its checkpoint holds.
   """
   with working() as say:
-    convert(source, target, to, say, dtype=precision_of(precision), widen=widen)
+    convert(
+      source, target, to, say, dtype=precision_of(precision), widen=widen, ema_length=ema_length
+    )
   print(f"{target}: written")
