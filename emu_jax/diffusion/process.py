@@ -35,13 +35,19 @@ TIME_SCALE = 1000.0
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How a sampling run is discretised; a value of the compiled program, not of its inputs."""
+  """How a sampling run is discretised, and where it is guided.
+
+  A value of the compiled program, not of its inputs.
+  """
 
   solver: Solver | None = "ddim"  # None: the usual one of the process
   num_steps: int = 50
   spacing: Spacing = "trailing"  # of the steps of a `Schedule`; no other process has spacings
   offset: int = 0  # added to "leading" times
   eta: float = 0.0  # share of fresh noise, DDIM only
+  guided: bool = True  # False: every scale of guidance is 1, for which one branch is computed
+  # sigma / alpha, from and to, where guidance is applied (`guidance.led`); None: everywhere.
+  guidance_interval: tuple[float, float] | None = None
 
   def __post_init__(self):
     if self.solver not in (None, *get_args(Solver)):
@@ -50,6 +56,13 @@ class Sampling:
       raise ValueError(
         f"Sampling: eta={self.eta} with solver={self.solver!r}, which is deterministic; use 'ddim'"
       )
+    if self.guidance_interval is not None:
+      low, high = self.guidance_interval
+      if not 0 <= low < high:
+        raise ValueError(
+          f"Sampling: guidance_interval={self.guidance_interval} is none; give sigma / alpha from "
+          "0 on, the lower one first"
+        )
 
 
 @runtime_checkable

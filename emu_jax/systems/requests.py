@@ -71,16 +71,32 @@ class Prompted(Seeded):
   ddim, euler or heun; None: the model's usual one, ddim on a schedule"""
   rescale: float = 0.0
   """how far guided predictions are brought back to the spread of unguided ones, 0 to 1"""
+  guidance_interval: tuple[float, float] | None = None
+  """from and to which ratio of noise to signal predictions are guided, such as 0.3 6; other steps
+  compute the prompt's alone, in a half or a third of the time; None: all are guided"""
 
   def __post_init__(self):
     super().__post_init__()
     if not 0 <= self.rescale <= 1:
       raise InputError(f"rescale={self.rescale} is not from 0 to 1; 0 = off")
+    if self.guidance_interval is not None:
+      low, high = self.guidance_interval
+      if not 0 <= low < high:
+        raise InputError(
+          f"guidance_interval={low:g} {high:g} is none; give two ratios from 0 on, the lower first"
+        )
 
   @property
   def sampling(self) -> Sampling:
-    """How a sampling run is discretised."""
-    return Sampling(solver=self.solver, num_steps=self.steps)
+    """How a sampling run goes, with guidance."""
+    return Sampling(
+      solver=self.solver, num_steps=self.steps, guidance_interval=self.guidance_interval
+    )
+
+
+def guided_by(sampling: Sampling, *scales: float) -> Sampling:
+  """`sampling`, of one branch where every scale is 1, which is no guidance."""
+  return dataclasses.replace(sampling, guided=any(scale != 1 for scale in scales))
 
 
 def numbers(**values: float) -> dict[str, jnp.ndarray]:
