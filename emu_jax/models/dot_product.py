@@ -41,6 +41,9 @@ LONG = 1024  # tokens, of queries and of keys
 PIECE = {"cpu": 2**20, "gpu": 2**23, "tpu": 2**23}  # logits
 ROWS = 256  # queries: fewer rows would leave a matrix unit idle
 
+# Up to so many keys a CPU is as fast by the form of XLA, and faster with its gradient.
+FEW = 8
+
 # Tiles of fused attention are 64 or 128 tokens wide: shorter sequences would leave them empty.
 FUSED_QUERIES, FUSED_KEYS = 256, 32
 CUDNN_HEAD = 128  # features of the largest head that cuDNN takes on every GPU
@@ -81,7 +84,8 @@ def attend(
   if lengths is not None:
     padding = lengths[:, None, None, :]
     mask = padding if mask is None else mask & padding
-  form = functools.partial(_head_major if here == "cpu" else _of_xla, scale=scale)
+  head_major = here == "cpu" and k.shape[1] > FEW
+  form = functools.partial(_head_major if head_major else _of_xla, scale=scale)
   if mask is not None or bias is not None or min(q.shape[1], k.shape[1]) < LONG:
     return form(q, k, v, mask, bias)
   return _in_pieces(form, q, k, v, PIECE[here])

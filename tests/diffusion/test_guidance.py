@@ -249,7 +249,7 @@ def test_branches_are_computed_only_where_they_are_used(sampling, guided_steps):
     return process.sample(predict, noise, None, sampling)
 
   if guided_steps is None:
-    alpha, sigma = process.alpha_sigma(jnp.arange(99, 1000, 100))
+    alpha, sigma = process.alpha_sigma(jnp.arange(99.0, 1000.0, 100.0))
     guided_steps = int(((0.5 * alpha < sigma) & (sigma <= 4 * alpha)).sum())
     assert 0 < guided_steps < 10
   for scale in (3.0, 7.5):

@@ -47,16 +47,17 @@ def on_platform(name, devices=(1, 1, 1)):
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("L", [7, 11])
 @pytest.mark.parametrize("given", ["nothing", "mask", "lengths", "bias", "scale", "all"])
-def test_every_form_is_the_definition(name, given, monkeypatch):
+def test_every_form_is_the_definition(name, given, L, monkeypatch):
   """On the form of each platform, computed here; gradients are those of the other form."""
   monkeypatch.setattr(dot_product, "platform", lambda: name)
-  q, k, v = draw(3, 6, 2, 5), draw(3, 7, 2, 5), draw(3, 7, 2, 5)
-  lengths = jnp.arange(7)[None] < jnp.array([7, 3, 1])[:, None]
+  q, k, v = draw(3, 6, 2, 5), draw(3, L, 2, 5), draw(3, L, 2, 5)
+  lengths = jnp.arange(L)[None] < jnp.array([L, 3, 1])[:, None]
   every = {
-    "mask": jnp.tril(jnp.ones((6, 7), bool))[None, None],
+    "mask": jnp.tril(jnp.ones((6, L), bool))[None, None],
     "lengths": lengths,
-    "bias": draw(1, 2, 6, 7),
+    "bias": draw(1, 2, 6, L),
     "scale": 1.5,
   }
   options = every if given == "all" else {n: every[n] for n in every if n == given}
