@@ -1,6 +1,6 @@
 """Dot-product attention, in the form that suits the devices: every network's attention is `attend`.
 
-The form is chosen while a program is traced, by the platform of its mesh (`parallel.mesh.platform`)
+The form is chosen while a program is traced, by the platform of its mesh (`parallel.activations.platform`)
 and by shapes. A choice inside the program (`jax.lax.platform_dependent`) is none for cuDNN's form:
 its tracing asks the GPU itself, so that no other machine could plan or export the program.
 
@@ -24,8 +24,7 @@ from jax.extend.backend import get_backend
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from emu_jax.parallel.activations import AXES, per_device, spread_mesh
-from emu_jax.parallel.mesh import platform
+from emu_jax.parallel.activations import AXES, per_device, platform, spread_mesh
 
 # "auto": as above; "plain": without fused kernels; "splash": that of TPUs, "auto" elsewhere.
 Kernel = Literal["auto", "plain", "splash"]

@@ -88,6 +88,17 @@ def per_device(sequences: int) -> int:
   return sequences if mesh is None else -(-sequences // mesh.size)
 
 
+def platform() -> str:
+  """Of the devices that a program is traced for: "cpu", "gpu" or "tpu".
+
+  Those of the mesh that is set by `jax.set_mesh`, be they of another machine, else those of this process.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
+  if device is None:
+    return jax.default_backend()
+  return device if isinstance(device, str) else device.platform
+
+
 def spread_mesh() -> AbstractMesh | None:
   """The mesh of `jax.set_mesh`, where it is one of ours that XLA partitions for; or None."""
   mesh = jax.sharding.get_abstract_mesh()

@@ -100,17 +100,6 @@ def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
   return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
-def platform() -> str:
-  """Of the devices that a program is traced for: "cpu", "gpu" or "tpu".
-
-  Those of the mesh that is set (`on`), be they of another machine, else those of this process.
-  """
-  device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
-  if device is None:
-    return jax.default_backend()
-  return device if isinstance(device, str) else device.platform
-
-
 def sampling_mesh(config: MeshConfig) -> Mesh | None:
   """A mesh of the first devices that make this shape, or of all where an axis is 0; None: of one.
 

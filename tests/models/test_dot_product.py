@@ -10,8 +10,8 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from emu_jax.models import dot_product
 from emu_jax.models.dot_product import attend
-from emu_jax.parallel.activations import AXES
-from emu_jax.parallel.mesh import MeshConfig, make_mesh, platform
+from emu_jax.parallel.activations import AXES, platform
+from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.models.jaxprs import arrays, largest
 from train.planning import topologies
 
