@@ -1,8 +1,9 @@
 """Dot-product attention, in the form that suits the devices: every network's attention is `attend`.
 
-The form is chosen while a program is traced, by the platform of its mesh (`parallel.activations.platform`)
-and by shapes. A choice inside the program (`jax.lax.platform_dependent`) is none for cuDNN's form:
-its tracing asks the GPU itself, so that no other machine could plan or export the program.
+The form is chosen while a program is traced, by the devices that it is for
+(`parallel.activations.platform`) and by shapes. A choice inside the program
+(`jax.lax.platform_dependent`) is none for cuDNN's form: its tracing asks the GPU itself, so that no
+other machine could plan the program.
 
   CPU   head-major operands, q scaled in place of the logits, division after the second product: 2
         to 3 times as fast as `jax.nn.dot_product_attention` (docs/results/speed.md)

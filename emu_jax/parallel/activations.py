@@ -91,7 +91,7 @@ def per_device(sequences: int) -> int:
 def platform() -> str:
   """Of the devices that a program is traced for: "cpu", "gpu" or "tpu".
 
-  Those of the mesh that is set by `jax.set_mesh`, be they of another machine, else those of this process.
+  Those of the mesh of `jax.set_mesh`, be they of another machine; else those of this process.
   """
   device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
   if device is None:
