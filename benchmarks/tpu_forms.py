@@ -20,11 +20,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from emu_jax.models.attention import GroupNorm, Products, attend, gelu
+from emu_jax.models.attention import GroupNorm, Products, gelu
+from emu_jax.models.dot_product import attend
 from emu_jax.models.site import Site
 from emu_jax.models.spatial import SpatialTransformer
 from emu_jax.models.temporal import TemporalTransformer
 from emu_jax.models.unet import ResBlock
+from emu_jax.parallel.mesh import make_mesh
 from emu_jax.systems.emu_video import published_unet
 from train.planning import flops, hlo, topologies
 
@@ -283,7 +285,9 @@ def measure(form: Form, device: Any) -> tuple[int, int]:
   work = flops.count(both(form.plain or form.function), form.shapes, out)
   here = SingleDeviceSharding(device)
   place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here)
-  program = jax.jit(both(form.function)).lower(*jax.tree.map(place, (form.shapes, out))).compile()
+  with jax.set_mesh(make_mesh([device])):  # which decides how attention is computed
+    lowered = jax.jit(both(form.function)).lower(*jax.tree.map(place, (form.shapes, out)))
+  program = lowered.compile()
   return work, hlo.read(program.as_text()).cycles
 
 

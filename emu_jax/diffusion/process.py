@@ -35,7 +35,10 @@ TIME_SCALE = 1000.0
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How a sampling run is discretised; a value of the compiled program, not of its inputs."""
+  """How a sampling run is discretised, and where it is guided.
+
+  A value of the compiled program, not of its inputs.
+  """
 
   solver: Solver | None = "ddim"  # None: the usual one of the process
   num_steps: int = 50
@@ -43,6 +46,9 @@ class Sampling:
   spacing: Spacing | None = "trailing"
   offset: int = 0  # added to "leading" times; of spacing=None the process's own is
   eta: float = 0.0  # share of fresh noise, DDIM only
+  guided: bool = True  # False: every scale of guidance is 1, for which one branch is computed
+  # sigma / alpha, from and to, where guidance is applied (`guidance.led`); None: everywhere.
+  guidance_interval: tuple[float, float] | None = None
 
   def __post_init__(self):
     if self.solver not in (None, *get_args(Solver)):
@@ -56,6 +62,13 @@ class Sampling:
         f"Sampling: offset={self.offset} with spacing=None, which means the process's own of both; "
         "give a spacing"
       )
+    if self.guidance_interval is not None:
+      low, high = self.guidance_interval
+      if not 0 <= low < high:
+        raise ValueError(
+          f"Sampling: guidance_interval={self.guidance_interval} is none; give sigma / alpha from "
+          "0 on, the lower one first"
+        )
 
 
 @runtime_checkable

@@ -15,7 +15,8 @@ from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from emu_jax.parallel.activations import per_device, pin
+from emu_jax.models.dot_product import Kernel, attend
+from emu_jax.parallel.activations import pin
 
 
 class Attention(nn.Module):
@@ -31,13 +32,15 @@ class Attention(nn.Module):
   dtype: DTypeLike = jnp.float32
   zero: bool = False
   qkv_bias: bool = False
+  kernel: Kernel = "auto"
 
   @nn.compact
   def __call__(
     self,
     x: Float[Array, "N S D"],
     context: Float[Array, "B L E"] | None = None,
-    mask: Bool[Array, "B L"] | Bool[Array, "B Q L"] | None = None,  # of keys, or of queries to keys
+    # Of keys, tokens first and padding behind them; or of queries to keys.
+    mask: Bool[Array, "B L"] | Bool[Array, "B Q L"] | None = None,
   ) -> Float[Array, "N S D"]:
     N, S, D = x.shape
 
@@ -50,61 +53,18 @@ class Attention(nn.Module):
     q, k, v = project("q", x), project("k", source), project("v", source)
     # Sequences of one example share its context: one long row of queries an example.
     q = q.reshape(k.shape[0], -1, self.num_heads, self.head_dim)
-    allowed = None
-    if mask is not None:
-      allowed = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
-    h = attend(q, k, v, allowed)
+    of_keys = mask is not None and mask.ndim == 2
+    h = attend(
+      q,
+      k,
+      v,
+      None if mask is None or of_keys else mask[:, None],
+      lengths=mask if of_keys else None,
+      kernel=self.kernel,
+    )
     return nn.Dense(D, dtype=self.dtype, kernel_init=last(self.zero), name="out")(
       h.reshape(N, S, -1)
     )
-
-
-# Sequences of at least LONG tokens are processed one head at a time, in pieces of at most PIECE
-# logits on a device: a few sequences, and at least ROWS queries of each while several sequences go
-# together. All logits would pass through memory several times; a piece of 2**23 is 32 MB in float32
-# and stays on a TPU's chip, which is expected to halve the time (docs/tpu_forms.md).
-LONG = 1024  # tokens, of queries and of keys
-PIECE = 2**23  # logits
-ROWS = 256  # queries: fewer rows would leave a matrix unit idle
-
-
-def attend(
-  q: Float[Array, "N Q H D"],
-  k: Float[Array, "N L H D"],
-  v: Float[Array, "N L H D"],
-  mask: Bool[Array, "N _ _ L"] | None = None,
-) -> Float[Array, "N Q H D"]:
-  """Attention of every head; long sequences give the same numbers, a piece of their logits a time.
-
-  On a mesh N is split over devices, and each takes a piece of its own sequences.
-  """
-  N, Q, H, D = q.shape
-  L = k.shape[1]
-  if mask is not None or min(Q, L) < LONG:
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
-  here = per_device(N)
-  groups = _divisor(here, here * min(Q, ROWS) * L)
-  pieces = _divisor(Q, here // groups * Q * L)
-  if N % groups:  # the mesh does not split N evenly
-    groups = 1
-
-  def group(inputs):
-    """One head of some sequences: [n Q D], [n L D], [n L D] -> [n Q D]."""
-    q, k, v = inputs
-    parts = rearrange(q, "n (P q) D -> P n q 1 D", P=pieces)
-    # Recomputed, or else the logits of all pieces would be kept for the backward pass.
-    piece = jax.checkpoint(lambda q: jax.nn.dot_product_attention(q, k[:, :, None], v[:, :, None]))
-    return rearrange(jax.lax.map(piece, parts), "P n q 1 D -> n (P q) D")
-
-  # A group is every `groups`-th sequence, so that it lies on all devices.
-  split = lambda a: rearrange(a, "(n g) S H D -> (H g) n S D", g=groups)
-  h = jax.lax.map(group, (split(q), split(k), split(v)))
-  return rearrange(h, "(H g) n Q D -> (n g) Q H D", g=groups)
-
-
-def _divisor(n: int, logits: int) -> int:
-  """The smallest divisor of n that cuts so many logits into pieces of at most PIECE; or else n."""
-  return next((d for d in range(1, n) if n % d == 0 and logits <= d * PIECE), n)
 
 
 def last(zero: bool) -> nn.initializers.Initializer:
@@ -176,6 +136,7 @@ class TransformerLayer(nn.Module):
   dtype: DTypeLike = jnp.float32
   cross_only: bool = False
   zero: bool = False
+  kernel: Kernel = "auto"
 
   @nn.compact
   def __call__(
@@ -190,7 +151,9 @@ class TransformerLayer(nn.Module):
       return lambda y: layer(y).astype(self.dtype)
 
     def attention(name):
-      return Attention(self.num_heads, self.head_dim, self.dtype, self.zero, name=name)
+      return Attention(
+        self.num_heads, self.head_dim, self.dtype, self.zero, kernel=self.kernel, name=name
+      )
 
     first = norm(1)
     if self.cross_only:

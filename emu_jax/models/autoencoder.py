@@ -21,7 +21,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from emu_jax.models.across_frames import across_frames
-from emu_jax.models.attention import GroupNorm, attend
+from emu_jax.models.attention import GroupNorm
+from emu_jax.models.dot_product import attend
 from emu_jax.models.temporal_decoder import TemporalResBlock, middle_frame
 from emu_jax.parallel.activations import shares
 from emu_jax.typing import PerExample, Video

@@ -43,7 +43,9 @@ class SpatialTransformer(nn.Module):
     for i in range(self.num_layers):
       h = rearrange(h, "B T H W C -> (B T) (H W) C")
       source = None if cross_only else unet.temporal.attention_source(self.site, h, T)
-      layer = TransformerLayer(num_heads, head_dim, unet.dtype, cross_only, name=f"layer_{i}")
+      layer = TransformerLayer(
+        num_heads, head_dim, unet.dtype, cross_only, kernel=unet.attention, name=f"layer_{i}"
+      )
       h = in_pieces(layer, h, B, contexts[i], masks[i], source)
       h = rearrange(h, "(B T) (H W) C -> B T H W C", B=B, H=H)
       if after_layer is not None:

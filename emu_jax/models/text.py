@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from emu_jax.models.attention import gelu
+from emu_jax.models.dot_product import attend
 from emu_jax.typing import Text, TextMask, Tokens
 
 
@@ -171,7 +172,7 @@ class SelfAttention(nn.Module):
     q_init = () if self.q_std is None else (nn.initializers.normal(self.q_std),)
     q, k, v = dense("q", inner, *q_init)(x), dense("k", inner)(x), dense("v", inner)(x)
     q, k, v = (y.reshape(B, L, self.num_heads, self.head_dim) for y in (q, k, v))
-    h = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=self.scale)
+    h = attend(q, k, v, mask, bias=bias, scale=self.scale)
     return dense("out", D)(h.reshape(B, L, inner))
 
 

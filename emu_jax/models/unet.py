@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from emu_jax.models.attention import GroupNorm
+from emu_jax.models.dot_product import Kernel
 from emu_jax.models.embedding import EmbeddingMLP, sinusoid
 from emu_jax.models.rematerialisation import Keeps, recomputed
 from emu_jax.models.site import Site
@@ -53,6 +54,8 @@ class UNetConfig:
   micro_dim: int = 256  # sinusoid features a micro-condition
   pooled_dim: int = 0  # "pooled" [B, P], joined with the micro-conditions as in SDXL
   temporal: Temporal = Temporal()  # what crosses frames; the default does not
+  # Of attention among pixels; auto: what suits the devices. splash: Pallas's on TPUs, unmeasured.
+  attention: Kernel = "auto"
   remat: bool = False  # recompute blocks in the backward pass instead of storing them
   remat_keeps: Keeps = "nothing"  # of a recomputed block; products: of dense layers, convolutions
   dtype: str = "float32"

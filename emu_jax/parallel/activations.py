@@ -30,7 +30,7 @@ def pin(x: Float[Array, "B T H W C"], layout: Layout = "frames") -> Float[Array,
 
   An axis that does not divide is left whole on every device.
   """
-  mesh = _mesh()
+  mesh = spread_mesh()
   if mesh is None:
     return x
   return jax.lax.with_sharding_constraint(x, video_spec(mesh, x.shape, layout))
@@ -42,7 +42,7 @@ def exchange(x: Float[Array, "B T H W C"], to: Layout) -> Float[Array, "B T H W 
   Written out, since the partitioner may as well gather all frames and throw most of them away.
   Where frames or rows do not divide, it is `pin`, and the partitioner finds its way.
   """
-  mesh = _mesh()
+  mesh = spread_mesh()
   if mesh is None or mesh.shape["frames"] == 1:
     return pin(x, to)
   frames, space = (video_spec(mesh, x.shape, layout) for layout in ("frames", "space"))
@@ -74,7 +74,7 @@ def shares(shape: tuple[int, ...]) -> tuple[int, int]:
   Parts of the batch are on different devices, and so are parts of the frames; (1, 1) without a
   mesh.
   """
-  mesh = _mesh()
+  mesh = spread_mesh()
   if mesh is None:
     return 1, 1
   batch, frames, *_ = video_spec(mesh, shape, "frames")
@@ -84,8 +84,27 @@ def shares(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def per_device(sequences: int) -> int:
   """How many of so many sequences, frames or pixels of examples, a device of the mesh holds."""
-  mesh = _mesh()
+  mesh = spread_mesh()
   return sequences if mesh is None else -(-sequences // mesh.size)
+
+
+def platform() -> str:
+  """Of the devices that a program is traced for: "cpu", "gpu" or "tpu".
+
+  Those of the mesh of `jax.set_mesh`, be they of another machine; else those of this process.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
+  if device is None:
+    return jax.default_backend()
+  return device if isinstance(device, str) else device.platform
+
+
+def spread_mesh() -> AbstractMesh | None:
+  """The mesh of `jax.set_mesh`, where it is one of ours that XLA partitions for; or None."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1 or mesh.manual_axes or mesh.axis_names != AXES:
+    return None
+  return mesh
 
 
 def _batch_axes(mesh: Mesh | AbstractMesh, batch: int) -> tuple[str, ...] | None:
@@ -96,11 +115,3 @@ def _batch_axes(mesh: Mesh | AbstractMesh, batch: int) -> tuple[str, ...] | None
     if batch % size == 0:
       return axes
   return None
-
-
-def _mesh() -> AbstractMesh | None:
-  """The mesh of `jax.set_mesh`, where it is one of ours that XLA partitions for."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1 or mesh.manual_axes or mesh.axis_names != AXES:
-    return None
-  return mesh

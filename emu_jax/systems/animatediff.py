@@ -20,7 +20,7 @@ from emu_jax.conditioning import TextFeatures, image_branches, text_conditions
 from emu_jax.config import kind, refused
 from emu_jax.data.inputs import ClipSpec, clip_inputs
 from emu_jax.diffusion.discrete import Discrete
-from emu_jax.diffusion.guidance import guided, rescale, text_guidance
+from emu_jax.diffusion.guidance import led, rescale, text_guidance
 from emu_jax.diffusion.noise import normal, split
 from emu_jax.diffusion.process import Process, Sampling
 from emu_jax.diffusion.schedule import Schedule
@@ -37,10 +37,11 @@ from emu_jax.systems.emu import (
   draw_step,
   encoders,
   image_system,
+  picture_scale,
   prompts,
 )
 from emu_jax.systems.first_stage import decode_step, latent_shape, pixels_or_posterior
-from emu_jax.systems.requests import Prompted, numbers, refuse_without_effect
+from emu_jax.systems.requests import Prompted, guided_by, numbers, refuse_without_effect
 from emu_jax.systems.system import (
   Arrays,
   Part,
@@ -279,20 +280,25 @@ def clip_steps(
   refuse_without_effect(request, only, f"on {frames} frame{'s' if frames > 1 else ''}")
   if frames == 1:
     config.image.process.check(request.sampling)
-    return draw_step(config.image, request.sampling), decode_step(stage, request.decode_chunk)
+    return draw_step(config.image, request), decode_step(stage, request.decode_chunk)
   config.process.check(request.sampling)
   reads = (*stage.trees(), "text", "spatial", "temporal")
-  static = (dataclasses.replace(config, num_frames=frames), request.sampling)
+  sampling = guided_by(request.sampling, clip_scale(config, request))
+  static = (dataclasses.replace(config, num_frames=frames), sampling)
   return Step(f"text -> {frames} frames", clip_program, static, reads), decode_step(
     stage, request.decode_chunk
   )
 
 
+def clip_scale(config: AnimateDiff, request: SampleClip) -> float:
+  """Of a clip's guidance: the request's, or the model's own."""
+  return config.guidance if request.text_guidance is None else request.text_guidance
+
+
 def _clip_arrays(config: AnimateDiff, request: SampleClip) -> Arrays:
-  picture, text = request.picture_guidance, request.text_guidance
   return numbers(
-    picture_guidance=config.image.guidance if picture is None else picture,
-    text_guidance=config.guidance if text is None else text,
+    picture_guidance=picture_scale(config.image, request),
+    text_guidance=clip_scale(config, request),
     rescale=request.rescale,
   )
 
@@ -350,11 +356,13 @@ def denoiser(
   empty: TextFeatures,
   text_scale: float | Float[Array, ""],
   rescaled: float | Float[Array, ""] = 0.0,
+  *,
+  sampling: Sampling = Sampling(),
 ) -> Predict:
   """The video U-Net led by prompts: a function of x_t and t."""
   net = network(config.unet, merge(trees["spatial"], trees["temporal"]))
   combine = rescale(text_guidance(text_scale), rescaled)
-  return guided(net, image_branches(text, empty), combine)
+  return led(net, image_branches(text, empty), combine, config.process, sampling)
 
 
 def sample_clip(
@@ -380,5 +388,5 @@ def sample_clip(
   key_noise, key_steps = split(key, 2)
   batch, size = text.texts[0].shape[0], config.image.size
   shape = latent_shape(config.image.first_stage, batch, config.num_frames, size)
-  predict = denoiser(config, trees, text, empty, text_scale, rescaled)
+  predict = denoiser(config, trees, text, empty, text_scale, rescaled, sampling=sampling)
   return config.process.sample(predict, normal(key_noise, shape), key_steps, sampling)

@@ -17,7 +17,7 @@ from emu_jax.conditioning import TextFeatures, image_branches, text_conditions
 from emu_jax.config import kind, refused, to_dict
 from emu_jax.data.inputs import ClipSpec, clip_inputs
 from emu_jax.diffusion.discrete import Discrete
-from emu_jax.diffusion.guidance import guided, rescale, text_guidance
+from emu_jax.diffusion.guidance import led, rescale, text_guidance
 from emu_jax.diffusion.noise import normal, split
 from emu_jax.diffusion.process import Process, Sampling
 from emu_jax.errors import InputError
@@ -39,7 +39,7 @@ from emu_jax.systems.first_stage import (
   pixel_multiple,
   pixels_or_posterior,
 )
-from emu_jax.systems.requests import Prompted, numbers
+from emu_jax.systems.requests import Prompted, guided_by, numbers
 from emu_jax.systems.system import (
   Encoder,
   Part,
@@ -242,20 +242,25 @@ def picture_steps(config: Emu, request: DrawPicture, names: Collection[str]) -> 
   check_reads(config, 0)
   config.process.check(request.sampling)
   return (
-    draw_step(config, request.sampling),
+    draw_step(config, request),
     decode_step(config.first_stage, request.decode_chunk),
   )
 
 
-def draw_step(config: Emu, sampling: Sampling) -> Step:
-  """Leaves "latents" of a picture of each prompt."""
+def draw_step(config: Emu, request: Any) -> Step:
+  """Leaves "latents" of a picture of each prompt; the request has `picture_guidance`."""
+  sampling = guided_by(request.sampling, picture_scale(config, request))
   reads = (*config.first_stage.trees(), "text", "spatial")
   return Step("text -> image", draw, (config, sampling), reads)
 
 
+def picture_scale(config: Emu, request: Any) -> float:
+  """Of a picture's guidance: the request's `picture_guidance`, or the model's own."""
+  return config.guidance if request.picture_guidance is None else request.picture_guidance
+
+
 def _picture_arrays(config: Emu, request: DrawPicture) -> dict[str, Array]:
-  scale = config.guidance if request.picture_guidance is None else request.picture_guidance
-  return numbers(picture_guidance=scale, rescale=request.rescale)
+  return numbers(picture_guidance=picture_scale(config, request), rescale=request.rescale)
 
 
 def draw(trees: Params, arrays: Mapping[str, Any], static: tuple[Emu, Sampling]) -> dict[str, Any]:
@@ -407,6 +412,5 @@ def sample_image(
   noise = normal(key_noise, config.latent_shape(text.texts[0].shape[0]))
   net = network(config.unet, trees["spatial"])
   combine = rescale(text_guidance(text_scale), rescaled)
-  return config.process.sample(
-    guided(net, image_branches(text, empty), combine), noise, key_steps, sampling
-  )
+  predict = led(net, image_branches(text, empty), combine, config.process, sampling)
+  return config.process.sample(predict, noise, key_steps, sampling)

@@ -35,7 +35,7 @@ from emu_jax.data import decode as decoding
 from emu_jax.data.inputs import ClipSpec, clip_inputs
 from emu_jax.data.user_files import load_clip
 from emu_jax.diffusion.discrete import Discrete
-from emu_jax.diffusion.guidance import emu_video_guidance, guided, rescale
+from emu_jax.diffusion.guidance import emu_video_guidance, led, rescale
 from emu_jax.diffusion.noise import normal, split
 from emu_jax.diffusion.process import Process, Sampling
 from emu_jax.diffusion.schedule import Schedule
@@ -51,6 +51,7 @@ from emu_jax.systems.emu import (
   check_reads,
   draw_step,
   encoders,
+  picture_scale,
   prompts,
 )
 from emu_jax.systems.first_stage import Posterior, decode_step, pixels, pixels_or_posterior
@@ -401,10 +402,9 @@ def sample_video(
   concat = concat_known(known, augmented(config, known, given, level, key_augment))
   net = video_network(config, trees, name)
   branches = known_branches(text, empty, concat, vectors(config, level))
-  if scales is None:
-    predict = lambda x_t, t: net(x_t, t, branches[-1])
-  else:
-    predict = guided(net, branches, rescale(emu_video_guidance(*scales), rescaled))
+  combine = rescale(emu_video_guidance(*(scales or (1.0, 1.0))), rescaled)
+  sampling = dataclasses.replace(sampling, guided=sampling.guided and scales is not None)
+  predict = led(net, branches, combine, config.process, sampling)
   if keep:
     predict = keeping(predict, config.process, known, given)
   noise = normal(key_noise, (B, known.num_frames, *given.shape[2:]))
@@ -574,7 +574,7 @@ def sample_steps(config: EmuVideo, request: Sample, names: Collection[str]) -> t
   if request.image is None:
     check_reads(config.image, 0)
     config.image.process.check(request.sampling)
-    steps = [draw_step(config.image, request.sampling)]
+    steps = [draw_step(config.image, request)]
   else:
     steps = [Step("pixels -> latents", encode_picture, config, tuple(stage.trees()))]
   if frames > 1:
@@ -805,10 +805,8 @@ def _scales(config: EmuVideo, request: Guided) -> Arrays:
 
 
 def _sample_arrays(config: EmuVideo, request: Sample) -> Arrays:
-  scale = request.picture_guidance
-  scale = config.image.guidance if scale is None else scale
-  arrays = _scales(config, request)
-  arrays |= numbers(picture_guidance=scale, rescale=request.rescale)
+  scale = picture_scale(config.image, request)
+  arrays = _scales(config, request) | numbers(picture_guidance=scale, rescale=request.rescale)
   if request.image is not None:
     arrays["given"] = pictures(request.image, config.image.size, "sample")
   return arrays

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from emu_jax.conditioning import TextFeatures, known_branches, text_conditions
 from emu_jax.config import kind
 from emu_jax.data.inputs import ClipSpec, Frames, Inputs
-from emu_jax.diffusion.guidance import emu_video_guidance, guided, rescale
+from emu_jax.diffusion.guidance import emu_video_guidance, led, rescale
 from emu_jax.diffusion.noise import normal, split
 from emu_jax.diffusion.process import Sampling
 from emu_jax.models.net import network
@@ -32,7 +32,7 @@ from emu_jax.systems.emu import (
   prompts,
 )
 from emu_jax.systems.first_stage import decode_step, pixels, unnormalised
-from emu_jax.systems.requests import Media, Prompt, Prompted, numbers, pictures
+from emu_jax.systems.requests import Media, Prompt, Prompted, guided_by, numbers, pictures
 from emu_jax.systems.system import Part, Pipeline, Step, System, Task, Tree, example_keys
 from emu_jax.systems.text import TextConfig
 from emu_jax.typing import Params, PerExample, Video
@@ -138,16 +138,23 @@ def edit_steps(config: InstructPix2Pix, request: Edit, names: Collection[str]) -
   """Picture and instruction to latents to pixels."""
   config.image.process.check(request.sampling)
   reads = (*config.image.first_stage.trees(), "text", "spatial")
+  sampling = guided_by(request.sampling, *edit_scales(config, request))
   return (
-    Step("picture + instruction -> picture", edit, (config, request.sampling), reads),
+    Step("picture + instruction -> picture", edit, (config, sampling), reads),
     decode_step(config.image.first_stage, request.decode_chunk),
   )
 
 
-def _edit_arrays(config: InstructPix2Pix, request: Edit) -> dict[str, Any]:
+def edit_scales(config: InstructPix2Pix, request: Edit) -> tuple[float, float]:
+  """Of the picture and of the instruction: the request's, or the model's own."""
   given = (request.image_guidance, request.text_guidance)
   usual = (config.image_guidance, config.text_guidance)
   image, text = (u if g is None else g for g, u in zip(given, usual, strict=True))
+  return image, text
+
+
+def _edit_arrays(config: InstructPix2Pix, request: Edit) -> dict[str, Any]:
+  image, text = edit_scales(config, request)
   return numbers(image_guidance=image, text_guidance=text, rescale=request.rescale) | {
     "picture": pictures(request.picture, config.image.size, "edit")
   }
@@ -194,7 +201,7 @@ def sample_edit(
   noise = normal(key_noise, config.latent_shape(text.texts[0].shape[0]))
   combine = rescale(emu_video_guidance(image_scale, text_scale), rescaled)
   net = network(config.unet, trees["spatial"])
-  predict = guided(net, known_branches(text, empty, source), combine)
+  predict = led(net, known_branches(text, empty, source), combine, config.process, sampling)
   return config.process.sample(predict, noise, key_steps, sampling)
 
 

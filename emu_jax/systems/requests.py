@@ -75,6 +75,9 @@ class Prompted(Seeded):
   """how far guided predictions are brought back to the spread of unguided ones, 0 to 1"""
   decode_chunk: int = FRAMES_AT_A_TIME
   """frames decoded at a time, of all examples together; fewer need less memory"""
+  guidance_interval: tuple[float, float] | None = None
+  """from and to which ratio of noise to signal predictions are guided, such as 0.3 6; other steps
+  compute the prompt's alone, in a half or a third of the time; None: all are guided"""
 
   def __post_init__(self):
     super().__post_init__()
@@ -82,11 +85,27 @@ class Prompted(Seeded):
       raise InputError(f"decode_chunk={self.decode_chunk} is below 1 frame; give 1 or more")
     if not 0 <= self.rescale <= 1:
       raise InputError(f"rescale={self.rescale} is not from 0 to 1; 0 = off")
+    if self.guidance_interval is not None:
+      low, high = self.guidance_interval
+      if not 0 <= low < high:
+        raise InputError(
+          f"guidance_interval={low:g} {high:g} is none; give two ratios from 0 on, the lower first"
+        )
 
   @property
   def sampling(self) -> Sampling:
-    """How a sampling run is discretised."""
-    return Sampling(solver=self.solver, num_steps=self.steps, spacing=None)
+    """How a sampling run goes, with guidance."""
+    return Sampling(
+      solver=self.solver,
+      num_steps=self.steps,
+      spacing=None,
+      guidance_interval=self.guidance_interval,
+    )
+
+
+def guided_by(sampling: Sampling, *scales: float) -> Sampling:
+  """`sampling`, of one branch where every scale is 1, which is no guidance."""
+  return dataclasses.replace(sampling, guided=any(scale != 1 for scale in scales))
 
 
 def refuse_without_effect(request: Any, names: Collection[str], reason: str) -> None:

@@ -26,7 +26,7 @@ from emu_jax.config import kind, refused
 from emu_jax.data.inputs import ClipSpec, Inputs, clip_inputs
 from emu_jax.data.motion import MOTION
 from emu_jax.diffusion.edm import Edm
-from emu_jax.diffusion.guidance import frame_guidance, guided
+from emu_jax.diffusion.guidance import frame_guidance, led
 from emu_jax.diffusion.noise import normal, split
 from emu_jax.diffusion.process import Sampling
 from emu_jax.diffusion.schedule import per_example
@@ -50,7 +50,7 @@ from emu_jax.systems.first_stage import (
   pixel_multiple,
   pixels,
 )
-from emu_jax.systems.requests import Media, Seeded, numbers, pictures
+from emu_jax.systems.requests import Media, Seeded, guided_by, numbers, pictures
 from emu_jax.systems.system import (
   Arrays,
   Part,
@@ -354,12 +354,22 @@ def animate_steps(
   """Picture to latents to pixels."""
   size = requested_size(config, request)
   frames = config.num_frames if request.frames is None else request.frames
-  config.process.check(request.sampling)
+  sampling = guided_by(request.sampling, *guidance_scales(config, request))
+  config.process.check(sampling)
   config, stage = dataclasses.replace(config, size=size, num_frames=frames), config.first_stage
   reads = (*stage.trees(), "vision", "unet")
   return (
-    Step(f"picture -> {frames} frames", animate, (config, request.sampling), reads),
+    Step(f"picture -> {frames} frames", animate, (config, sampling), reads),
     decode_step(stage, request.decode_chunk),
+  )
+
+
+def guidance_scales(config: StableVideo, request: Animate) -> tuple[float, float]:
+  """Of the first and of the last frame: the request's, or the model's own."""
+  first, last = request.first_guidance, request.last_guidance
+  return (
+    config.first_guidance if first is None else first,
+    config.last_guidance if last is None else last,
   )
 
 
@@ -368,13 +378,12 @@ def _animate_arrays(config: StableVideo, request: Animate) -> Arrays:
     "fps": config.fps,
     "motion": config.motion,
     "noise": config.augmentation,
-    "first_guidance": config.first_guidance,
-    "last_guidance": config.last_guidance,
   }
+  first, last = guidance_scales(config, request)
   requested = {name: getattr(request, name) for name in usual}
   picture = pictures(request.picture, requested_size(config, request), "animate")
   values = {name: usual[name] if value is None else value for name, value in requested.items()}
-  return numbers(**values) | {"picture": picture}
+  return numbers(**values, first_guidance=first, last_guidance=last) | {"picture": picture}
 
 
 def animate(trees: Params, arrays: Arrays, static: tuple[StableVideo, Sampling]) -> Arrays:
@@ -632,7 +641,8 @@ def sample_latents(
   B, T = noise.shape[:2]
   branches = picture.conditions(T, jnp.ones(B, bool)), picture.conditions(T)
   net = network(config.unet, trees["unet"])
-  predict = guided(net, branches, frame_guidance(first_scale, last_scale))
+  combine = frame_guidance(first_scale, last_scale)
+  predict = led(net, branches, combine, config.process, sampling)
   return config.process.sample(predict, noise, None, sampling)
 
 

@@ -5,15 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emu_jax.diffusion.discrete import Discrete
+from emu_jax.diffusion.edm import Edm
+from emu_jax.diffusion.flow import Flow
 from emu_jax.diffusion.guidance import (
   emu_video_guidance,
   frame_guidance,
   guided,
   interleaved,
+  led,
   rescale,
   text_guidance,
 )
-from emu_jax.diffusion.schedule import per_example
+from emu_jax.diffusion.log_snr import LogSnr
+from emu_jax.diffusion.process import Sampling
+from emu_jax.diffusion.schedule import Schedule, per_example
 from emu_jax.typing import Conditions
 
 SHAPE = (2, 3, 4, 4, 2)
@@ -187,3 +193,74 @@ def test_another_scale_is_no_other_program(outputs):
   for scale in (1.0, 2.0, 7.5):
     f(outputs, scale, scale, 0.1 * scale)
   assert f._cache_size() == 1
+
+
+def pair():
+  """Two branches that the network tells apart."""
+  return tuple(Conditions(vectors={"v": jnp.full(2, value)}) for value in (0.1, 0.3))
+
+
+ZERO_SNR = Discrete(Schedule(prediction="v", zero_terminal_snr=True))
+
+
+@pytest.mark.parametrize("process", [Discrete(), ZERO_SNR, Edm(), Flow(), LogSnr()])
+def test_guidance_may_be_confined_to_an_interval_of_noise(process):
+  """Of sigma / alpha, whatever the process calls its levels; outside it is the last branch."""
+  rng = np.random.default_rng(0)
+  x_t = jnp.asarray(rng.standard_normal(SHAPE), jnp.float32)
+  combine, branches = text_guidance(7.5), pair()
+  everywhere, alone = (
+    led(network, branches, combine, process, Sampling(None, guided=guided))
+    for guided in (True, False)
+  )
+  predict = led(network, branches, combine, process, Sampling(None, guidance_interval=(0.3, 5.0)))
+  seen = set()
+  for level in (-1.0, -0.2, 0.0, 0.3, 0.9, 100.0, 500.0, 999.0):
+    t = jnp.full(2, level)
+    alpha, sigma = (float(a[0]) for a in process.alpha_sigma(t))
+    inside = 0.3 * alpha < sigma <= 5 * alpha
+    seen.add(inside)
+    wanted = (everywhere if inside else alone)(x_t, t)
+    np.testing.assert_allclose(predict(x_t, t), wanted, rtol=1e-6)
+    assert abs(everywhere(x_t, t) - alone(x_t, t)).min() > 0.1
+  assert seen == {True, False}
+
+
+@pytest.mark.parametrize(
+  ("sampling", "guided_steps"),
+  [
+    (Sampling(num_steps=10), 10),
+    (Sampling(num_steps=10, guided=False), 0),
+    (Sampling(num_steps=10, guidance_interval=(0.5, 4.0)), None),
+    (Sampling(num_steps=10, guided=False, guidance_interval=(0.5, 4.0)), 0),
+  ],
+)
+def test_branches_are_computed_only_where_they_are_used(sampling, guided_steps):
+  """As the program runs, and another scale is no other program."""
+  process, batches = Discrete(), []
+
+  def counted(x_t, t, c):
+    jax.debug.callback(lambda t: batches.append(len(t)), t)
+    return network(x_t, t, c) * 1e-3
+
+  @jax.jit
+  def run(noise, scale):
+    predict = led(counted, pair(), text_guidance(scale), process, sampling)
+    return process.sample(predict, noise, None, sampling)
+
+  if guided_steps is None:
+    alpha, sigma = process.alpha_sigma(jnp.arange(99.0, 1000.0, 100.0))
+    guided_steps = int(((0.5 * alpha < sigma) & (sigma <= 4 * alpha)).sum())
+    assert 0 < guided_steps < 10
+  for scale in (3.0, 7.5):
+    batches.clear()
+    jax.block_until_ready(run(jnp.ones(SHAPE), scale))
+    jax.effects_barrier()
+    assert sorted(batches) == [2] * (10 - guided_steps) + [4] * guided_steps
+  assert run._cache_size() == 1
+
+
+@pytest.mark.parametrize("interval", [(2.0, 1.0), (1.0, 1.0), (-1.0, 1.0)])
+def test_an_interval_without_noise_levels_does_not_start(interval):
+  with pytest.raises(ValueError, match=r"guidance_interval=.* lower one first"):
+    Sampling(guidance_interval=interval)

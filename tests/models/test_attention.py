@@ -1,4 +1,4 @@
-"""Laws of attention in pieces, of dense layers that are cut, and of norms and activations."""
+"""Laws of layers in pieces, of dense layers that are cut, and of norms and activations."""
 
 import math
 
@@ -7,89 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend import core
 
 from emu_jax.models import attention
-from emu_jax.models.attention import GroupNorm, Products, TransformerLayer, attend, gelu
-from emu_jax.parallel.mesh import MeshConfig, make_mesh
-
-
-@pytest.fixture
-def in_pieces(monkeypatch):
-  """Attention that goes in pieces at sizes of a test."""
-  monkeypatch.setattr(attention, "LONG", 8)
-  monkeypatch.setattr(attention, "PIECE", 80)
-  monkeypatch.setattr(attention, "ROWS", 2)
+from emu_jax.models.attention import GroupNorm, Products, TransformerLayer, gelu
+from tests.models.jaxprs import largest
 
 
 def draw(*shape):
   return jax.random.normal(jax.random.key(sum(shape)), shape)
-
-
-def largest(jaxpr) -> int:
-  """Elements of the largest array that a program makes, inside its loops too."""
-  return max((size for _, size in arrays(jaxpr)), default=0)
-
-
-def arrays(jaxpr) -> list[tuple[tuple[int, ...], int]]:
-  """Shape and number of elements of every array that a program makes, inside its loops too."""
-  found = [(var.aval.shape, var.aval.size) for eqn in jaxpr.eqns for var in eqn.outvars]
-  for eqn in jaxpr.eqns:
-    for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
-      if _is_jaxpr(value):
-        found += arrays(getattr(value, "jaxpr", value))
-  return found
-
-
-def _is_jaxpr(value) -> bool:
-  return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
-
-
-@pytest.mark.parametrize(("Q", "L"), [(24, 10), (10, 24), (11, 50), (4, 24)])
-def test_attention_in_pieces_is_attention(in_pieces, Q, L):
-  """Of lengths that divide, that do not, and of one too short for pieces; gradients too."""
-  q, k, v = draw(2, Q, 3, 5), draw(2, L, 3, 5), draw(2, L, 3, 5)
-
-  def by_definition(q, k, v):
-    logits = jnp.einsum("nqhd,nlhd->nhql", q, k) / np.sqrt(5)
-    return jnp.einsum("nhql,nlhd->nqhd", jax.nn.softmax(logits, axis=-1), v)
-
-  found, back = jax.vjp(attend, q, k, v)
-  wanted, oracle = jax.vjp(by_definition, q, k, v)
-  np.testing.assert_allclose(found, wanted, atol=2e-6)
-  for ours, theirs in zip(back(found), oracle(found), strict=True):
-    # Sums of up to 50 terms of up to 3, in another order: 50 * 3 * 2**-24.
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-def test_attention_in_pieces_never_holds_all_logits(in_pieces):
-  """Nor those of one head: neither forwards nor, kept for it, backwards."""
-  q, k = draw(2, 40, 3, 4), draw(2, 50, 3, 4)
-  gradient = jax.make_jaxpr(jax.grad(lambda q, k: (attend(q, k, k) ** 2).sum(), argnums=(0, 1)))
-  assert largest(gradient(q, k).jaxpr) <= 2 * 50 * 3 * 4  # k itself; one head's logits are 4000
-
-
-@pytest.mark.parametrize("N", [1, 4, 6])
-@pytest.mark.parametrize("rows", [1, 4])
-def test_pieces_hold_logits_of_all_sequences_together(in_pieces, N, rows, monkeypatch):
-  """PIECE bounds them, however many sequences there are, where one query's logits are fewer."""
-  monkeypatch.setattr(attention, "ROWS", rows)
-  q, k = draw(N, 24, 2, 3), draw(N, 10, 2, 3)
-  jaxpr = jax.make_jaxpr(lambda q, k: attend(q, k, k))(q, k).jaxpr
-  sizes = [size for shape, size in arrays(jaxpr) if shape[-1:] == (10,)]
-  assert sizes
-  assert max(sizes) <= attention.PIECE
-
-
-def test_attention_in_pieces_on_a_mesh_is_attention(in_pieces):
-  """Sequences over devices; of a number that they divide and of one that they do not."""
-  mesh = make_mesh(jax.devices()[:4], MeshConfig(data=4))
-  for N in (8, 6):
-    q, k, v = draw(N, 24, 3, 5), draw(N, 10, 3, 5), draw(N, 10, 3, 5)
-    expected = jax.jit(attend)(q, k, v)
-    with jax.set_mesh(mesh):
-      found = jax.jit(attend)(q, k, v)
-    np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 def test_cut_products_are_a_dense_layers_features():
