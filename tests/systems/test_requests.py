@@ -209,7 +209,7 @@ def test_a_model_can_be_copied_and_pickled():
     ({"frames": 1, "image_guidance": 3.0}, "image_guidance=3.0 has no effect on a single picture"),
     ({"image": PICTURE, "picture_guidance": 3.0}, "picture_guidance=3.0 has no effect where a pic"),
     ({"interpolation_steps": 1}, "interpolation_steps=1 has no effect on 8 frames"),
-    ({"keep_keys": False}, "keep_keys=False has no effect on 8 frames"),
+    ({"keep_keys": True}, "keep_keys=True has no effect on 8 frames"),
     ({"seam": "published", "frames": 37}, "seam='published' has no effect on 37 frames"),
     ({"seed": 2.5}, "seed: 2.5 is not of type int"),
     ({"seed": "3"}, "seed: '3' is not of type int"),
