@@ -58,12 +58,14 @@ class Source:
   fps: Float[np.ndarray, "N"]  # 0 for a picture
   sizes: Int[np.ndarray, "N 2"] | None = None  # of each; None: all of them `size`
   captions: Sequence[str] = ()  # of each, the first
-  all_captions: Sequence[str] = ()  # of one record after another: some have several
+  all_captions: Sequence[str] = ()  # of one record after another; (): none has several
   numbers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # float32 [N]
   arrays: tuple[str, ...] = ("frames",)  # of every record
   encoded: Encoded | None = None  # what the records are instead of pixels
 
   def __post_init__(self):
+    if not self.all_captions:
+      object.__setattr__(self, "all_captions", self.captions)
     if self.sizes is None:
       sizes = np.broadcast_to(np.array(self.size, np.int32), (len(self.num_frames), 2))
       object.__setattr__(self, "sizes", sizes)

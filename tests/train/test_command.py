@@ -150,9 +150,12 @@ def test_a_signal_during_the_last_save_of_all_is_no_failure(run, tmp_path, monke
 def test_a_signal_outside_of_training_ends_the_command_at_once(number, code, monkeypatch):
   """Such as while records are opened or weights are read."""
   monkeypatch.setattr(command, "run", lambda *arguments: signal.raise_signal(number))
+  # What a shell starts in the background ignores Ctrl-C.
+  ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
   before = signal.getsignal(signal.SIGTERM)
   with pytest.raises(SystemExit) as ended:
     command.main(["run", "--config", "config.py"])
+  signal.signal(signal.SIGINT, ctrl_c)
   assert ended.value.code == code
   assert signal.getsignal(signal.SIGTERM) is before
 

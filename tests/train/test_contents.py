@@ -18,7 +18,7 @@ AS_IT_IS = lambda values, where: values
 def records(folder, caption="a red circle", content=b"frames"):
   """What packed records are to a run that continues: an index, and files beside it."""
   folder.mkdir(parents=True)
-  entry = Entry(1, 0.0, (8, 8), caption, "a.png", {})
+  entry = Entry(1, 0.0, (8, 8), (caption,), "a.png", {})
   index.write(folder, {"train": [entry]}, arrays=["frames"], size=(8, 8))
   (folder / "clips-train.array_record-00000-of-00001").write_bytes(content)
   return folder
