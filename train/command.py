@@ -20,11 +20,13 @@ from emu_jax.data.batches import batches, records_by_size
 from emu_jax.data.index import Size
 from emu_jax.data.latent_records import collate_captions
 from emu_jax.errors import InputError
+from emu_jax.evaluation.evaluators import evaluator
 from emu_jax.model import checked_tokenizer
 from emu_jax.parallel.compilation import enable_cache
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import place
 from emu_jax.systems.registry import from_config
+from train.best import check_best
 from train.checkpoint import alone_in, claim
 from train.clips import (
   batch_options,
@@ -42,6 +44,7 @@ from train.config import (
   todays_form,
 )
 from train.encode import encode
+from train.evaluations import evaluation_looks
 from train.frozen_encoders import check_encoding
 from train.inherit import (
   SAME_WEIGHTS,
@@ -50,11 +53,14 @@ from train.inherit import (
   check_same_config,
   measured,
 )
+from train.live_model import LiveModel
 from train.loop import train
 from train.packing import Prepare, finished, prepare, split_at_dashes, splits
-from train.parts import build, encoded_fields, encoded_trees, initial_trees
+from train.parts import Split, build, encoded_fields, encoded_trees, initial_trees
 from train.planning import command as planning
 from train.processes import join, together
+from train.prompts import check_prompts, prompts_look
+from train.wandb_run import check_installed
 
 WITHOUT_VALIDATION = "prepare more clips, or set --loop.validate_every 0 --loop.sample_every 0"
 
@@ -235,6 +241,7 @@ def planned(
 
 def check_data(experiment: Experiment) -> None:
   """Raises InputError for data that a stage cannot train on, and for numbers that do not fit it."""
+  check_monitor(experiment)
   if not experiment.data.sources:
     raise InputError(
       "--data.sources: no clips given; pack some with `emu-train prepare` and name the folder"
@@ -263,6 +270,15 @@ def check_data(experiment: Experiment) -> None:
       raise InputError(f"stage {experiment.run_name!r}: {error}") from error
     if split == "validation":
       check_validation(experiment, counts)
+
+
+def check_monitor(experiment: Experiment) -> None:
+  """Raises InputError for what cannot be logged, drawn or measured while a stage trains."""
+  check_installed(experiment.monitor.wandb)
+  check_best(experiment.monitor, experiment.loop.validate_every)
+  check_prompts(experiment)
+  for name in experiment.monitor.evaluators:
+    evaluator(name)
 
 
 def check_validation(experiment: Experiment, counts: Mapping[Size, int]) -> None:
@@ -299,6 +315,12 @@ def train_part(experiment: Experiment, folder: pathlib.Path) -> bool:
       if new and jax.process_index() == 0:
         _remove_unbegun(folder)
       raise
+
+
+def tell(text: str) -> None:
+  """Says a line on stderr, in process 0."""
+  if jax.process_index() == 0:
+    print(text, file=sys.stderr)
 
 
 def _remove_unbegun(folder: pathlib.Path) -> None:
@@ -345,13 +367,21 @@ def _train(experiment: Experiment, folder: pathlib.Path, config: str) -> bool:
     # Samples are drawn of the captions in the data: without text encoders, like the step.
     drawn = [name for name in unread if name != "text"] if experiment.loop.sample_every else ()
     sampling_trees = place(start.read(drawn), mesh) if drawn else None
+    stage = build(experiment, trees, empty, encoding=encoding, sampling_trees=sampling_trees)
+    in_step = {*stage.frozen, *Split(experiment.system, experiment.part).trained_trees}
+    live = LiveModel(
+      experiment.system, tokenizers, in_step, set(trees), start.read, where=folder, mesh=mesh
+    )
+    looks = *prompts_look(experiment, live, tell), *evaluation_looks(experiment, live, tell)
     state = train(
-      build(experiment, trees, empty, encoding=encoding, sampling_trees=sampling_trees),
+      stage,
       training,
       run_dir=folder,
       optim=experiment.optim,
       loop=experiment.loop,
       config=config,
+      monitor=experiment.monitor,
+      looks=looks,
       validation=validation,
       initial=initial_trees(experiment, trees) if start.fresh else None,
       inherited=start.inherited,

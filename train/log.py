@@ -8,22 +8,23 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
 from emu_jax.media import enlarge, gif_bytes, png_bytes, readable_scale, save_video
+from emu_jax.parallel.placement import on_host
 from train.checkpoint import replace_text
 from train.state import leaf_names
+from train.wandb_run import WandbRun
 from train.watch import LossWatch
 
 
 class Log:
   """Process 0 writes, the others do nothing. What lies after `step` is from a run that was lost."""
 
-  def __init__(self, run_dir: pathlib.Path, step: int):
+  def __init__(self, run_dir: pathlib.Path, step: int, tracker: WandbRun | None = None):
     self.folder = pathlib.Path(run_dir)
-    self._writer = None
+    self._writer, self._tracker = None, tracker
     if jax.process_index() == 0:
       _forget_after(self.folder / "metrics.jsonl", step)
       self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
@@ -44,6 +45,8 @@ class Log:
     for name, value in values.items():
       self._writer.add_scalar(name, value, step)
     self._writer.flush()
+    if self._tracker:
+      self._tracker.scalars(step, values)
 
   def videos(self, step: int, videos: dict[str, Any], fps: int) -> None:
     """Files samples/<step>_<name>.mp4 (.png where T = 1) and the same moving in TensorBoard.
@@ -53,7 +56,7 @@ class Log:
         enlarged where they are small.
     """
     for name, video in videos.items():
-      frames = side_by_side(_on_host(video))
+      frames = side_by_side(on_host(video))
       frames = enlarge(frames, readable_scale(*video.shape[2:4]))
       if self._writer is None:
         continue
@@ -62,14 +65,22 @@ class Log:
       suffix = ".png" if len(frames) == 1 else ".mp4"
       file = f"{step:08d}_{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}{suffix}"
       save_video(folder / file, frames, fps)
-      encoded = png_bytes(frames) if len(frames) == 1 else gif_bytes(frames, fps)
-      self._picture(step, f"samples/{name}", frames.shape[1:3], encoded)
+      self.picture(step, f"samples/{name}", frames, fps)
 
-  def _picture(self, step: int, name: str, size: tuple[int, int], encoded: bytes) -> None:
-    image = Summary.Image(height=size[0], width=size[1], colorspace=3, encoded_image_string=encoded)
+  def picture(
+    self, step: int, name: str, frames: np.ndarray, fps: float, caption: str = ""
+  ) -> None:
+    """Shows a picture, uint8 [1, H, W, 3], or a clip of more frames, and writes no file."""
+    if self._writer is None:
+      return
+    encoded = png_bytes(frames) if len(frames) == 1 else gif_bytes(frames, fps)
+    height, width = frames.shape[1:3]
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
     summary = Summary(value=[Summary.Value(tag=name, image=image)])
     self._writer.file_writer.add_summary(summary, step)
     self._writer.flush()
+    if self._tracker:
+      self._tracker.picture(step, name, frames, encoded, caption)
 
 
 class Readings:
@@ -139,12 +150,6 @@ def side_by_side(video: np.ndarray) -> np.ndarray:
   grid[:B] = pixels
   grid = grid.reshape(rows, columns, T, H, W, C).transpose(2, 0, 3, 1, 4, 5)
   return grid.reshape(T, rows * H, columns * W, C)
-
-
-def _on_host(video: Any) -> np.ndarray:
-  if jax.process_count() > 1:
-    return np.asarray(multihost_utils.process_allgather(video, tiled=True))
-  return np.asarray(jax.device_get(video))
 
 
 def _forget_after(path: pathlib.Path, step: int) -> None:

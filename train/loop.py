@@ -7,7 +7,7 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from emu_jax.parallel.placement import (
   with_shardings,
 )
 from emu_jax.typing import Params
+from train.best import Best, KeepsBest
 from train.checkpoint import (
   EXEMPT,
   Checkpoints,
@@ -36,11 +37,15 @@ from train.checkpoint import (
   save_frozen,
 )
 from train.log import Log, Readings
+from train.monitor import Look, MonitorConfig
 from train.optimiser import OptimConfig
+from train.profiling import Profiler
 from train.progress import Clock, ProgressLine
 from train.stage import Stage
 from train.state import TrainState, abstract_state, initial_state, leaf_names
-from train.step import jitted_step, validation_step
+from train.step import TRAINER_METRICS, jitted_step, validation_step
+from train.utilisation import Utilisation
+from train.wandb_run import tracked
 from train.watch import DataWatch
 
 
@@ -77,6 +82,8 @@ def train(
   optim: OptimConfig,
   loop: LoopConfig,
   config: str,
+  monitor: MonitorConfig = MonitorConfig(),
+  looks: Sequence[Look] = (),
   validation: Callable[[], Iterable] | None = None,
   initial: Params | None = None,
   inherited: Inherited = Inherited(),
@@ -91,6 +98,7 @@ def train(
       `set_state` as Grain's iterators have; the state is the same in every process.
     run_dir: everything the run writes; a run found there is continued.
     config: the whole experiment as JSON; a run of another config is refused (train.checkpoint).
+    looks: what is drawn and measured between steps.
     validation: begins the validation data anew: the same batches at every call.
     initial: trees to begin from, used only where `run_dir` holds no checkpoint.
     inherited: what the run keeps of earlier ones; used as `initial` is.
@@ -108,17 +116,20 @@ def train(
     claim(run_dir, config, exempt, todays_form)
     stop = stack.enter_context(StopSignal())  # outlasts the last write of the checkpoints
     stack.enter_context(jax.set_mesh(mesh))  # networks pin their activations to it
-    checkpoints = stack.enter_context(Checkpoints(run_dir, loop.keep))
+    checkpoints = stack.enter_context(Checkpoints(run_dir, loop.keep, [KeepsBest(run_dir)]))
     start = Start(initial, inherited, checkpoints, run_dir, mesh)
     state, frozen = _begin(stage, data, optim, keys["init"], start)
     first = int(state.step)
+    tracker = stack.enter_context(tracked(monitor.wandb, run_dir, config))
     run = _Run(
       stage=stage, frozen=frozen, loop=loop, mesh=mesh, keys=keys, first=first,
       validation=validation, checkpoints=checkpoints,
       readings=Readings(state.params, optim.on_non_finite), data_watch=DataWatch(first),
-      log=stack.enter_context(Log(run_dir, first)),
+      log=stack.enter_context(Log(run_dir, first, tracker)),
       line=stack.enter_context(ProgressLine(loop.num_steps, first)),
-      stop=stop,
+      stop=stop, looks=looks, best=Best(run_dir, monitor, first),
+      profiler=stack.enter_context(Profiler(run_dir, monitor.profile_steps)),
+      utilisation=Utilisation(stage.loss, optim.accumulate, mesh.devices.flatten()),
     )  # fmt: skip
     for text in checkpoints.notices:
       run.line.say(text)
@@ -183,6 +194,10 @@ class _Run:
   log: Log
   line: ProgressLine
   stop: StopSignal
+  looks: Sequence[Look]
+  best: Best
+  profiler: Profiler
+  utilisation: Utilisation
 
 
 def _loop(run: _Run, update: Callable, state: TrainState, data: Iterator) -> TrainState:
@@ -194,7 +209,7 @@ def _loop(run: _Run, update: Callable, state: TrainState, data: Iterator) -> Tra
     #    judged before it is saved: no checkpoint holds what came of a non-finite gradient.
     stopping = run.stop.requested(step)
     ending = stopping or step >= loop.num_steps
-    pauses = step > run.first and (ending or _pauses(loop, step))
+    pauses = step > run.first and (ending or _pauses(run, step))
     if pauses:
       pending = _read(run, pending, clock, clips)
       with clock.paused():
@@ -214,22 +229,30 @@ def _loop(run: _Run, update: Callable, state: TrainState, data: Iterator) -> Tra
       state, metrics, fault = _first_update(run, update, state, batch)
       clock = Clock()
     else:
+      with clock.paused():
+        run.profiler.before(step + 1)
+      run.utilisation.step(state.params, run.frozen, batch, run.keys["step"])
       with jax.transfer_guard("disallow"):  # a host array among the arguments is a mistake
         state, metrics, fault = update(state, run.frozen, batch, run.keys["step"])
     step += 1
 
     # 4. Read the previous step's metrics: the device works on this step meanwhile.
     _read(run, pending, clock, clips)
+    with clock.paused():
+      run.profiler.after(step - 1)
     pending = (step, metrics, fault)
 
 
 def _first_update(run: _Run, update: Callable, state: TrainState, batch: Any) -> tuple:
   run.line.say("compiling the training step")
+  flops = run.utilisation.flops(state.params, run.frozen, batch, run.keys["step"])
+  run.line.say(run.utilisation.describe(flops))
   clock = Clock()
   result = jax.block_until_ready(update(state, run.frozen, batch, run.keys["step"]))
   clock.step()
   run.line.say(f"compiled and did the first step in {clock.lap(1)['time/step_s']:.1f} s")
   run.line.started(int(result[0].step))
+  run.best.check(result[1].keys() - {*TRAINER_METRICS} | {"loss"})
   return result
 
 
@@ -245,14 +268,16 @@ def _read(run: _Run, pending: tuple | None, clock: Clock, clips: int) -> None:
   if step % run.loop.log_every and step < run.loop.num_steps:
     return
   means, times = run.readings.means(), clock.lap(clips)
-  run.log.scalars(step, means | times)
+  run.log.scalars(step, means | times | run.utilisation.rates(times))
   run.line.show(step, means.get("train/loss", float("nan")), times)
   if message := run.data_watch.add(step, times):
     run.line.say(message)
 
 
-def _pauses(loop: LoopConfig, step: int) -> bool:
-  return any(_due(step, n) for n in (loop.save_every, loop.validate_every, loop.sample_every))
+def _pauses(run: _Run, step: int) -> bool:
+  loop = run.loop
+  every = (loop.save_every, loop.validate_every, loop.sample_every, *(x.every for x in run.looks))
+  return any(_due(step, n) for n in every)
 
 
 def _due(step: int, every: int) -> bool:
@@ -267,6 +292,7 @@ def _pause(
     run.checkpoints.save(step, state, data)
   if stopping:
     return
+  values = {}
   if _due(step, run.loop.validate_every):
     values = _validation_means(run, state)
     run.log.scalars(step, values)
@@ -275,6 +301,13 @@ def _pause(
     batch = next(_validation_batches(run))
     videos = run.stage.sample(state.ema, run.frozen, batch, run.keys["sample"])
     run.log.videos(step, videos, run.loop.sample_fps)
+  for look in (look for look in run.looks if _due(step, look.every)):
+    if measured := look.run(step, state.ema, run.frozen, run.log):
+      run.log.scalars(step, measured)
+      values = values | measured
+  if run.best.improves(step, values):
+    run.checkpoints.save(step, state, data)
+    run.line.say(f"step {step}  the best checkpoint so far")
 
 
 def _validation_means(run: _Run, state: TrainState) -> dict[str, float]:
