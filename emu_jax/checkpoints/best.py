@@ -28,6 +28,21 @@ def read_best(run_dir: str | pathlib.Path) -> dict[str, Any] | None:
     raise InputError(f"{path} is not JSON ({error}); remove it, or restore it") from error
 
 
+def at_step(folder: str | pathlib.Path) -> tuple[pathlib.Path, int | None]:
+  """A folder and the step that its name asks for: `RUN/best` is the best checkpoint of RUN.
+
+  Returns: a folder as it is and None where the name asks for no step.
+  Raises: InputError where best.json names no checkpoint that is whole.
+  """
+  folder = pathlib.Path(folder)
+  if folder.name != "best" or folder.exists() or read_best(folder.parent) is None:
+    return folder, None
+  entry = best_entry(folder.parent)
+  if entry is None:
+    raise InputError(f"{folder}: the checkpoint that {BEST} names is missing; name the run itself")
+  return folder.parent, entry["step"]
+
+
 def best_entry(run_dir: str | pathlib.Path) -> dict[str, Any] | None:
   """Step and value of the best checkpoint that is whole; None where there is none."""
   found = read_best(run_dir) or {}

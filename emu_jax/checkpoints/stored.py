@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from emu_jax.checkpoints.best import at_step
 from emu_jax.checkpoints.release import is_release, load_release, release_names
 from emu_jax.checkpoints.run import latest_step, load_trees, origins, read_config, tree_names
 from emu_jax.errors import InputError
@@ -25,7 +26,8 @@ class Stored:
     tokenizers: folders, one a text encoder.
     where: its folder, for messages.
     run: the folder, where it is a run of emu-train.
-    step: of that run's checkpoint, the newest when the model was described; all is read of it.
+    step: of that run's checkpoint, the one asked for or the newest when the model was described;
+      all is read of it.
     public: whether it is a pipeline of diffusers, whose weights keep the precision of their file.
   """
 
@@ -46,11 +48,14 @@ def is_public(folder: str | pathlib.Path) -> bool:
 
 def is_stored(folder: str | pathlib.Path) -> bool:
   """Whether a folder holds one model: a run with a checkpoint, a release, a public pipeline."""
+  folder, _ = at_step(folder)
   return latest_step(folder) is not None or is_release(folder) or is_public(folder)
 
 
 def stored(folder: str | pathlib.Path, **options: Any) -> Stored:
   """The model in a folder; of a folder of runs the one that goes back to the others.
+
+  `RUN/best` is the best checkpoint of a run that kept one, the run itself its newest.
 
   Args:
     options: further folders that a public pipeline takes, such as `motion_adapter`.
@@ -66,6 +71,7 @@ def stored(folder: str | pathlib.Path, **options: Any) -> Stored:
       f"{folder}: {', '.join(given)} goes with a public folder; a run of emu-train has all of its "
       "model itself"
     )
+  folder, step = at_step(folder)
   folder = newest_run(folder)
   config = read_config(folder)
   if config is None and (latest_step(folder) is not None or is_release(folder)):
@@ -74,7 +80,7 @@ def stored(folder: str | pathlib.Path, **options: Any) -> Stored:
     names, load = release_names(folder), functools.partial(_load, load_release, folder)
     run = step = None
   else:
-    run, step = folder, latest_step(folder)
+    run, step = folder, latest_step(folder) if step is None else step
     read = functools.partial(load_trees, step=step)
     names, load = tree_names(folder), functools.partial(_load, read, folder)
   system = registry.from_config(config or {}, str(folder / "config.json"))
