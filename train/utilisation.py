@@ -54,14 +54,14 @@ def _step_flops(loss: Loss, accumulate: int, structure: Any, leaves: tuple) -> i
 
 
 def step_flops(
-  loss: Loss, params: Params, frozen: Params, batch: Any, key: jax.Array, accumulate: int
+  loss: Loss, params: Params, frozen: Params, batch: Any, key: Any, accumulate: int
 ) -> int:
   """Model operations of one update, over all devices.
 
   Products and convolutions of the loss and its gradient, forward and backward, for the whole batch:
   a product and a sum are two operations, what is recomputed in the backward pass
   (`jax.checkpoint`) counts once, and the optimiser is left out. Counted of the traced loss, once
-  for each shape of a batch; no array is made.
+  for each shape of a batch; the arguments may be shapes, and no array is made.
   """
   leaves, structure = jax.tree.flatten((params, frozen, batch, key))
   return _step_flops(loss, accumulate, structure, tuple((a.shape, a.dtype) for a in leaves))
@@ -77,11 +77,11 @@ class Utilisation:
     self._flops: dict[Any, int] = {}  # of a step, by the shapes of its batch
     self._since_lap: list[int] = []
 
-  def step(self, params: Params, frozen: Params, batch: Any, key: jax.Array) -> None:
+  def step(self, params: Params, frozen: Params, batch: Any, key: Any) -> None:
     """Takes the arguments of a step that is dispatched and timed."""
     self._since_lap.append(self.flops(params, frozen, batch, key))
 
-  def flops(self, params: Params, frozen: Params, batch: Any, key: jax.Array) -> int:
+  def flops(self, params: Params, frozen: Params, batch: Any, key: Any) -> int:
     """Model operations of a step; counted where its shapes are new."""
     shapes = tuple(a.shape for a in jax.tree.leaves(batch))
     if shapes not in self._flops:

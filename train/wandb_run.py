@@ -46,7 +46,7 @@ class WandbRun:
     self._run.log({STEP: step, **values})
 
   def picture(self, step: int, name: str, frames: np.ndarray, gif: bytes, caption: str) -> None:
-    """A picture, uint8 [1, H, W, 3], or a clip of more frames, encoded."""
+    """A picture, uint8 [1, H, W, 3], or the clip of more frames that `gif` holds."""
     caption = caption or None
     if len(frames) == 1:
       medium = self._wandb.Image(frames[0], caption=caption)

@@ -75,7 +75,7 @@ def test_the_best_checkpoint_is_read_by_its_name(tmp_path):
   assert is_stored(folder / "best")
   assert load_trees(folder, step=2).keys() == load_trees(folder).keys()
   shutil.rmtree(folder / "checkpoints" / "2")
-  with pytest.raises(InputError, match="the checkpoint that best.json names is missing"):
+  with pytest.raises(InputError, match=r"the checkpoint that best\.json names is missing"):
     at_step(folder / "best")
 
 
@@ -101,7 +101,7 @@ def test_until_the_best_checkpoint_is_whole_the_one_before_counts(tmp_path):
 
 @pytest.mark.parametrize("best", ["validation/loss", "evaluation/shapes/joint", "loss"])
 def test_a_best_metric_that_is_never_measured_is_refused(best):
-  with pytest.raises(InputError, match=f"--monitor.best {best}: is never measured"):
+  with pytest.raises(InputError, match=f"{best}: is never measured"):
     check_best(MonitorConfig(best=best), 0)
 
 
@@ -239,19 +239,18 @@ def test_wandb_gets_what_tensorboard_gets_under_one_number(tmp_path, wandb):
   assert wandb.ended == [0, 0]
   pictures = [one for one in wandb.logged if any(name.startswith("samples/") for name in one)]
   assert [one for one in wandb.logged if one not in pictures] == lines(folder)
-  assert {name: value for one in pictures for name, value in one.items()} == {
-    "step": 2,
-    "samples/clips": ("gif", b"GIF89a", None),
-    "samples/a still": ("image", pictures[1]["samples/a still"][1], None),
-  }
+  shown = {name: value for one in pictures for name, value in one.items()}
+  assert shown.keys() == {"step", "samples/clips", "samples/a still"}
+  assert shown["samples/clips"] == ("gif", b"GIF89a", None)
+  assert shown["samples/a still"][::2] == ("image", None)
   other = tmp_path / "image"
   other.mkdir()
   assert run_id(other) != run_id(folder)
 
 
 def test_wandb_is_told_that_a_run_failed(tmp_path, wandb):
+  monitor = MonitorConfig(wandb="clips", best="validation/fid")
   with pytest.raises(InputError, match="no such metric"):
-    monitor = MonitorConfig(wandb="clips", best="validation/fid")
     run(tmp_path, 2, monitor=monitor, loop={"validate_every": 1})
   assert wandb.ended == [1]
 
@@ -261,14 +260,16 @@ def test_wandb_that_does_not_begin_is_refused_in_a_line(tmp_path, wandb, monkeyp
     raise RuntimeError("api_key not configured\nmore")
 
   monkeypatch.setattr(wandb, "init", init)
-  with pytest.raises(InputError, match="--monitor.wandb clips: api_key not configured; log in"):
+  with pytest.raises(InputError, match=r"--monitor\.wandb clips: api_key not configured; log in"):
     tracked("clips", tmp_path, "{}").__enter__()
 
 
 def test_wandb_that_is_not_installed_is_refused(monkeypatch):
   monkeypatch.setattr("train.wandb_run.importlib.util.find_spec", lambda name: None)
   check_installed("")
-  with pytest.raises(InputError, match="--monitor.wandb clips: the package wandb is not installed"):
+  with pytest.raises(
+    InputError, match=r"--monitor\.wandb clips: the package wandb is not installed"
+  ):
     check_installed("clips")
 
 

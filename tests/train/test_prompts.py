@@ -16,6 +16,7 @@ from emu_jax.parallel.placement import place
 from tests.tiny import MODEL, trees
 from train.config import Experiment
 from train.live_model import LiveModel
+from train.log import Log
 from train.monitor import MonitorConfig
 from train.prompts import check_prompts, prompts_look
 
@@ -23,7 +24,7 @@ IMAGE = ("autoencoder", "latents", "text", "spatial")
 LINES = ["a red circle", "a blue square"]
 
 
-class RecordingLog:
+class RecordingLog(Log):
   """What a look shows, by name."""
 
   def __init__(self):
@@ -73,7 +74,7 @@ def test_a_run_draws_what_its_model_would(tmp_path, tokenizers, devices):
   ema, frozen = {"temporal": placed["temporal"]}, {n: placed[n] for n in in_step[:3]}
   log = RecordingLog()
   assert look.run(3, ema, frozen, log) == {}
-  with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+  with pytest.MonkeyPatch.context() as patch:
     compiled = []
     patch.setattr(jax._src.compiler, "compile_or_get_cached", compiled.append)
     look.run(6, ema, frozen, log)
@@ -115,7 +116,7 @@ def test_a_part_whose_trees_do_not_serve_the_task_says_so(tmp_path, tokenizers):
 def test_prompts_that_are_too_long_are_refused(tmp_path, tokenizers):
   path = write_requests(tmp_path, {"prompt": "a red circle " * 20})
   live, _ = live_model(tmp_path, tokenizers, IMAGE)
-  with pytest.raises(InputError, match="prompts.jsonl line 1"):
+  with pytest.raises(InputError, match=r"prompts\.jsonl line 1"):
     prompts_look(experiment_of("image", path), live, pytest.fail)
 
 
@@ -125,7 +126,7 @@ def test_prompts_that_are_too_long_are_refused(tmp_path, tokenizers):
     ({"prompt": "a", "colour": 1}, {}, "line 1: has the field 'colour'"),
     ({"prompt": "a", "steps": 0}, {}, "line 1: .*0"),
     ({"prompt": "a"}, {"task": "dance"}, "has no task 'dance'"),
-    ({"prompt": "a", "image": "none.png"}, {}, "line 1: .*none.png"),
+    ({"prompt": "a", "image": "none.png"}, {}, r"line 1: .*none\.png"),
   ],
 )
 def test_prompts_are_checked_before_training(tmp_path, row, fields, words):
@@ -135,10 +136,10 @@ def test_prompts_are_checked_before_training(tmp_path, row, fields, words):
 
 def test_prompts_that_are_never_drawn_are_refused():
   monitor = MonitorConfig(prompts="prompts.txt")
-  with pytest.raises(InputError, match="never drawn; give --monitor.prompts_every"):
+  with pytest.raises(InputError, match=r"never drawn; give --monitor\.prompts_every"):
     check_prompts(Experiment(MODEL, "video", monitor=monitor))
   absent = experiment_of("video", pathlib.Path("absent.txt"))
-  with pytest.raises(InputError, match="absent.txt: cannot be read"):
+  with pytest.raises(InputError, match=r"absent\.txt: cannot be read"):
     check_prompts(absent)
 
 
