@@ -68,7 +68,7 @@ class Log:
       self.picture(step, f"samples/{name}", frames, fps)
 
   def picture(
-    self, step: int, name: str, frames: np.ndarray, fps: float, caption: str = ""
+    self, step: int, name: str, frames: np.ndarray, fps: float | int, caption: str = ""
   ) -> None:
     """Shows a picture, uint8 [1, H, W, 3], or a clip of more frames, and writes no file."""
     if self._writer is None:

@@ -225,13 +225,14 @@ def _loop(run: _Run, update: Callable, state: TrainState, data: Iterator) -> Tra
       clips = jax.tree.leaves(batch)[0].shape[0]
 
     # 3. Dispatch. The first step compiles and is left out of the timings.
+    flops = run.utilisation.flops(state.params, run.frozen, batch, run.keys["step"])
     if step == run.first:
+      run.line.say(run.utilisation.describe(flops))
       state, metrics, fault = _first_update(run, update, state, batch)
       clock = Clock()
     else:
       with clock.paused():
         run.profiler.before(step + 1)
-      run.utilisation.step(state.params, run.frozen, batch, run.keys["step"])
       with jax.transfer_guard("disallow"):  # a host array among the arguments is a mistake
         state, metrics, fault = update(state, run.frozen, batch, run.keys["step"])
     step += 1
@@ -240,13 +241,11 @@ def _loop(run: _Run, update: Callable, state: TrainState, data: Iterator) -> Tra
     _read(run, pending, clock, clips)
     with clock.paused():
       run.profiler.after(step - 1)
-    pending = (step, metrics, fault)
+    pending = (step, metrics, fault, flops)
 
 
 def _first_update(run: _Run, update: Callable, state: TrainState, batch: Any) -> tuple:
   run.line.say("compiling the training step")
-  flops = run.utilisation.flops(state.params, run.frozen, batch, run.keys["step"])
-  run.line.say(run.utilisation.describe(flops))
   clock = Clock()
   result = jax.block_until_ready(update(state, run.frozen, batch, run.keys["step"]))
   clock.step()
@@ -260,11 +259,12 @@ def _read(run: _Run, pending: tuple | None, clock: Clock, clips: int) -> None:
   """Waits for a step's metrics, raises if they are not finite, and logs where it is due."""
   if pending is None:
     return
-  step, metrics, fault = pending
+  step, metrics, fault, flops = pending
   if message := run.readings.add(step, metrics, fault):
     run.line.say(message)
   if step > run.first + 1:  # the first step was timed by itself
     clock.step()
+    run.utilisation.add(flops)
   if step % run.loop.log_every and step < run.loop.num_steps:
     return
   means, times = run.readings.means(), clock.lap(clips)

@@ -85,7 +85,7 @@ def prompts_look(
 
 
 def _write(
-  folder: pathlib.Path, example: Example, frames: np.ndarray, fps: float, step: int, log: Log
+  folder: pathlib.Path, example: Example, frames: np.ndarray, fps: float | int, step: int, log: Log
 ) -> None:
   """Into the step's folder and into the log, in process 0."""
   if jax.process_index():

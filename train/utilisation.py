@@ -77,16 +77,16 @@ class Utilisation:
     self._flops: dict[Any, int] = {}  # of a step, by the shapes of its batch
     self._since_lap: list[int] = []
 
-  def step(self, params: Params, frozen: Params, batch: Any, key: Any) -> None:
-    """Takes the arguments of a step that is dispatched and timed."""
-    self._since_lap.append(self.flops(params, frozen, batch, key))
-
   def flops(self, params: Params, frozen: Params, batch: Any, key: Any) -> int:
     """Model operations of a step; counted where its shapes are new."""
     shapes = tuple(a.shape for a in jax.tree.leaves(batch))
     if shapes not in self._flops:
       self._flops[shapes] = step_flops(self._loss, params, frozen, batch, key, self._accumulate)
     return self._flops[shapes]
+
+  def add(self, flops: int) -> None:
+    """Takes the operations of a step that is done and was timed."""
+    self._since_lap.append(flops)
 
   def rates(self, times: dict[str, float]) -> dict[str, float]:
     """Of the steps since the last call: TFLOP/s a device, and their share of its peak if known.

@@ -166,8 +166,8 @@ def test_the_share_of_the_peak_is_operations_by_time_devices_and_peak():
   meter = Utilisation(linear, 1, [device] * 4)
   key = jax.eval_shape(lambda: jax.random.key(0))
   small, large = {"x": shape(6, 4)}, {"x": shape(18, 4)}  # buckets of two sizes
-  meter.step({"w": shape(4, 5)}, {}, small, key)
-  meter.step({"w": shape(4, 5)}, {}, large, key)
+  for batch in (small, large):
+    meter.add(meter.flops({"w": shape(4, 5)}, {}, batch, key))
   found = meter.rates({"time/step_s": 0.5})
   rate = (480 + 1440) / 2 / 0.5 / 4
   np.testing.assert_allclose(found["time/model_tflops_per_device"], rate / 1e12)
