@@ -50,6 +50,14 @@ class Best:
         f"--monitor.best {self._metric}: validation has no such metric; choose of {names}"
       )
 
+  def missing(self, values: Mapping[str, float]) -> str | None:
+    """A line where numbers of the metric's kind were measured, and it is none of them."""
+    kind = self._metric.rpartition("/")[0] + "/"
+    names = [name for name in values if name.startswith(kind)]
+    if not self._metric or not names or self._metric in names:
+      return None
+    return f"no checkpoint is the best: {self._metric} is none of {', '.join(names)}"
+
   def improves(self, step: int, values: Mapping[str, float]) -> bool:
     """Whether the metric is among the values, finite and better than ever; best.json says so then.
 
@@ -74,8 +82,9 @@ def check_best(config: MonitorConfig, validate_every: int) -> None:
   Args:
     validate_every: as of train.loop.LoopConfig.
   """
-  measured = {"validation": validate_every, "evaluation": config.evaluate_every}
-  if config.best and not measured.get(config.best.partition("/")[0]):
+  kind, _, name = config.best.partition("/")
+  evaluated = name.partition("/")[0] in config.evaluators
+  if config.best and not {"validation": validate_every > 0, "evaluation": evaluated}.get(kind):
     raise InputError(
       f"--monitor.best {config.best}: is never measured; name validation/... with "
       "--loop.validate_every, or evaluation/... with --monitor.evaluate_every"

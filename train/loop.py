@@ -305,6 +305,8 @@ def _pause(
     if measured := look.run(step, state.ema, run.frozen, run.log):
       run.log.scalars(step, measured)
       values = values | measured
+  if message := run.best.missing(values):
+    run.line.say(message)
   if run.best.improves(step, values):
     run.checkpoints.save(step, state, data)
     run.line.say(f"step {step}  the best checkpoint so far")

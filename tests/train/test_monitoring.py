@@ -99,6 +99,14 @@ def test_until_the_best_checkpoint_is_whole_the_one_before_counts(tmp_path):
   assert other.improves(3, {"evaluation/one": 4.0})
 
 
+def test_a_best_metric_that_an_evaluator_does_not_give_is_named(tmp_path, capsys):
+  monitor = MonitorConfig(**vars(LOWEST) | {"best": "evaluation/two"})
+  run(tmp_path, 1, monitor=monitor, looks=[measured([1.0])])
+  line = "no checkpoint is the best: evaluation/two is none of evaluation/one"
+  assert line in capsys.readouterr().err
+  assert read_best(tmp_path) is None
+
+
 @pytest.mark.parametrize("best", ["validation/loss", "evaluation/shapes/joint", "loss"])
 def test_a_best_metric_that_is_never_measured_is_refused(best):
   with pytest.raises(InputError, match=f"{best}: is never measured"):

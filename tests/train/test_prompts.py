@@ -9,12 +9,13 @@ import pytest
 
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.errors import InputError
-from emu_jax.evaluation.evaluators import evaluator
+from emu_jax.evaluation.evaluators import EVALUATORS, Evaluator, evaluator
 from emu_jax.model import Model
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from emu_jax.parallel.placement import place
 from tests.tiny import MODEL, trees
 from train.config import Experiment
+from train.evaluations import evaluation_looks
 from train.live_model import LiveModel
 from train.log import Log
 from train.monitor import MonitorConfig
@@ -141,6 +142,22 @@ def test_prompts_that_are_never_drawn_are_refused():
   absent = experiment_of("video", pathlib.Path("absent.txt"))
   with pytest.raises(InputError, match=r"absent\.txt: cannot be read"):
     check_prompts(absent)
+
+
+def test_an_evaluator_measures_the_weights_of_the_step(tmp_path, tokenizers, monkeypatch):
+  largest = lambda model, num: {"largest": num * float(model.trees["spatial"]["in"].max())}
+  refusing = Evaluator(lambda model: model.require("temporal"), largest)
+  monkeypatch.setitem(EVALUATORS, "largest", Evaluator(lambda model: {"spatial"}, largest))
+  monkeypatch.setitem(EVALUATORS, "refusing", refusing)
+  monitor = MonitorConfig(evaluators=("largest", "refusing"), evaluate_every=5, evaluate_prompts=2)
+  live, said = live_model(tmp_path, tokenizers, IMAGE)[0], []
+  experiment = Experiment(MODEL, "image", monitor=monitor)
+  (look,) = evaluation_looks(experiment, live, said.append)
+  assert look.every == 5
+  ema = {"spatial": {"in": np.arange(4.0)}}
+  assert look.run(5, ema, {}, RecordingLog()) == {"evaluation/largest/largest": 6.0}
+  assert len(said) == 1
+  assert said[0].startswith("evaluator 'refusing' does not measure this run: ")
 
 
 def test_an_evaluator_names_the_trees_that_it_needs(tmp_path, tokenizers):
