@@ -218,6 +218,18 @@ def test_requests_are_drawn_while_it_trains(run):
     assert np.abs(found.astype(int) - wanted).max() <= 4  # of one colour in H.264
 
 
+def test_its_best_checkpoint_is_a_model_by_its_name(run):
+  best = {"step": STEPS - 1, "value": 0.5}
+  record = run / "best.json"
+  record.write_text(json.dumps({"metric": "m", "is": "lowest", "best": best, "before": None}))
+  try:
+    found = emu_jax.load(run / "best").trees["net"]["kernel"]
+  finally:
+    record.unlink()
+  np.testing.assert_array_equal(found, load_trees(run, step=STEPS - 1)["net"]["kernel"])
+  assert not np.array_equal(found, kernel(run))
+
+
 def test_it_becomes_a_release_that_draws_the_same(house, run, tmp_path):
   target = tmp_path / "release"
   emu_jax_command.main(["convert", str(run), str(target), "--to", "safetensors"])
