@@ -48,9 +48,19 @@ def _step_flops(loss: Loss, accumulate: int, structure: Any, leaves: tuple) -> i
   def mean_loss(params, frozen, batch, key):
     return loss(params, frozen, batch, key, jnp.zeros((), jnp.int32))[0].mean()
 
-  with jax.set_mesh(make_mesh(jax.local_devices()[:1])):  # else parts of arrays would be counted
+  # Of one device, else parts of arrays would be counted; of a processor, for which nothing is
+  # fused into kernels whose products cannot be seen.
+  with jax.set_mesh(make_mesh([_processor()])):
     batch = jax.tree.map(micro, batch)
     return accumulate * flops.of_gradient(mean_loss, params, frozen, batch, key)
+
+
+def _processor() -> jax.Device:
+  """A device of this host: its processor, unless JAX_PLATFORMS leaves it out."""
+  try:
+    return jax.local_devices(backend="cpu")[0]
+  except RuntimeError:
+    return jax.local_devices()[0]
 
 
 def step_flops(
