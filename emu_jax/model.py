@@ -22,7 +22,7 @@ from emu_jax.data.tokenizer import Tokenizer, load_tokenizer, unlearned
 from emu_jax.errors import InputError
 from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.mesh import on
-from emu_jax.parallel.placement import place
+from emu_jax.parallel.placement import on_host, place
 from emu_jax.systems.fields import fitted, positional, required
 from emu_jax.systems.system import (
   Arrays,
@@ -124,6 +124,8 @@ class Model:
         "and solver decide); run it in another batch"
       )
     arrays = dict(self.arrays(task, requests) if arrays is None else arrays)
+    if jax.process_count() > 1:  # what one process alone holds goes beside no mesh of several
+      arrays = jax.device_get(arrays)
     for step in steps:
       progress(step.says)
       trees = {name: self.trees[name] for name in step.reads}
@@ -131,7 +133,7 @@ class Model:
         made = program(step.program)(trees, arrays, static=step.static)
       require_finite(made, f"{task}, {step.says}", len(arrays["seeds"]))
       arrays |= jax.block_until_ready(made)
-    return Clips(np.asarray(arrays["frames"]), self.fps(task, requests[0]))
+    return Clips(on_host(arrays["frames"]), self.fps(task, requests[0]))
 
   def fps(self, task: str, request: Any) -> float:
     """Frames a second of what a request gives."""

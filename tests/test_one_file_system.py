@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 
+import av
 import numpy as np
 import pytest
 
@@ -138,7 +139,10 @@ def finished(process):
 @pytest.fixture(scope="module")
 def run(house):
   """A run that was never stopped."""
-  finished(start(house, house / "runs"))
+  requests = house / "requests.jsonl"
+  requests.write_text('{"seed": 3, "brightness": 0.25}\n{"seed": 4}\n')
+  drawn = ["--monitor.prompts", str(requests), "--monitor.prompts_every", str(STEPS // 2)]
+  finished(start(house, house / "runs", *drawn))
   return house / "runs" / "colour"
 
 
@@ -195,6 +199,35 @@ def test_it_draws_by_the_command_and_from_python_alike(house, run, tmp_path, cap
     emu_jax_command.main(["paint", "--checkpoint", str(run), "--help"])
   assert ended.value.code == 0
   assert "added to the colour" in capsys.readouterr().out
+
+
+def test_requests_are_drawn_while_it_trains(run):
+  """By the weights of the step: the last drawing is what the run's model draws."""
+  samples = run / "samples"
+  assert sorted(p.name for p in samples.iterdir()) == [f"{n:08d}" for n in (STEPS // 2, STEPS)]
+  rows = [json.loads(line) for line in (samples / f"{STEPS:08d}" / "metadata.jsonl").open()]
+  assert [(row["file_name"], row["seed"]) for row in rows] == [
+    ("00000_00.mp4", 3),
+    ("00001_00.mp4", 4),
+  ]
+  model = emu_jax.load(run)
+  for row, fields in zip(rows, ({"seed": 3, "brightness": 0.25}, {"seed": 4}), strict=True):
+    with av.open(samples / f"{STEPS:08d}" / row["file_name"]) as file:
+      found = next(file.decode(video=0)).to_ndarray(format="rgb24")[0, 0]
+    wanted = model.paint(**fields).frames[0, 0, 0, 0]
+    assert np.abs(found.astype(int) - wanted).max() <= 4  # of one colour in H.264
+
+
+def test_its_best_checkpoint_is_a_model_by_its_name(run):
+  best = {"step": STEPS - 1, "value": 0.5}
+  record = run / "best.json"
+  record.write_text(json.dumps({"metric": "m", "is": "lowest", "best": best, "before": None}))
+  try:
+    found = emu_jax.load(run / "best").trees["net"]["kernel"]
+  finally:
+    record.unlink()
+  np.testing.assert_array_equal(found, load_trees(run, step=STEPS - 1)["net"]["kernel"])
+  assert not np.array_equal(found, kernel(run))
 
 
 def test_it_becomes_a_release_that_draws_the_same(house, run, tmp_path):

@@ -9,6 +9,7 @@
   checkpoints/<step>/    state (step, params, opt_state), ema, data (position of the data)
   due.json               validation or samples of the newest checkpoint that are still to be made
   metrics.jsonl samples/ tensorboard/   written by train.log
+  best.json wandb_id     of train.best and train.wandb_run
   lock                   held by the run that is alive
 
 A run continues from, in this order:
@@ -68,6 +69,7 @@ IDLE = (
   "loop.sample_every",
   "loop.sample_fps",
   "loop.num_samples",
+  "monitor",  # what a person sees
   "mesh",  # a checkpoint holds whole arrays: it is read in any pieces
   "data.workers",
 )
@@ -108,13 +110,14 @@ class Checkpoints:
   number of its own.
   """
 
-  def __init__(self, run_dir: pathlib.Path, keep: int):
+  def __init__(self, run_dir: pathlib.Path, keep: int, others: Sequence[Any] = ()):
+    """Keeps the `keep` newest, the pinned ones, and what the policies `others` preserve."""
     self.folder = (pathlib.Path(run_dir) / "checkpoints").absolute()
     self.notices: list[str] = []  # what a person should know of it, a line each
     found = self.folder.iterdir() if self.folder.is_dir() else ()
     partial = [p for p in found if p.name.isdigit() and not complete(p)]
     self._rename(partial, "incomplete")
-    policies = [preservation_policy.LatestN(keep), _Pinned(self.folder.parent / PINNED)]
+    policies = [preservation_policy.LatestN(keep), _Pinned(self.folder.parent / PINNED), *others]
     options = ocp.CheckpointManagerOptions(
       preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
       cleanup_tmp_directories=True,

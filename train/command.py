@@ -21,11 +21,13 @@ from emu_jax.config import override
 from emu_jax.data.batches import batches, records_by_size
 from emu_jax.data.latent_records import collate_captions
 from emu_jax.errors import InputError
+from emu_jax.evaluation.evaluators import evaluator
 from emu_jax.model import checked_tokenizer
 from emu_jax.parallel.compilation import enable_cache
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import place
 from emu_jax.systems.registry import from_config
+from train.best import check_best
 from train.checkpoint import (
   EXEMPT,
   IDLE,
@@ -54,6 +56,7 @@ from train.config import (
 )
 from train.contents import moved, note
 from train.encode import encode
+from train.evaluations import evaluation_looks
 from train.frozen_encoders import check_encoding
 from train.inherit import (
   SAME_WEIGHTS,
@@ -62,12 +65,15 @@ from train.inherit import (
   check_same_config,
   measured,
 )
+from train.live_model import LiveModel
 from train.loop import train
 from train.packing import Prepare, finished, prepare, split_at_dashes, splits
-from train.parts import build, encoded_fields, encoded_trees, initial_trees
+from train.parts import Split, build, encoded_fields, encoded_trees, initial_trees
 from train.planning import command as planning
 from train.processes import together
+from train.prompts import check_prompts, prompts_look
 from train.stop import StopSignal, sigterm_ends_at_once
+from train.wandb_run import check_installed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,6 +330,7 @@ def check_data(experiment: Experiment, continues: bool = False) -> None:
   Args:
     continues: whether the run has a checkpoint: it holds the tokenizers and trees it began with.
   """
+  check_monitor(experiment)
   if not experiment.data.sources:
     raise InputError(
       "--data.sources: no clips given; pack some with `emu-train prepare` and name the folder"
@@ -353,6 +360,15 @@ def check_beginning(experiment: Experiment) -> None:
     checked_tokenizer(path, encoder)
 
 
+def check_monitor(experiment: Experiment) -> None:
+  """Raises InputError for what cannot be logged, drawn or measured while a stage trains."""
+  check_installed(experiment.monitor.wandb)
+  check_best(experiment.monitor, experiment.loop.validate_every)
+  check_prompts(experiment)
+  for name in experiment.monitor.evaluators:
+    evaluator(name)
+
+
 def train_part(
   experiment: Experiment, folder: pathlib.Path, stop: StopSignal | None = None
 ) -> bool:
@@ -370,6 +386,12 @@ def train_part(
       if new and jax.process_index() == 0:
         _remove_unbegun(folder)
       raise
+
+
+def tell(text: str) -> None:
+  """Says a line on stderr, in process 0."""
+  if jax.process_index() == 0:
+    print(text, file=sys.stderr)
 
 
 def _remove_unbegun(folder: pathlib.Path) -> None:
@@ -427,13 +449,21 @@ def _train(
     # Samples are drawn of the captions in the data: without text encoders, like the step.
     drawn = [name for name in unread if name != "text"] if experiment.loop.sample_every else ()
     sampling_trees = place(start.read(drawn), mesh) if drawn else None
+    stage = build(experiment, trees, empty, encoding=encoding, sampling_trees=sampling_trees)
+    in_step = {*stage.frozen, *Split(experiment.system, experiment.part).trained_trees}
+    live = LiveModel(
+      experiment.system, tokenizers, in_step, set(trees), start.read, where=folder, mesh=mesh
+    )
+    looks = *prompts_look(experiment, live, tell), *evaluation_looks(experiment, live, tell)
     state = train(
-      build(experiment, trees, empty, encoding=encoding, sampling_trees=sampling_trees),
+      stage,
       training,
       run_dir=folder,
       optim=experiment.optim,
       loop=experiment.loop,
       config=config,
+      monitor=experiment.monitor,
+      looks=looks,
       validation=validation,
       initial=initial_trees(experiment, trees) if start.fresh else None,
       inherited=start.inherited,

@@ -13,6 +13,7 @@ from emu_jax.parallel.mesh import MeshConfig
 from emu_jax.systems.registry import VERSION, upgraded
 from emu_jax.systems.system import Part, System
 from train.loop import LoopConfig
+from train.monitor import MonitorConfig
 from train.optimiser import OptimConfig
 
 
@@ -53,6 +54,7 @@ class Experiment:
   data: DataConfig = DataConfig()
   optim: OptimConfig = OptimConfig()
   loop: LoopConfig = LoopConfig()
+  monitor: MonitorConfig = MonitorConfig()
   mesh: MeshConfig = MeshConfig()
   # Folder of the run whose trees this one begins with, of a release, or of a public pipeline.
   init_from: str = ""

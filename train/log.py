@@ -11,14 +11,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from emu_jax.media import enlarge, gif_bytes, png_bytes, readable_scale, save_video
+from emu_jax.parallel.placement import on_host
 from train.checkpoint import replace_text, written
 from train.state import leaf_names
+from train.wandb_run import WandbRun
 from train.watch import LossWatch
 
 
@@ -31,9 +32,10 @@ class Log:
   Raises: FaultError where a file cannot be written.
   """
 
-  def __init__(self, run_dir: pathlib.Path, step: int):
+  def __init__(self, run_dir: pathlib.Path, step: int, tracker: WandbRun | None = None):
     self.folder = pathlib.Path(run_dir)
     self._events: EventsWriter | None = None
+    self._tracker = tracker
     if jax.process_index() == 0:
       with self._written():
         _forget_after(self.folder / "metrics.jsonl", step)
@@ -62,6 +64,8 @@ class Log:
       with (self.folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, **values}) + "\n")
       self._event(step, [Summary.Value(tag=n, simple_value=v) for n, v in values.items()])
+    if self._tracker:
+      self._tracker.scalars(step, values)
 
   def videos(self, step: int, videos: dict[str, Any], fps: int) -> None:
     """Files samples/<step>_<name>.mp4 (.png where T = 1) and the same moving in TensorBoard.
@@ -71,20 +75,31 @@ class Log:
         enlarged where they are small.
     """
     for name, video in videos.items():
-      frames = side_by_side(_on_host(video))
+      frames = side_by_side(on_host(video))
       frames = enlarge(frames, readable_scale(*video.shape[2:4]))
       if self._events is None:
         continue
       folder = self.folder / "samples"
       suffix = ".png" if len(frames) == 1 else ".mp4"
       file = f"{step:08d}_{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}{suffix}"
-      encoded = png_bytes(frames) if len(frames) == 1 else gif_bytes(frames, fps)
-      height, width = frames.shape[1:3]
-      image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
       with self._written():
         folder.mkdir(exist_ok=True)
         save_video(folder / file, frames, fps)
-        self._event(step, [Summary.Value(tag=f"samples/{name}", image=image)])
+      self.picture(step, f"samples/{name}", frames, fps)
+
+  def picture(
+    self, step: int, name: str, frames: np.ndarray, fps: float | int, caption: str = ""
+  ) -> None:
+    """Shows a picture, uint8 [1, H, W, 3], or a clip of more frames, and writes no file."""
+    if self._events is None:
+      return
+    encoded = png_bytes(frames) if len(frames) == 1 else gif_bytes(frames, fps)
+    height, width = frames.shape[1:3]
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+    with self._written():
+      self._event(step, [Summary.Value(tag=name, image=image)])
+    if self._tracker:
+      self._tracker.picture(step, name, frames, encoded, caption)
 
   def _event(self, step: int, values: list[Summary.Value]) -> None:
     summary = Summary(value=values)
@@ -162,12 +177,6 @@ def side_by_side(video: np.ndarray) -> np.ndarray:
   grid[:B] = pixels
   grid = grid.reshape(rows, columns, T, H, W, C).transpose(2, 0, 3, 1, 4, 5)
   return grid.reshape(T, rows * H, columns * W, C)
-
-
-def _on_host(video: Any) -> np.ndarray:
-  if jax.process_count() > 1:
-    return np.asarray(multihost_utils.process_allgather(video, tiled=True))
-  return np.asarray(jax.device_get(video))
 
 
 def _forget_after(path: pathlib.Path, step: int) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from emu_jax.parallel.placement import (
   with_shardings,
 )
 from emu_jax.typing import Params
+from train.best import Best, KeepsBest
 from train.checkpoint import (
   EXEMPT,
   Checkpoints,
@@ -35,14 +37,18 @@ from train.checkpoint import (
   save_frozen,
 )
 from train.log import Log, Readings
+from train.monitor import Look, MonitorConfig
 from train.optimiser import OptimConfig
 from train.processes import FaultError
+from train.profiling import Profiler
 from train.progress import Clock, ProgressLine
 from train.snapshots import discard_after, save_snapshot
 from train.stage import Stage
 from train.state import TrainState, abstract_state, initial_state, leaf_names
-from train.step import jitted_step, validation_step
+from train.step import TRAINER_METRICS, jitted_step, validation_step
 from train.stop import StopSignal
+from train.utilisation import Utilisation
+from train.wandb_run import tracked
 from train.watch import DataWatch
 
 
@@ -80,6 +86,8 @@ def train(
   optim: OptimConfig,
   loop: LoopConfig,
   config: str,
+  monitor: MonitorConfig = MonitorConfig(),
+  looks: Sequence[Look] = (),
   validation: Callable[[], Iterable] | None = None,
   initial: Params | None = None,
   inherited: Inherited = Inherited(),
@@ -95,6 +103,7 @@ def train(
       `set_state` as Grain's iterators have; the state is the same in every process.
     run_dir: everything the run writes; a run found there is continued.
     config: the whole experiment as JSON; a run of another config is refused (train.checkpoint).
+    looks: what is drawn and measured between steps.
     validation: begins the validation data anew: the same batches at every call.
     initial: trees to begin from, used only where `run_dir` holds no checkpoint.
     inherited: what the run keeps of earlier ones; used as `initial` is.
@@ -115,19 +124,22 @@ def train(
       claim(run_dir, config, exempt, todays_form)
     stop = stack.enter_context(stop or StopSignal())  # outlasts the checkpoints' last write
     stack.enter_context(jax.set_mesh(mesh))  # networks pin their activations to it
-    checkpoints = stack.enter_context(Checkpoints(run_dir, loop.keep))
+    checkpoints = stack.enter_context(Checkpoints(run_dir, loop.keep, [KeepsBest(run_dir)]))
     start = Start(initial, inherited, checkpoints, run_dir, mesh)
     state, frozen = _begin(stage, data, optim, keys["init"], start)
     claim(run_dir, config, exempt, todays_form)  # what changes is noted once it has continued
     first = int(state.step)
     discard_after(run_dir, first)
+    tracker = stack.enter_context(tracked(monitor.wandb, run_dir, config))
     run = _Run(
       stage=stage, frozen=frozen, loop=loop, mesh=mesh, keys=keys, first=first,
       validation=validation, checkpoints=checkpoints, due=Due(run_dir),
       readings=Readings(state.params, optim.on_non_finite), data_watch=DataWatch(first),
-      log=stack.enter_context(Log(run_dir, first)),
+      log=stack.enter_context(Log(run_dir, first, tracker)),
       line=stack.enter_context(ProgressLine(run_dir.name, loop.num_steps, first)),
-      stop=stop,
+      stop=stop, looks=looks, best=Best(run_dir, monitor, first),
+      profiler=stack.enter_context(Profiler(run_dir, monitor.profile_steps)),
+      utilisation=Utilisation(stage.loss, optim.accumulate, mesh.devices.flatten()),
     )  # fmt: skip
     for text in checkpoints.notices:
       run.line.say(text)
@@ -163,6 +175,10 @@ class _Run:
   log: Log
   line: ProgressLine
   stop: StopSignal
+  looks: Sequence[Look]
+  best: Best
+  profiler: Profiler
+  utilisation: Utilisation
 
 
 def _loop(run: _Run, update: Callable, state: TrainState, data: Iterator) -> TrainState:
@@ -174,13 +190,14 @@ def _loop(run: _Run, update: Callable, state: TrainState, data: Iterator) -> Tra
     #    judged before it is saved: no checkpoint holds what came of a non-finite gradient.
     stopping = run.stop.requested()
     ending = stopping or step >= loop.num_steps
-    if step > run.first and (ending or _pauses(loop, step)):
+    if step > run.first and (ending or _pauses(run, step)):
       pending = _read(run, pending, clock, clips, ending)
       with clock.paused():
         _pause(run, state, step, data, ending, stopping)
     elif step == run.first and not stopping:
-      every = _looks(loop)
-      _look(run, state, step, [name for name in run.due.read(step) if every[name]])
+      every = _every(run)
+      due = [name for name in run.due.read(step) if every.get(name)]
+      _look(run, state, step, data, due)
     # A stop that comes during validation or samples: every step has been judged, as above.
     if run.stop.received and pending is None and not ending:
       if step > run.first:
@@ -199,17 +216,23 @@ def _loop(run: _Run, update: Callable, state: TrainState, data: Iterator) -> Tra
       clips = jax.tree.leaves(batch)[0].shape[0]
 
     # 3. Dispatch. The first step compiles and is left out of the timings.
+    flops = run.utilisation.flops(state.params, run.frozen, batch, run.keys["step"])
     if step == run.first:
+      run.line.say(run.utilisation.describe(flops))
       state, metrics, fault = _first_update(run, update, state, batch)
       clock = Clock()
     else:
+      with clock.paused():
+        run.profiler.before(step + 1)
       with jax.transfer_guard("disallow"):  # a host array among the arguments is a mistake
         state, metrics, fault = update(state, run.frozen, batch, run.keys["step"])
     step += 1
 
     # 4. Read the previous step's metrics: the device works on this step meanwhile.
     _read(run, pending, clock, clips)
-    pending = (step, metrics, fault)
+    with clock.paused():
+      run.profiler.after(step - 1)
+    pending = (step, metrics, fault, flops)
 
 
 def _first_update(run: _Run, update: Callable, state: TrainState, batch: Any) -> tuple:
@@ -219,6 +242,7 @@ def _first_update(run: _Run, update: Callable, state: TrainState, batch: Any) ->
   clock.step()
   run.line.say(f"compiled and did the first step in {clock.lap(1)['time/step_s']:.1f} s")
   run.line.started(int(result[0].step))
+  run.best.check(result[1].keys() - {*TRAINER_METRICS} | {"loss"})
   return result
 
 
@@ -226,30 +250,33 @@ def _read(run: _Run, pending: tuple | None, clock: Clock, clips: int, ending: bo
   """Waits for a step's metrics, raises if they are not finite, and logs where it is due."""
   if pending is None:
     return
-  step, metrics, fault = pending
+  step, metrics, fault, flops = pending
   if message := run.readings.add(step, metrics, fault):
     run.line.say(message)
   if step > run.first + 1:  # the first step was timed by itself
     clock.step()
+    run.utilisation.add(flops)
   if ending or not step % run.loop.log_every:
     _log(run, step, clock, clips)
 
 
 def _log(run: _Run, step: int, clock: Clock, clips: int) -> None:
   means, times = run.readings.means(), clock.lap(clips)
-  run.log.scalars(step, means | times)
+  run.log.scalars(step, means | times | run.utilisation.rates(times))
   run.line.show(step, means.get("train/loss", float("nan")), times)
   if message := run.data_watch.add(step, times):
     run.line.say(message)
 
 
-def _looks(loop: LoopConfig) -> dict[str, int]:
+def _every(run: _Run) -> dict[str, int]:
   """What a person looks at while a run lasts, and after how many steps each."""
-  return {"validation": loop.validate_every, "samples": loop.sample_every}
+  every = {"validation": run.loop.validate_every, "samples": run.loop.sample_every}
+  return every | {look.name: look.every for look in run.looks}
 
 
-def _pauses(loop: LoopConfig, step: int) -> bool:
-  return any(_due(step, n) for n in (loop.save_every, loop.average_every, *_looks(loop).values()))
+def _pauses(run: _Run, step: int) -> bool:
+  every = (run.loop.save_every, run.loop.average_every, *_every(run).values())
+  return any(_due(step, n) for n in every)
 
 
 def _due(step: int, every: int) -> bool:
@@ -260,27 +287,36 @@ def _pause(
   run: _Run, state: TrainState, step: int, data: Iterator, ending: bool, stopping: bool
 ) -> None:
   """Saves, validates and samples, each where it is due."""
-  due = [name for name, every in _looks(run.loop).items() if _due(step, every)]
+  due = [name for name, every in _every(run).items() if _due(step, every)]
   run.due.write(step, due)  # a run that ends before it is done goes on with it
   if state.averages and (step == run.loop.num_steps or _due(step, run.loop.average_every)):
     save_snapshot(run.checkpoints.folder.parent, step, state.averages)
   if ending or _due(step, run.loop.save_every):
     run.checkpoints.save(step, state, data)
   if not stopping:
-    _look(run, state, step, due)
+    _look(run, state, step, data, due)
 
 
-def _look(run: _Run, state: TrainState, step: int, due: Sequence[str]) -> None:
-  """Does what is due of validation and samples, until a stop is asked for."""
-  looks = {"validation": _validate, "samples": _draw}
+def _look(run: _Run, state: TrainState, step: int, data: Iterator, due: Sequence[str]) -> None:
+  """Does what is due, until a stop is asked for; saves a checkpoint that is the best so far."""
+  work = {"validation": _validate, "samples": _draw}
+  work |= {look.name: functools.partial(_measure, look=look) for look in run.looks}
   for number, name in enumerate(due, 1):
-    if run.stop.requested() or not looks[name](run, state, step):
+    if run.stop.requested():
       return
+    values = work[name](run, state, step)
+    if values is None:
+      return
+    if message := run.best.missing(values):
+      run.line.say(message)
+    if run.best.improves(step, values):
+      run.checkpoints.save(step, state, data)
+      run.line.say(f"step {step}  the best checkpoint so far")
     run.due.write(step, due[number:])
 
 
-def _validate(run: _Run, state: TrainState, step: int) -> bool:
-  """Logs means of the averaged weights' loss and metrics; False where a stop is asked for.
+def _validate(run: _Run, state: TrainState, step: int) -> dict[str, float] | None:
+  """Logs means of the averaged weights' loss and metrics; None where a stop is asked for.
 
   The batches and their noise are the same every time.
   """
@@ -288,7 +324,7 @@ def _validate(run: _Run, state: TrainState, step: int) -> bool:
   total, count = {}, 0
   for batch in itertools.islice(_validation_batches(run), run.loop.validate_batches):
     if count and run.stop.requested():
-      return False
+      return None
     key = jax.random.fold_in(run.keys["validation"], count)
     values = evaluate(state.ema, run.frozen, batch, key, state.step, loss=run.stage.loss)
     total = {name: total.get(name, 0.0) + float(v) for name, v in jax.device_get(values).items()}
@@ -296,14 +332,21 @@ def _validate(run: _Run, state: TrainState, step: int) -> bool:
   means = {f"validation/{name}": value / count for name, value in total.items()}
   run.log.scalars(step, means)
   run.line.say(f"step {step}  validation/loss {means['validation/loss']:.4f}")
-  return True
+  return means
 
 
-def _draw(run: _Run, state: TrainState, step: int) -> bool:
+def _draw(run: _Run, state: TrainState, step: int) -> dict[str, float]:
   batch = next(_validation_batches(run))
   videos = run.stage.sample(state.ema, run.frozen, batch, run.keys["sample"])
   run.log.videos(step, videos, run.loop.sample_fps)
-  return True
+  return {}
+
+
+def _measure(run: _Run, state: TrainState, step: int, look: Look) -> dict[str, float]:
+  values = dict(look.run(step, state.ema, run.frozen, run.log))
+  if values:
+    run.log.scalars(step, values)
+  return values
 
 
 def _validation_batches(run: _Run) -> Iterator:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from emu_jax.checkpoints.averages import load_average
+from emu_jax.checkpoints.best import at_step
 from emu_jax.checkpoints.release import is_release, load_release, release_fits, release_names
 from emu_jax.checkpoints.run import (
   latest_step,
@@ -34,7 +35,8 @@ class Stored:
     tokenizers: folders, one a text encoder.
     where: its folder, for messages.
     run: the folder, where it is a run of emu-train.
-    step: of that run's checkpoint, the newest when the model was described; all is read of it.
+    step: of that run's checkpoint, the one asked for or the newest when the model was described;
+      all is read of it.
     public: whether it is a pipeline of diffusers, whose weights keep the precision of their file.
     fits: whether names and shapes of all trees are known to be those of the system, so that no
       network has to be traced to compare them.
@@ -58,11 +60,14 @@ def is_public(folder: str | pathlib.Path) -> bool:
 
 def is_stored(folder: str | pathlib.Path) -> bool:
   """Whether a folder holds one model: a run with a checkpoint, a release, a public pipeline."""
+  folder, _ = at_step(folder)
   return latest_step(folder) is not None or is_release(folder) or is_public(folder)
 
 
 def stored(folder: str | pathlib.Path, ema_length: float | None = None, **options: Any) -> Stored:
   """The model in a folder; of a folder of runs the one that goes back to the others.
+
+  `RUN/best` is the best checkpoint of a run that kept one, the run itself its newest.
 
   Args:
     ema_length: relative length of the average that a run's weights are taken of; None: the one
@@ -82,6 +87,7 @@ def stored(folder: str | pathlib.Path, ema_length: float | None = None, **option
       f"{folder}: {', '.join(given)} goes with a public folder; a run of emu-train has all of its "
       "model itself"
     )
+  folder, step = at_step(folder)
   folder = newest_run(folder)
   if not is_stored(folder):
     raise no_model(folder)
@@ -93,7 +99,7 @@ def stored(folder: str | pathlib.Path, ema_length: float | None = None, **option
     names, load = release_names(folder), functools.partial(_load, load_release, folder)
     run, step, fits = None, None, release_fits(folder)
   else:
-    run, step = folder, latest_step(folder)
+    run, step = folder, latest_step(folder) if step is None else step
     read = functools.partial(load_trees, step=step)
     if ema_length is not None:
       read = functools.partial(_with_average, step=step, length=ema_length)

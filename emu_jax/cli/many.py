@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from emu_jax import media
-from emu_jax.checkpoints.run import latest_step
 from emu_jax.checkpoints.stored import Stored
 from emu_jax.cli.options import Output, plain
 from emu_jax.cli.output import check, enlarged, hint
@@ -235,7 +234,7 @@ def _request_record(
   return {
     "task": task,
     "checkpoint": str(pathlib.Path(found.where).absolute()),
-    "step": None if found.run is None else latest_step(found.run),
+    "step": found.step,
     "system": _digest(system),
     "precision": precision,
     "samples": output.samples,

@@ -110,7 +110,8 @@ def _default(field: dataclasses.Field) -> Any:
 def model_fields(words: Words) -> list[tuple[str, Any, dataclasses.Field]]:
   """The options that name the model; they are taken out of the words before the others are read."""
   text = (
-    "folder of a training run, of all the runs of a recipe, of a release or of a public pipeline; "
+    "folder of a training run (RUN/best: its best checkpoint), of all the runs of a recipe, of a "
+    "release or of a public pipeline; "
     "the default is the model that comes with the package"
   )
   table = [(CHECKPOINT, Annotated[pathlib.Path, tyro.conf.arg(help=text)], words.checkpoint)]

@@ -77,8 +77,8 @@ def shares(shape: tuple[int, ...]) -> tuple[int, int]:
   mesh = spread_mesh()
   if mesh is None:
     return 1, 1
-  batch, frames, *_ = video_spec(mesh, shape, "frames")
-  sizes = [mesh.shape[axis] for axis in batch or ()]
+  frames = video_spec(mesh, shape, "frames")[1]  # of one axis a spec keeps the name alone
+  sizes = [mesh.shape[axis] for axis in _batch_axes(mesh, shape[0]) or ()]
   return math.prod(sizes), mesh.shape["frames"] if frames else 1
 
 

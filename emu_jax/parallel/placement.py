@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 WHOLE = ()
@@ -100,6 +101,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """A whole copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def on_host(array: jax.Array) -> np.ndarray:
+  """All of an array, in every process."""
+  if jax.process_count() > 1:
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+  return np.asarray(jax.device_get(array))
 
 
 def global_batch(batch: Any, mesh: Mesh) -> Any:

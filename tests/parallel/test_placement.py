@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from emu_jax.errors import InputError
 from emu_jax.models.discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from emu_jax.parallel import placement
-from emu_jax.parallel.activations import AXES, exchange, pin, video_spec
+from emu_jax.parallel.activations import AXES, exchange, pin, shares, video_spec
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from emu_jax.parallel.placement import place, tree_shardings
 from emu_jax.weights.architectures import ARCHITECTURES
@@ -158,3 +158,9 @@ def tiny_experiment():
   from train.config import DataConfig, Experiment
 
   return Experiment(tiny.MODEL, "video", data=DataConfig(batch_size=4))
+
+
+def test_a_batch_that_one_axis_alone_divides_is_cut_along_it():
+  mesh = make_mesh(jax.devices()[:4], MeshConfig(fsdp=2))
+  with jax.set_mesh(mesh):
+    assert [shares((B, 4, 8, 8, 3)) for B in (1, 2, 4)] == [(1, 1), (2, 1), (4, 1)]

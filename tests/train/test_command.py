@@ -518,6 +518,13 @@ def test_a_config_file_that_is_not_python(refused, tmp_path):
     ("--data.tokenizers one two", "one does not exist; give a folder or file with"),
     ("--system.fps 16", "stage 'interpolation': batches: none of the 40 records"),
     ("--system.fps 16", "gives 37 frames at 64 fps without repeating any"),
+    ("--monitor.best loss", "--monitor.best loss: is never measured; name validation/"),
+    ("--monitor.prompts absent.txt", "prompts absent.txt: cannot be read"),
+    ("--monitor.evaluators no --monitor.evaluate_every 1", "evaluator 'no': is unknown; choose of"),
+    (
+      "--monitor.profile_steps 1 5",
+      "profile_steps=1 5 are no first and last step; give two from 2",
+    ),
     ("stray", "'stray' belongs to no option"),
   ],
 )

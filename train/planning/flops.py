@@ -22,6 +22,17 @@ def count(function: Callable, *arguments: Any) -> int:
   return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
+def of_gradient(loss: Callable, params: Any, *others: Any) -> int:
+  """Operations of a scalar loss and its gradient by `params`, none of them a recomputation.
+
+  Args:
+    params: arrays or their shapes, as the other arguments.
+  """
+  kept = core.jaxpr_as_fun(without_recomputation(jax.make_jaxpr(loss)(params, *others)))
+  scalar = lambda params, others: kept(*params, *others)[0]
+  return count(jax.value_and_grad(scalar), jax.tree.leaves(params), jax.tree.leaves(others))
+
+
 def _count(jaxpr: core.Jaxpr) -> int:
   return sum(map(_equation, jaxpr.eqns))
 

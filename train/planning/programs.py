@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 from jax.sharding import Mesh
 
 from emu_jax.data.latent_records import Encoding
@@ -97,14 +96,7 @@ class Training:
 
   def flops(self) -> int:
     """Operations of loss and gradient for the whole batch, none of them a recomputation."""
-    loss, params, *others = self._loss()
-    kept = core.jaxpr_as_fun(flops.without_recomputation(jax.make_jaxpr(loss)(params, *others)))
-
-    def scalar(params, others):
-      return kept(*params, *others)[0]
-
-    leaves = jax.tree.leaves(params), jax.tree.leaves(others)
-    return self.accumulate * flops.count(jax.value_and_grad(scalar), *leaves)
+    return self.accumulate * flops.of_gradient(*self._loss())
 
   def _loss(self) -> tuple[Any, ...]:
     """The mean loss of a micro-batch and its arguments, of which the first trains."""
