@@ -8,7 +8,7 @@ From packed pictures and two public text encoders, CLIP ViT-L and Flan-T5-XL:
   emu-train prepare my_pictures --out data/pictures_256 --size 256
   emu-train prepare my_pictures --out data/pictures_512 --size 512
   emu-train prepare my_chosen_pictures --out data/chosen --size 512
-  emu-train run --config configs/emu_2b7.py
+  emu-train run --config emu_2b7
   emu-jax sample "a prompt" --checkpoint runs/emu_2b7
 
 Published: the network (arXiv:2311.10709, app. table 1 and 2), the text encoders, growing

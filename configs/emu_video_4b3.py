@@ -5,7 +5,7 @@ From a folder of captioned clips, and the run that configs/emu_2b7.py leaves:
   emu-train prepare my_clips --out data/clips_256 --size 256
   emu-train prepare my_clips --out data/clips_512 --size 512
   emu-train prepare my_lively_clips --out data/lively_512 --size 512
-  emu-train run --config configs/emu_video_4b3.py --init-from runs/emu_2b7/quality
+  emu-train run --config emu_video_4b3 --init-from runs/emu_2b7/quality
   emu-jax sample "a prompt" --checkpoint runs/emu_video_4b3 --frames 37
 
 Values are those of arXiv:2311.10709, app. tables 1 to 3: 256 pixels with epsilon; 512 pixels with v

@@ -3,7 +3,7 @@
 From a folder of captioned clips, and Stable Diffusion's own folder (safetensors in float32):
 
   emu-train prepare my_clips --out data/clips --size 256
-  emu-train run --config configs/emu_video_sd15_256.py --init-from stable-diffusion-v1-5
+  emu-train run --config emu_video_sd15_256 --init-from stable-diffusion-v1-5
   emu-jax sample "a prompt" --checkpoint runs/emu_video_sd15_256 --frames 37
 
 Values are those of Emu Video's first stage (arXiv:2311.10709, app. table 3): epsilon without zero

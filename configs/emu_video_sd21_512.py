@@ -3,7 +3,7 @@
 From a folder of captioned clips, and the pipeline's own folder (safetensors in float32):
 
   emu-train prepare my_clips --out data/clips --size 512
-  emu-train run --config configs/emu_video_sd21_512.py --init-from stable-diffusion-2-1-base
+  emu-train run --config emu_video_sd21_512 --init-from stable-diffusion-2-1-base
   emu-jax sample "a prompt" --checkpoint runs/emu_video_sd21_512 --frames 37
 
 Values are those of Emu Video's second stage (arXiv:2311.10709, app. table 3): v-prediction with

@@ -3,7 +3,7 @@
 The project's embedded default; needs no download:
 
   emu-train prepare shapes --out data/shapes --size 32
-  emu-train run --config configs/shapes_32.py
+  emu-train run --config shapes_32
   emu-jax evaluate --checkpoint runs/shapes_32
 
 The image part reads pictures of looks that no clip shows; the video part only clips.

@@ -3,7 +3,7 @@
   emu-train prepare shapes --out data/shapes_32 --size 32 --num-clips 20000
   emu-train prepare shapes --out data/shapes_64 --size 64
   python -m experiments.lively --clips data/shapes_64/videos --out data/shapes_64/lively
-  emu-train run --config configs/shapes_64.py
+  emu-train run --config shapes_64
   emu-jax evaluate --checkpoint runs/shapes_64
 
 The paper's stages: pictures; clips at half the resolution; at the full one; the clips that move

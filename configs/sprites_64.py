@@ -3,7 +3,7 @@
 From a folder of clips with metadata.jsonl (`file_name`, `text`):
 
   emu-train prepare path/to/sprites --out data/sprites --size 64
-  emu-train run --config configs/sprites_64.py --data.sources data/sprites
+  emu-train run --config sprites_64 --data.sources data/sprites
   emu-jax sample "a brown character with pink bob hair ..." --checkpoint runs/sprites_64
 """
 

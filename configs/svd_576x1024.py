@@ -8,7 +8,7 @@ From the public weights and folders of clips:
   emu-train prepare my_clips --out data/clips_320 --size 320 576 --motion
   emu-train prepare my_clips --out data/clips_576 --size 576 1024 --motion
   emu-train prepare my_chosen_clips --out data/chosen --size 576 1024 --motion
-  emu-train run --config configs/svd_576x1024.py
+  emu-train run --config svd_576x1024
   emu-jax animate picture.png --checkpoint runs/svd_576x1024
 
 Published (arXiv:2311.15127, app. D): the networks; 14 frames at 256 x 384 for 150 000 steps of 1536

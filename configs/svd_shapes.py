@@ -3,7 +3,7 @@
 Needs no download:
 
   emu-train prepare shapes --out data/shapes --size 32
-  emu-train run --config configs/svd_shapes.py
+  emu-train run --config svd_shapes
   emu-jax animate picture.png --checkpoint runs/svd_shapes --fps 4 --motion 100
 
 All of the published system with the autoencoder and the spatial layers of configs/shapes_64.py at

@@ -63,6 +63,7 @@ LONG = (
   "tests/train/planning/test_plan_command.py",
   "tests/weights/test_full_width.py",
   "tests/train/test_processes.py",
+  "tests/test_install.py",
 )
 
 

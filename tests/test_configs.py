@@ -116,7 +116,13 @@ def test_a_config_survives_json(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_config_says_how_to_run_it(path):
-  assert "emu-train run --config configs/" in path.read_text()
+  assert f"emu-train run --config {path.stem}" in path.read_text()
+
+
+def test_a_shipped_config_is_found_by_name_from_anywhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "shapes_32").mkdir()  # a folder of that name, of runs for instance, is no config
+  assert load_stages("shapes_32") == load_stages(str(FOLDER / "shapes_32.py"))
 
 
 def test_the_shapes_tokenizer_learns_every_word_and_takes_every_prompt(tmp_path):

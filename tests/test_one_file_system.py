@@ -1,7 +1,7 @@
 """A system is a file: one that nothing else knows trains, resumes, shards, plans and samples.
 
-The toy below is written into a folder of its own with the entry point that a package would have. It
-draws clips of one colour, by a network of one kernel.
+The toy of docs/systems.md is written into a folder of its own with the entry point that a package
+would have. It draws clips of one colour, by a network of one kernel.
 """
 
 import ast
@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -28,73 +29,10 @@ from train import command
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 40
 
-TOY = '''
-import dataclasses
-
-import jax
-import jax.numpy as jnp
-
-from emu_jax.config import kind
-from emu_jax.data.inputs import ClipSpec, clip_inputs
-from emu_jax.diffusion.noise import normal
-from emu_jax.systems.first_stage import pixels, to_bytes
-from emu_jax.systems.requests import Seeded
-from emu_jax.systems.system import Part, Step, System, Task, Tree, example_keys
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Paint(Seeded):
-  """Paints a clip of one colour."""
-
-  brightness: float = 0.0
-  """added to the colour, -1 to 1"""
-
-
-@kind("toy")
-@dataclasses.dataclass(frozen=True)
-class Toy(System):
-  size: tuple[int, int] = (16, 16)
-
-  def trees(self):
-    return {"net": Tree(lambda key: {"kernel": jax.random.normal(key, (8, 3))})}
-
-  def parts(self):
-    inputs = clip_inputs(ClipSpec(2, 4.0), self.size)
-    return {"colour": Part(trains=(("net/*", 1.0),), inputs=inputs, loss=loss, reads=("net",))}
-
-  def tasks(self):
-    steps = lambda request, names: (Step("noise -> colour", paint, self.size, ("net",)),)
-    arrays = lambda request: {"brightness": jnp.float32(request.brightness)}
-    return {"paint": Task(Paint, steps, arrays, fps=lambda request, names: 4.0)}
-
-
-def loss(trees, batch, key, step):
-  made = jnp.tanh(normal(key, (len(batch["frames"]), 8)) @ trees["net"]["kernel"])
-  return jnp.square(pixels(batch["frames"]).mean((1, 2, 3)) - made).mean(-1), {}
-
-
-def paint(trees, arrays, static):
-  made = jnp.tanh(normal(example_keys(arrays), (len(arrays["seeds"]), 8)) @ trees["net"]["kernel"])
-  made = jnp.clip(made + arrays["brightness"], -1, 1)[:, None, None, None]
-  return {"frames": to_bytes(jnp.broadcast_to(made, (len(made), 2, *static, 3)))}
-'''
-
-CONFIG = """
-from toy_system import Toy
-from train.config import DataConfig, Experiment
-from train.loop import LoopConfig
-from train.optimiser import OptimConfig
-
-STAGES = (
-  Experiment(
-    Toy(),
-    "colour",
-    data=DataConfig(sources=({clips!r},), batch_size=4),
-    optim=OptimConfig(peak_lr=1e-2, warmup_steps=1, ema_decay=0.5),
-    loop=LoopConfig(num_steps={steps}, log_every=1, save_every=1),
-  ),
+# The tutorial's own code.
+TOY, CONFIG, _ = re.findall(
+  r"^```python\n(.*?)^```", (ROOT / "docs" / "systems.md").read_text(), re.DOTALL | re.MULTILINE
 )
-"""
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +51,8 @@ def house(tmp_path_factory):
     sizes = ["--size", "16", "--num-images", "8", "--num-clips", "40"]
     command.main(["prepare", "shapes", "--out", str(folder / "shapes"), *sizes])
     clips = str(folder / "shapes" / "videos")
-    (folder / "toy_config.py").write_text(CONFIG.format(clips=clips, steps=STEPS))
+    assert f"num_steps={STEPS}," in CONFIG
+    (folder / "toy_config.py").write_text(CONFIG.replace("data/shapes/videos", clips))
     yield folder
 
 

@@ -85,7 +85,7 @@ class Run:
   """
 
   config: pathlib.Path
-  """Python file that defines STAGES, such as those of configs/."""
+  """Python file that defines STAGES, or the name of a config that ships, such as shapes_64."""
   fields: bool = False
   """List the options that the config's fields are, with their values, and stop."""
   stage: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ class Encode:
   source: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
   """Folder of records, as `prepare` leaves it."""
   config: pathlib.Path
-  """Python file that defines STAGES, such as those of configs/."""
+  """Python file that defines STAGES, or the name of a config that ships, such as shapes_64."""
   out: pathlib.Path
   """New folder for the encoded records; the same command again changes nothing in it."""
   stage: str = ""

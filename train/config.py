@@ -16,6 +16,9 @@ from train.loop import LoopConfig
 from train.monitor import MonitorConfig
 from train.optimiser import OptimConfig
 
+# Beside this package, in a wheel as here.
+SHIPPED_CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -138,11 +141,20 @@ def check_comes_back(experiment: Experiment) -> None:
 def load_stages(path: str) -> tuple[Experiment, ...]:
   """The experiments of a config file, in the order in which they build on one another.
 
+  Args:
+    path: the file, or the name of a config that ships: `shapes_64` for configs/shapes_64.py.
+
   Raises: InputError where the file is missing, fails, or has no `STAGES`.
   """
   file = pathlib.Path(path)
+  shipped = {one.stem: one for one in sorted(SHIPPED_CONFIGS.glob("[!_]*.py"))}
   if not file.is_file():
-    raise InputError(f"config {path}: there is no such file; see configs/ for those that ship")
+    if path not in shipped:
+      raise InputError(
+        f"config {path}: there is no such file; give a path, or the name of one that ships: "
+        f"{', '.join(shipped)}"
+      )
+    file = shipped[path]
   spec = importlib.util.spec_from_file_location(file.stem, file)
   if spec is None:
     raise InputError(f"config {path}: not a Python file; give one that ends in .py")
@@ -154,7 +166,9 @@ def load_stages(path: str) -> tuple[Experiment, ...]:
     raise InputError(f"config {path}: {kind}{error}") from error
   stages = getattr(module, "STAGES", None)
   if not isinstance(stages, tuple) or not all(isinstance(s, Experiment) for s in stages):
-    raise InputError(f"config {path}: defines no STAGES, a tuple of train.config.Experiment")
+    raise InputError(
+      f"config {path}: defines no STAGES, a tuple of emu_jax.train.config.Experiment"
+    )
   names = [stage.run_name for stage in stages]
   twice = next((name for name in names if names.count(name) > 1), None)
   if twice:

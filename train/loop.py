@@ -102,7 +102,7 @@ def train(
     data: this process's batches, without end: trees of numpy arrays [B, ...], with `get_state` and
       `set_state` as Grain's iterators have; the state is the same in every process.
     run_dir: everything the run writes; a run found there is continued.
-    config: the whole experiment as JSON; a run of another config is refused (train.checkpoint).
+    config: the whole experiment as JSON; a run of another is refused (train.checkpoint).
     looks: what is drawn and measured between steps.
     validation: begins the validation data anew: the same batches at every call.
     initial: trees to begin from, used only where `run_dir` holds no checkpoint.

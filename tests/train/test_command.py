@@ -459,12 +459,13 @@ def test_packing_where_something_is_in_the_way(tmp_path, capsys):
 @pytest.mark.parametrize(
   ("text", "says"),
   [
-    (None, "there is no such file; see configs/"),
+    (None, "there is no such file; give a path, or the name of one that ships: emu_2b7, "),
     ("STAGES = (", "config"),
     ("MODEL = 3", "defines no STAGES"),
     ("STAGES = (1, 2)", "defines no STAGES"),
     ("from train.config import DataConfig\nDataConfig(batchsize=3)", "'batchsize'"),
-    ("from train.loop import LoopConfig\nLoopConfig(num_steps=0)", "num_steps=0 is below 1"),
+    ("from train.loop import LoopConfig\nLoopConfig(num_steps=0)",
+     "num_steps=0 is below 1"),
     ("from emu_jax.diffusion.schedule import Schedule\nSchedule(zero_terminal_snr=True)",
      "prediction='epsilon' with zero_terminal_snr=True"),
     ("import no_such_module", "no_such_module"),

@@ -33,7 +33,7 @@ class Plan:
   """
 
   config: pathlib.Path
-  """Python file that defines STAGES, such as those of configs/."""
+  """Python file that defines STAGES, or the name of a config that ships, such as shapes_64."""
   topology: str
   """Chip and grid of a slice: v5e:4x4, v6e:16x16, v5p:4x4x4, v4:2x2x1, 7x:2x2x1."""
   slices: int = 1
