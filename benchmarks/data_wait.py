@@ -18,14 +18,14 @@ from flax.traverse_util import unflatten_dict
 
 from benchmarks.problem import HighWater
 from benchmarks.with_jax import drawn
-from configs.shapes_32 import STAGES
+from emu_jax.configs.shapes_32 import STAGES
 from emu_jax.data.batches import batches, open_source
 from emu_jax.data.shapes import prepare_shapes
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
-from train.clips import batch_options, empty_prompt
-from train.config import Experiment, config_json
-from train.loop import LoopConfig, train
-from train.parts import build
+from emu_jax.train.clips import batch_options, empty_prompt
+from emu_jax.train.config import Experiment, config_json
+from emu_jax.train.loop import LoopConfig, train
+from emu_jax.train.parts import build
 
 LAP = 9  # steps; in the first lap the batches are those that were read during compilation
 
@@ -51,7 +51,7 @@ def before(stage: Experiment) -> dict:
 
 
 def measured(size: str, folder: pathlib.Path) -> dict:
-  """What train.progress.Clock found in the second lap, and the largest resident set."""
+  """What emu_jax.train.progress.Clock found in the second lap, and the largest resident set."""
   clips = 64 if size == "small" else 512
   prepare_shapes(folder / "data", size=32, num_images=1, num_clips=clips, progress=False)
   stage, run_dir = experiment(size, str(folder / "data" / "videos")), folder / "run"

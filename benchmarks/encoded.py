@@ -20,10 +20,10 @@ from jax.sharding import Mesh
 
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import batch_sharding, place
-from train.config import load_stages
-from train.planning.programs import Training
-from train.state import initial_state
-from train.step import jitted_step
+from emu_jax.train.config import load_stages
+from emu_jax.train.planning.programs import Training
+from emu_jax.train.state import initial_state
+from emu_jax.train.step import jitted_step
 
 
 def programs(path: str, mesh: Mesh) -> dict[str, Training]:

@@ -31,7 +31,7 @@ import jax
 
 from benchmarks.basics import commit, say
 from emu_jax.checkpoints.run import complete, load_numpy
-from train import command
+from emu_jax.train import command
 
 # Every run is a process of its own, forked from one that has imported the program and done nothing
 # else: kills then fall into training and not into imports.
@@ -43,9 +43,9 @@ import dataclasses
 from emu_jax.models.discriminator import PatchDiscriminatorConfig
 from emu_jax.systems.autoencoder import AutoencoderObjective
 from tests.tiny import MODEL
-from train.config import DataConfig, Experiment
-from train.loop import LoopConfig
-from train.optimiser import OptimConfig
+from emu_jax.train.config import DataConfig, Experiment
+from emu_jax.train.loop import LoopConfig
+from emu_jax.train.optimiser import OptimConfig
 
 OBJECTIVE = AutoencoderObjective(
   discriminator=PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4)
@@ -285,7 +285,7 @@ def main() -> None:
   arguments = parser.parse_args()
   os.environ["JAX_PLATFORMS"] = "cpu"  # of the runs
   jax.config.update("jax_platforms", "cpu")
-  FORKS.set_forkserver_preload(["train.command", "tests.tiny"])
+  FORKS.set_forkserver_preload(["emu_jax.train.command", "tests.tiny"])
   with tempfile.TemporaryDirectory() as folder:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(folder) / "cache")
     found = measured(arguments.kills, arguments.seed, pathlib.Path(folder))

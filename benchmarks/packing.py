@@ -65,7 +65,7 @@ def make_clip(path: pathlib.Path, seed: int) -> None:
 
 def packed(clips: pathlib.Path, out: pathlib.Path, size: int, options: list[str]) -> dict:
   """What packing takes of wall and processors, and what a second call, which only starts, takes."""
-  command = [sys.executable, "-c", "from train.command import main; main()"]
+  command = [sys.executable, "-c", "from emu_jax.train.command import main; main()"]
   command += ["prepare", str(clips), "--out", str(out), "--size", str(size)]
   command += ["--validation-fraction", "0", *options]
   used = []

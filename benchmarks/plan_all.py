@@ -75,7 +75,7 @@ PLANS = (
 def command(file: pathlib.Path, plan: tuple[str, ...], memory_only: bool) -> list[str]:
   """`emu-train plan` as a process of this interpreter."""
   config, stage, topology, options = plan
-  run = [sys.executable, "-c", "from train.command import main; main()", "plan"]
+  run = [sys.executable, "-c", "from emu_jax.train.command import main; main()", "plan"]
   words = ["--config", config, "--stage", stage, "--topology", topology, "--json", str(file)]
   return [*run, *words, *options.split(), *["--memory_only"] * memory_only]
 

@@ -24,10 +24,10 @@ from benchmarks.data_wait import before, experiment
 from emu_jax.data.batches import batches, open_source
 from emu_jax.data.shapes import prepare_shapes
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
-from train.clips import batch_options, empty_prompt
-from train.config import Experiment, config_json
-from train.loop import train
-from train.parts import build
+from emu_jax.train.clips import batch_options, empty_prompt
+from emu_jax.train.config import Experiment, config_json
+from emu_jax.train.loop import train
+from emu_jax.train.parts import build
 
 STEPS, FIRST = 24, 3  # of a run; the step before which the clock starts
 SAVE = 8  # a save comes after this many steps, early enough to end within the run

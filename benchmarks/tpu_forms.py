@@ -28,7 +28,7 @@ from emu_jax.models.temporal import TemporalTransformer
 from emu_jax.models.unet import ResBlock
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.systems.emu_video import published_unet
-from train.planning import flops, hlo, topologies
+from emu_jax.train.planning import flops, hlo, topologies
 
 TOPOLOGY = "v5e:2x2"
 HALF = jnp.bfloat16

@@ -26,7 +26,7 @@ from benchmarks.basics import spread
 from benchmarks.measuring import compilations_kept, machine, pin, timed, warm
 from benchmarks.problem import inputs
 from benchmarks.torch_comparison import Arguments, prepared
-from train.planning import flops
+from emu_jax.train.planning import flops
 
 SIDE = 2048  # of the product that the processor's arithmetic is measured by
 LOOPS = ("while", "call", "conditional")  # their bodies' operations are counted by themselves

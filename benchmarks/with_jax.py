@@ -19,8 +19,8 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from benchmarks.problem import Problem, inputs, memory_of
-from configs.sprites_64 import MODEL as SPRITES
 from emu_jax.conditioning import TextFeatures, concat_known, first_frame
+from emu_jax.configs.sprites_64 import MODEL as SPRITES
 from emu_jax.diffusion.process import Sampling as Discretisation
 from emu_jax.diffusion.sampler import time_grid
 from emu_jax.parallel.mesh import make_mesh
@@ -32,12 +32,12 @@ from emu_jax.systems.emu_video import (
   sample_video,
   video_network,
 )
+from emu_jax.train.optimiser import OptimConfig
+from emu_jax.train.stage import Stage
+from emu_jax.train.state import initial_state
+from emu_jax.train.step import jitted_step
 from emu_jax.trees import partition
 from emu_jax.typing import Conditions, Params
-from train.optimiser import OptimConfig
-from train.stage import Stage
-from train.state import initial_state
-from train.step import jitted_step
 
 OPTIM = OptimConfig(peak_lr=1e-4, warmup_steps=100, weight_decay=0.01, ema_decay=0.9999)
 

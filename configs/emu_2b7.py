@@ -30,9 +30,9 @@ from emu_jax.parallel.mesh import MeshConfig
 from emu_jax.systems.emu import Emu
 from emu_jax.systems.emu_video import published_unet
 from emu_jax.systems.first_stage import KlAutoencoder
-from train.config import DataConfig, Experiment
-from train.loop import LoopConfig
-from train.optimiser import OptimConfig
+from emu_jax.train.config import DataConfig, Experiment
+from emu_jax.train.loop import LoopConfig
+from emu_jax.train.optimiser import OptimConfig
 
 IMAGE = Emu(
   size=(512, 512),

@@ -18,13 +18,13 @@ Not trained: no accelerator was at hand. Meshes and micro-batches follow the pla
 
 import dataclasses
 
-from configs.emu_2b7 import IMAGE, loop
+from emu_jax.configs.emu_2b7 import IMAGE, loop
 from emu_jax.diffusion.discrete import Discrete
 from emu_jax.diffusion.schedule import Schedule
 from emu_jax.parallel.mesh import MeshConfig
 from emu_jax.systems.emu_video import EmuVideo
-from train.config import DataConfig, Experiment
-from train.optimiser import OptimConfig
+from emu_jax.train.config import DataConfig, Experiment
+from emu_jax.train.optimiser import OptimConfig
 
 AT_256 = EmuVideo(
   image=dataclasses.replace(IMAGE, size=(256, 256)),

@@ -18,9 +18,9 @@ from emu_jax.models.unet import UNetConfig
 from emu_jax.systems.emu import Emu
 from emu_jax.systems.emu_video import EmuVideo
 from emu_jax.systems.first_stage import KlAutoencoder
-from train.config import DataConfig, Experiment
-from train.loop import LoopConfig
-from train.optimiser import OptimConfig
+from emu_jax.train.config import DataConfig, Experiment
+from emu_jax.train.loop import LoopConfig
+from emu_jax.train.optimiser import OptimConfig
 
 # The defaults of each are Stable Diffusion 1's.
 MODEL = EmuVideo(

@@ -19,9 +19,9 @@ from emu_jax.systems.autoencoder import AutoencoderObjective
 from emu_jax.systems.emu import Emu
 from emu_jax.systems.emu_video import EmuVideo, Guidance
 from emu_jax.systems.first_stage import KlAutoencoder
-from train.config import DataConfig, Experiment
-from train.loop import LoopConfig
-from train.optimiser import OptimConfig
+from emu_jax.train.config import DataConfig, Experiment
+from emu_jax.train.loop import LoopConfig
+from emu_jax.train.optimiser import OptimConfig
 
 MODEL = EmuVideo(
   image=Emu(

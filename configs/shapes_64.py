@@ -12,7 +12,7 @@ most; 8 -> 37 frames. The result is the model in the package (docs/results/READM
 
 import dataclasses
 
-from configs.shapes_32 import loop, optim
+from emu_jax.configs.shapes_32 import loop, optim
 from emu_jax.diffusion.discrete import Discrete
 from emu_jax.diffusion.loss import Times
 from emu_jax.diffusion.schedule import Schedule
@@ -24,7 +24,7 @@ from emu_jax.systems.autoencoder import AutoencoderObjective
 from emu_jax.systems.emu import Emu
 from emu_jax.systems.emu_video import EmuVideo, Guidance
 from emu_jax.systems.first_stage import KlAutoencoder
-from train.config import DataConfig, Experiment
+from emu_jax.train.config import DataConfig, Experiment
 
 V = Schedule(zero_terminal_snr=True, prediction="v")
 # Where there is most to learn (docs/results). Of a picture, in the middle. Of a clip, near pure

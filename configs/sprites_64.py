@@ -7,7 +7,7 @@ From a folder of clips with metadata.jsonl (`file_name`, `text`):
   emu-jax sample "a brown character with pink bob hair ..." --checkpoint runs/sprites_64
 """
 
-from configs.shapes_32 import loop, optim
+from emu_jax.configs.shapes_32 import loop, optim
 from emu_jax.diffusion.discrete import Discrete
 from emu_jax.diffusion.schedule import Schedule
 from emu_jax.models.autoencoder import AutoencoderConfig
@@ -18,7 +18,7 @@ from emu_jax.systems.autoencoder import AutoencoderObjective
 from emu_jax.systems.emu import Emu
 from emu_jax.systems.emu_video import EmuVideo, Guidance
 from emu_jax.systems.first_stage import KlAutoencoder
-from train.config import DataConfig, Experiment
+from emu_jax.train.config import DataConfig, Experiment
 
 MODEL = EmuVideo(
   image=Emu(

@@ -32,9 +32,9 @@ from emu_jax.models.vision import ClipVisionConfig
 from emu_jax.parallel.mesh import MeshConfig
 from emu_jax.systems.first_stage import KlAutoencoder
 from emu_jax.systems.svd import StableVideo
-from train.config import DataConfig, Experiment
-from train.loop import LoopConfig
-from train.optimiser import OptimConfig
+from emu_jax.train.config import DataConfig, Experiment
+from emu_jax.train.loop import LoopConfig
+from emu_jax.train.optimiser import OptimConfig
 
 UNET = UNetConfig(
   concat_channels=4,

@@ -22,11 +22,11 @@ import tyro
 from jaxtyping import UInt8
 
 from benchmarks.basics import say
-from configs.shapes_32 import optim
-from configs.sprites_64 import MODEL
 from emu_jax import media
 from emu_jax.checkpoints.stored import stored
 from emu_jax.cli import failures
+from emu_jax.configs.shapes_32 import optim
+from emu_jax.configs.sprites_64 import MODEL
 from emu_jax.data.batches import open_source
 from emu_jax.errors import InputError
 from emu_jax.evaluation import frechet, metrics
@@ -35,13 +35,13 @@ from emu_jax.models.discriminator import PatchDiscriminator, PatchDiscriminatorC
 from emu_jax.parallel.compilation import enable_cache
 from emu_jax.systems.autoencoder import AutoencoderObjective
 from emu_jax.systems.first_stage import KlAutoencoder
+from emu_jax.train.config import DataConfig, Experiment
+from emu_jax.train.loop import LoopConfig
 from experiments import report
 from experiments.artefact import Artefact, StoppedError
 from experiments.recipe import shapes_records, stage
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
 from experiments.values import measured
-from train.config import DataConfig, Experiment
-from train.loop import LoopConfig
 
 Pictures = UInt8[np.ndarray, "N 1 H W 3"]
 

@@ -46,9 +46,9 @@ import dataclasses
 from emu_jax.models.discriminator import PatchDiscriminatorConfig
 from emu_jax.systems.autoencoder import AutoencoderObjective
 from tests.tiny import MODEL
-from train.config import DataConfig, Experiment
-from train.loop import LoopConfig
-from train.optimiser import OptimConfig
+from emu_jax.train.config import DataConfig, Experiment
+from emu_jax.train.loop import LoopConfig
+from emu_jax.train.optimiser import OptimConfig
 
 OBJECTIVE = AutoencoderObjective(
   discriminator=PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4)
@@ -314,7 +314,7 @@ def main(words: list[str] | None = None) -> None:
   os.environ["JAX_PLATFORMS"] = "cpu"  # of the runs
   os.environ["JAX_COMPILATION_CACHE_DIR"] = str(a.folder.absolute() / "cache")
   jax.config.update("jax_platforms", "cpu")
-  FORKS.set_forkserver_preload(["train.command", "tests.tiny"])
+  FORKS.set_forkserver_preload(["emu_jax.train.command", "tests.tiny"])
   campaign = Campaign(a.folder.absolute())
   prepared(campaign)
   for count in (1, 2):

@@ -19,8 +19,8 @@ from emu_jax.cli import failures
 from emu_jax.data import records
 from emu_jax.data.batches import open_source
 from emu_jax.errors import InputError
+from emu_jax.train.contents import records_digest
 from experiments.chosen_clips import ChosenClips, scores
-from train.contents import records_digest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,11 +27,11 @@ from emu_jax.models.net import network
 from emu_jax.models.temporal import Temporal, TemporalConfig
 from emu_jax.models.unet import UNetConfig
 from emu_jax.parallel.compilation import Jit
+from emu_jax.train.loop import LoopConfig, train
+from emu_jax.train.optimiser import OptimConfig
+from emu_jax.train.stage import Stage
 from emu_jax.typing import Conditions, Video
 from experiments.artefact import Artefact
-from train.loop import LoopConfig, train
-from train.optimiser import OptimConfig
-from train.stage import Stage
 
 PATCH = 2  # pixels on a side
 CAPTIONS = {"black": (-1.0, -1.0), "white": (1.0, 1.0), "": (-1.0, 1.0)}  # and their brightness

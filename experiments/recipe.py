@@ -13,10 +13,10 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from configs import shapes_64
 from emu_jax.checkpoints.release import write_release
 from emu_jax.checkpoints.run import latest_step
 from emu_jax.config import to_dict
+from emu_jax.configs import shapes_64
 from emu_jax.data import records
 from emu_jax.data.shapes import MovingShapes
 from emu_jax.diffusion.process import Sampling
@@ -28,11 +28,11 @@ from emu_jax.systems.first_stage import KlAutoencoder
 from emu_jax.systems.registry import VERSION
 from emu_jax.systems.svd import StableVideo
 from emu_jax.systems.system import System
+from emu_jax.train import command
+from emu_jax.train.config import Experiment
+from emu_jax.train.loop import LoopConfig
 from experiments.artefact import Artefact, digest
 from experiments.study import Size
-from train import command
-from train.config import Experiment
-from train.loop import LoopConfig
 
 IMAGE_TREES = ("autoencoder", "latents", "text", "spatial")
 

@@ -30,7 +30,7 @@ jax.config.update(
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-install_import_hook(["emu_jax", "train"], "beartype.beartype")  # annotations are checked, here only
+install_import_hook(["emu_jax"], "beartype.beartype")  # annotations are checked, here only
 
 # Tracing makes millions of small objects that live on, and at Python's own pace the collector
 # looks through all of them again and again: a seventh of a test's time.

@@ -26,8 +26,8 @@ from emu_jax.systems import registry
 from emu_jax.systems.emu_video import EmuVideo
 from emu_jax.systems.first_stage import FirstStage, KlAutoencoder, Pixels
 from emu_jax.systems.system import System
+from emu_jax.train.config import load_stages
 from tests.tiny import MODEL
-from train.config import load_stages
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("[!_]*.py"))
 

@@ -10,8 +10,8 @@ from emu_jax.config import from_dict, to_dict
 from emu_jax.data import shapes
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.systems.text import init_text
-from train.config import Experiment, load_stages
-from train.parts import Split
+from emu_jax.train.config import Experiment, load_stages
+from emu_jax.train.parts import Split
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("[!_]*.py"))

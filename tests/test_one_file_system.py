@@ -23,8 +23,8 @@ import emu_jax
 from emu_jax import cli as emu_jax_command
 from emu_jax.checkpoints.run import latest_step, load_trees
 from emu_jax.systems import registry
+from emu_jax.train import command
 from tests.tiny_recipe import refusal
-from train import command
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 40
@@ -61,7 +61,7 @@ def start(house, out, *words, devices=1):
   path = os.pathsep.join([str(house), str(ROOT)])
   flags = f"--xla_force_host_platform_device_count={devices}"
   environment = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-  train = "import sys; from train.command import main; main(sys.argv[1:])"
+  train = "import sys; from emu_jax.train.command import main; main(sys.argv[1:])"
   words = ["run", "--config", str(house / "toy_config.py"), "--out", str(out), *words]
   return subprocess.Popen(
     [sys.executable, "-c", train, *words], env=environment, stdout=subprocess.PIPE,

@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks import plan_all, plan_table
 from emu_jax.config import override
-from train.config import load_stages
-from train.planning import topologies
+from emu_jax.train.config import load_stages
+from emu_jax.train.planning import topologies
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -18,7 +18,7 @@ IMAGE = ("size", "zero_empty", "guidance")
 
 def test_it_is_of_its_recipe_and_small():
   """Its networks and what sampling depends on; a release does not say how it was trained."""
-  from configs.shapes_64 import MODEL
+  from emu_jax.configs.shapes_64 import MODEL
 
   system = stored(SHIPPED).system
   assert system.networks == MODEL.networks

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from emu_jax.parallel.mesh import make_mesh
-from train import command
+from emu_jax.train import command
 
 # Shapes hold 40 frames at 16 fps: enough for 37 of interpolation (4 x 4 fps), and 32 of extension.
 CONFIG = """
@@ -17,9 +17,9 @@ from emu_jax.diffusion.process import Sampling
 from emu_jax.models.discriminator import PatchDiscriminatorConfig
 from emu_jax.systems.autoencoder import AutoencoderObjective
 from tests.tiny import MODEL
-from train.config import DataConfig, Experiment
-from train.loop import LoopConfig
-from train.optimiser import OptimConfig
+from emu_jax.train.config import DataConfig, Experiment
+from emu_jax.train.loop import LoopConfig
+from emu_jax.train.optimiser import OptimConfig
 
 DISCRIMINATOR = PatchDiscriminatorConfig(width=8, num_layers=1, norm_groups=4)
 IMAGE = dataclasses.replace(

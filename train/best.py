@@ -11,8 +11,8 @@ import jax
 
 from emu_jax.checkpoints.best import BEST, best_entry, read_best
 from emu_jax.errors import InputError
-from train.checkpoint import replace_text
-from train.monitor import MonitorConfig
+from emu_jax.train.checkpoint import replace_text
+from emu_jax.train.monitor import MonitorConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def check_best(config: MonitorConfig, validate_every: int) -> None:
   """Raises InputError for a metric that the run never measures.
 
   Args:
-    validate_every: as of train.loop.LoopConfig.
+    validate_every: as of emu_jax.train.loop.LoopConfig.
   """
   kind, _, name = config.best.partition("/")
   evaluated = name.partition("/")[0] in config.evaluators

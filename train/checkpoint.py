@@ -1,15 +1,15 @@
 """A run's directory: its config, its frozen trees and its numbered checkpoints.
 
   config.json            what the run is; another one is refused
-  began_with.json        digests of what its paths led to (train.contents)
+  began_with.json        digests of what its paths led to (emu_jax.train.contents)
   changes.jsonl          fields that a continuation changed, and from which step on
   frozen/                trees that do not train and that no earlier run holds, written once
   inherited.json         trees that an earlier run holds: where, and the digest of each
   pinned/<step>          steps that later runs go on from: they are kept
   checkpoints/<step>/    state (step, params, opt_state), ema, data (position of the data)
   due.json               validation or samples of the newest checkpoint that are still to be made
-  metrics.jsonl samples/ tensorboard/   written by train.log
-  best.json wandb_id     of train.best and train.wandb_run
+  metrics.jsonl samples/ tensorboard/   written by emu_jax.train.log
+  best.json wandb_id     of emu_jax.train.best and emu_jax.train.wandb_run
   lock                   held by the run that is alive
 
 A run continues from, in this order:
@@ -52,10 +52,10 @@ from emu_jax.checkpoints.run import (
   write_origins,
 )
 from emu_jax.errors import InputError
+from emu_jax.train.optimiser import rate_change
+from emu_jax.train.processes import FaultError
+from emu_jax.train.state import TrainState, check_same
 from emu_jax.typing import Params
-from train.optimiser import rate_change
-from train.processes import FaultError
-from train.state import TrainState, check_same
 
 # Fields that may differ between a run and its continuation, by their path in config.json or that of
 # a part around them, or patterns of it. IDLE change nothing of what is learned.

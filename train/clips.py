@@ -15,9 +15,9 @@ from emu_jax.data.batches import Source, check_alike, has_split, open_source, re
 from emu_jax.data.tokenizer import Tokenizer, tokenizer_file, train_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.model import load_tokenizers
-from train.checkpoint import latest_step
-from train.config import Experiment
-from train.inherit import public_trees, source_of
+from emu_jax.train.checkpoint import latest_step
+from emu_jax.train.config import Experiment
+from emu_jax.train.inherit import public_trees, source_of
 
 CAPTIONS_READ = 2000  # of a source, to tell how many are too long
 

@@ -27,8 +27,8 @@ from emu_jax.parallel.compilation import enable_cache
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import place
 from emu_jax.systems.registry import from_config
-from train.best import check_best
-from train.checkpoint import (
+from emu_jax.train.best import check_best
+from emu_jax.train.checkpoint import (
   EXEMPT,
   IDLE,
   Changes,
@@ -38,7 +38,7 @@ from train.checkpoint import (
   claim,
   matches,
 )
-from train.clips import (
+from emu_jax.train.clips import (
   batch_options,
   empty_prompt,
   named_tokenizers,
@@ -47,33 +47,33 @@ from train.clips import (
   tell_of_cuts,
   validation_of,
 )
-from train.config import (
+from emu_jax.train.config import (
   Experiment,
   check_comes_back,
   config_json,
   load_stages,
   todays_form,
 )
-from train.contents import moved, note
-from train.encode import encode
-from train.evaluations import evaluation_looks
-from train.frozen_encoders import check_encoding
-from train.inherit import (
+from emu_jax.train.contents import moved, note
+from emu_jax.train.encode import encode
+from emu_jax.train.evaluations import evaluation_looks
+from emu_jax.train.frozen_encoders import check_encoding
+from emu_jax.train.inherit import (
   SAME_WEIGHTS,
   begin,
   check_public_trees,
   check_same_config,
   measured,
 )
-from train.live_model import LiveModel
-from train.loop import train
-from train.packing import Prepare, finished, prepare, split_at_dashes, splits
-from train.parts import Split, build, encoded_fields, encoded_trees, initial_trees
-from train.planning import command as planning
-from train.processes import together
-from train.prompts import check_prompts, prompts_look
-from train.stop import StopSignal, sigterm_ends_at_once
-from train.wandb_run import check_installed
+from emu_jax.train.live_model import LiveModel
+from emu_jax.train.loop import train
+from emu_jax.train.packing import Prepare, finished, prepare, split_at_dashes, splits
+from emu_jax.train.parts import Split, build, encoded_fields, encoded_trees, initial_trees
+from emu_jax.train.planning import command as planning
+from emu_jax.train.processes import together
+from emu_jax.train.prompts import check_prompts, prompts_look
+from emu_jax.train.stop import StopSignal, sigterm_ends_at_once
+from emu_jax.train.wandb_run import check_installed
 
 
 @dataclasses.dataclass(frozen=True)

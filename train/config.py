@@ -12,9 +12,9 @@ from emu_jax.errors import InputError
 from emu_jax.parallel.mesh import MeshConfig
 from emu_jax.systems.registry import VERSION, upgraded
 from emu_jax.systems.system import Part, System
-from train.loop import LoopConfig
-from train.monitor import MonitorConfig
-from train.optimiser import OptimConfig
+from emu_jax.train.loop import LoopConfig
+from emu_jax.train.monitor import MonitorConfig
+from emu_jax.train.optimiser import OptimConfig
 
 # Beside this package, in a wheel as here.
 SHIPPED_CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

@@ -18,7 +18,7 @@ from emu_jax.checkpoints.stored import newest_run
 from emu_jax.data.index import FILE as INDEX
 from emu_jax.data.latent_records import ENCODING
 from emu_jax.errors import InputError
-from train.checkpoint import TodaysForm, replace_text
+from emu_jax.train.checkpoint import TodaysForm, replace_text
 
 NOTE = "began_with.json"
 SOURCES = "data.sources"
@@ -81,7 +81,7 @@ def moved(run_dir: pathlib.Path, config: str, todays_form: TodaysForm) -> tuple[
 
   Args:
     config: as of `note`.
-    todays_form: as of `train.checkpoint.claim`.
+    todays_form: as of `emu_jax.train.checkpoint.claim`.
   Raises: InputError where one leads to something else by now.
   """
   values = read_config(run_dir)

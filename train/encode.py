@@ -29,12 +29,12 @@ from emu_jax.errors import InputError
 from emu_jax.model import load_tokenizers
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from emu_jax.parallel.placement import place
-from train.clips import keep_tokenizer, opened
-from train.config import Experiment
-from train.contents import records_digest
-from train.frozen_encoders import FrozenEncoders, encoding_of
-from train.inherit import inherit, source_of
-from train.parts import frozen_as_read
+from emu_jax.train.clips import keep_tokenizer, opened
+from emu_jax.train.config import Experiment
+from emu_jax.train.contents import records_digest
+from emu_jax.train.frozen_encoders import FrozenEncoders, encoding_of
+from emu_jax.train.inherit import inherit, source_of
+from emu_jax.train.parts import frozen_as_read
 
 NAME = "encoded"  # of the dataset, in the names of its files
 READ_AHEAD = 4  # records

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 
 from emu_jax.errors import InputError
 from emu_jax.evaluation.evaluators import Evaluator, evaluator
+from emu_jax.train.config import Experiment
+from emu_jax.train.live_model import LiveModel
+from emu_jax.train.log import Log
+from emu_jax.train.monitor import Look
 from emu_jax.typing import Params
-from train.config import Experiment
-from train.live_model import LiveModel
-from train.log import Log
-from train.monitor import Look
 
 
 def evaluation_looks(

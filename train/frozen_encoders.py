@@ -25,9 +25,9 @@ from emu_jax.parallel.in_batches import in_batches
 from emu_jax.parallel.placement import batch_sharding
 from emu_jax.systems.first_stage import pixels
 from emu_jax.systems.system import Part
+from emu_jax.train.config import Experiment
+from emu_jax.train.parts import encoded_fields
 from emu_jax.typing import Params
-from train.config import Experiment
-from train.parts import encoded_fields
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,11 +20,11 @@ from emu_jax.errors import InputError
 from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.placement import global_batch, place
 from emu_jax.systems.system import System, check_trees, tree_shapes
+from emu_jax.train.checkpoint import Inherited, pin
+from emu_jax.train.config import Experiment
+from emu_jax.train.parts import Split, check_inherited, initial_trees
 from emu_jax.typing import Params
 from emu_jax.weights.model import described, load
-from train.checkpoint import Inherited, pin
-from train.config import Experiment
-from train.parts import Split, check_inherited, initial_trees
 
 # Fields of a network's configuration that change none of its weights.
 SAME_WEIGHTS = ("dtype", "remat", "remat_keeps", "size", "num_frames")

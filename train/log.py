@@ -17,10 +17,10 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from emu_jax.media import enlarge, gif_bytes, png_bytes, readable_scale, save_video
 from emu_jax.parallel.placement import on_host
-from train.checkpoint import replace_text, written
-from train.state import leaf_names
-from train.wandb_run import WandbRun
-from train.watch import LossWatch
+from emu_jax.train.checkpoint import replace_text, written
+from emu_jax.train.state import leaf_names
+from emu_jax.train.wandb_run import WandbRun
+from emu_jax.train.watch import LossWatch
 
 
 class Log:

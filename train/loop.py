@@ -22,9 +22,8 @@ from emu_jax.parallel.placement import (
   tree_shardings,
   with_shardings,
 )
-from emu_jax.typing import Params
-from train.best import Best, KeepsBest
-from train.checkpoint import (
+from emu_jax.train.best import Best, KeepsBest
+from emu_jax.train.checkpoint import (
   EXEMPT,
   Checkpoints,
   Due,
@@ -36,20 +35,21 @@ from train.checkpoint import (
   restore_frozen,
   save_frozen,
 )
-from train.log import Log, Readings
-from train.monitor import Look, MonitorConfig
-from train.optimiser import OptimConfig
-from train.processes import FaultError
-from train.profiling import Profiler
-from train.progress import Clock, ProgressLine
-from train.snapshots import discard_after, save_snapshot
-from train.stage import Stage
-from train.state import TrainState, abstract_state, initial_state, leaf_names
-from train.step import TRAINER_METRICS, jitted_step, validation_step
-from train.stop import StopSignal
-from train.utilisation import Utilisation
-from train.wandb_run import tracked
-from train.watch import DataWatch
+from emu_jax.train.log import Log, Readings
+from emu_jax.train.monitor import Look, MonitorConfig
+from emu_jax.train.optimiser import OptimConfig
+from emu_jax.train.processes import FaultError
+from emu_jax.train.profiling import Profiler
+from emu_jax.train.progress import Clock, ProgressLine
+from emu_jax.train.snapshots import discard_after, save_snapshot
+from emu_jax.train.stage import Stage
+from emu_jax.train.state import TrainState, abstract_state, initial_state, leaf_names
+from emu_jax.train.step import TRAINER_METRICS, jitted_step, validation_step
+from emu_jax.train.stop import StopSignal
+from emu_jax.train.utilisation import Utilisation
+from emu_jax.train.wandb_run import tracked
+from emu_jax.train.watch import DataWatch
+from emu_jax.typing import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +102,12 @@ def train(
     data: this process's batches, without end: trees of numpy arrays [B, ...], with `get_state` and
       `set_state` as Grain's iterators have; the state is the same in every process.
     run_dir: everything the run writes; a run found there is continued.
-    config: the whole experiment as JSON; a run of another is refused (train.checkpoint).
+    config: the whole experiment as JSON; a run of another is refused (emu_jax.train.checkpoint).
     looks: what is drawn and measured between steps.
     validation: begins the validation data anew: the same batches at every call.
     initial: trees to begin from, used only where `run_dir` holds no checkpoint.
     inherited: what the run keeps of earlier ones; used as `initial` is.
-    todays_form: as of `train.checkpoint.claim`.
+    todays_form: as of `emu_jax.train.checkpoint.claim`.
     stop: tells afterwards whether a signal came, and which exit code it has.
 
   Returns:
@@ -375,7 +375,7 @@ class Start:
 def _begin(
   stage: Stage, data: Iterator, optim: OptimConfig, key: jax.Array, start: Start
 ) -> tuple[TrainState, Params]:
-  """State and frozen trees on the mesh, in the restore order of train.checkpoint."""
+  """State and frozen trees on the mesh, in the restore order of emu_jax.train.checkpoint."""
   mesh, run_dir = start.mesh, start.run_dir
   if start.checkpoints.latest is not None:
     frozen = restore_frozen(run_dir, with_shardings(stage.frozen, mesh))

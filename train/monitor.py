@@ -15,7 +15,7 @@ class Look:
   Attributes:
     name: what is noted where a run stops before it is done.
     every: steps.
-    run: (step, averaged trainable, frozen, log of train.log) -> what was measured, by name.
+    run: (step, averaged trainable, frozen, log of emu_jax.train.log) -> what was measured, by name.
   """
 
   name: str

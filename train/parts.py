@@ -23,10 +23,10 @@ from emu_jax.systems.system import (
   trained_trees,
   tree_shapes,
 )
+from emu_jax.train.config import Experiment
+from emu_jax.train.stage import Stage
 from emu_jax.trees import first_match
 from emu_jax.typing import Params
-from train.config import Experiment
-from train.stage import Stage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax
 from jax._src import distributed  # its client of the coordinator has no public name
 
 from emu_jax.errors import InputError
-from train.stop import SignalledError, sigterm_ends_at_once
+from emu_jax.train.stop import SignalledError, sigterm_ends_at_once
 
 END = "emu_jax/end"  # in the coordinator's table: why all end, and who has left
 POLL_SECONDS = 1.0

@@ -19,11 +19,11 @@ from emu_jax.cli.many import Example, Line, planned, read_lines, write_metadata
 from emu_jax.cli.output import enlarged
 from emu_jax.errors import InputError
 from emu_jax.model import Model, task_of
+from emu_jax.train.config import Experiment
+from emu_jax.train.live_model import LiveModel, complete_outline
+from emu_jax.train.log import Log
+from emu_jax.train.monitor import Look
 from emu_jax.typing import Params
-from train.config import Experiment
-from train.live_model import LiveModel, complete_outline
-from train.log import Log
-from train.monitor import Look
 
 BATCH = 4  # examples that are drawn at a time
 

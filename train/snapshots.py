@@ -12,8 +12,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from emu_jax.checkpoints.averages import AVERAGES
+from emu_jax.train.checkpoint import written
 from emu_jax.typing import Params
-from train.checkpoint import written
 
 
 def save_snapshot(run_dir: pathlib.Path, step: int, averages: Params) -> None:

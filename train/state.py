@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 
 from emu_jax.errors import InputError
 from emu_jax.parallel.placement import place, with_shardings
+from emu_jax.train.optimiser import OptimConfig, optimiser
+from emu_jax.train.stage import Stage
 from emu_jax.typing import Params
-from train.optimiser import OptimConfig, optimiser
-from train.stage import Stage
 
 
 @jax.tree_util.register_dataclass

@@ -14,11 +14,11 @@ from jax.typing import ArrayLike
 from emu_jax.errors import InputError
 from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.placement import replicated
+from emu_jax.train.optimiser import OptimConfig, average_weight, ema_decay, learning_rate, optimiser
+from emu_jax.train.stage import Loss, Rates
+from emu_jax.train.state import TrainState
 from emu_jax.trees import first_match
 from emu_jax.typing import Params
-from train.optimiser import OptimConfig, average_weight, ema_decay, learning_rate, optimiser
-from train.stage import Loss, Rates
-from train.state import TrainState
 
 TRAINER_METRICS = ("loss", "lr", "grad_norm", "param_norm", "update_norm", "skipped")
 

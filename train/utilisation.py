@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from emu_jax.parallel.mesh import make_mesh
+from emu_jax.train.planning import flops
+from emu_jax.train.planning.topologies import CHIPS
+from emu_jax.train.stage import Loss
 from emu_jax.typing import Params
-from train.planning import flops
-from train.planning.topologies import CHIPS
-from train.stage import Loss
 
 # (pattern of `Device.device_kind`, dense bfloat16 operations a second). The first that is found
 # decides.
@@ -31,9 +31,8 @@ PEAKS = (
 def peak_flops(device_kind: str) -> float | None:
   """Dense bfloat16 operations a second of one device; None for one that is not known.
 
-  Sources: of TPUs the maker's pages, as in train.planning.topologies; A100: NVIDIA A100 datasheet;
-  H100 SXM, PCIe and NVL: NVIDIA H100 datasheets; H200 SXM and NVL: NVIDIA H200 datasheet. Those of
-  NVIDIA print twice the figure for sparse matrices (1979 TFLOP/s of H100 SXM); here it is halved.
+  Sources: of TPUs the maker's pages, as in emu_jax.train.planning.topologies; NVIDIA's datasheets
+  of A100, H100 (SXM, PCIe, NVL) and H200 (SXM, NVL), which print twice as much, of sparse matrices.
   """
   return next((peak for pattern, peak in PEAKS if re.search(pattern, device_kind)), None)
 
@@ -102,7 +101,7 @@ class Utilisation:
     """Of the steps since the last call: TFLOP/s a device, and their share of its peak if known.
 
     Args:
-      times: what train.progress.Clock.lap gave; nothing comes of an empty one.
+      times: what emu_jax.train.progress.Clock.lap gave; nothing comes of an empty one.
     """
     flops, self._since_lap = self._since_lap, []
     if not times or not flops:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from emu_jax.errors import InputError
-from train.checkpoint import replace_text
+from emu_jax.train.checkpoint import replace_text
 
 RUN_ID = "wandb_id"  # file in the run folder
 STEP = "step"

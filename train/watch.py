@@ -46,7 +46,7 @@ class DataWatch:
     self._waiting = False
 
   def add(self, step: int, times: dict[str, float]) -> str | None:
-    """Takes what train.progress.Clock.lap gave at a step."""
+    """Takes what emu_jax.train.progress.Clock.lap gave at a step."""
     steps, self._step = step - self._step, step
     if not times:
       return None

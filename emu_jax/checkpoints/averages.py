@@ -45,8 +45,8 @@ def exponent(length: float) -> float:
 class Average:
   """An average over the weights after steps 1 to `step`, those after step s weighted by s^γ.
 
-  Exactly, as a run updates it (`train.optimiser.average_weight`), their shares are (s / step)^(γ+1)
-  - ((s - 1) / step)^(γ+1).
+  Exactly, as a run updates it (`emu_jax.train.optimiser.average_weight`), their shares are
+  (s / step)^(γ+1) - ((s - 1) / step)^(γ+1).
   """
 
   step: int

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from emu_jax.conditioning import TextFeatures
 from emu_jax.systems.emu_video import EmuVideo, clip_loss
+from emu_jax.train.planning import flops
 from experiments.artefact import Artefact
 from experiments.reading import clip_values, distance
 from experiments.recipe import Recipe, recipe, resized, short, side
 from experiments.sampling import drawn, other_clips, recipe_prompts
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
-from train.planning import flops
 
 MULTI, SINGLE = "low, then high resolution", "high resolution alone"
 TENTH = "low, then high resolution, a tenth of the clips"

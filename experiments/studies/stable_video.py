@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from configs import shapes_64, svd_shapes
+from emu_jax.configs import shapes_64, svd_shapes
 from emu_jax.evaluation import oracle
 from emu_jax.evaluation.metrics import Clips, Estimate
 from emu_jax.model import Model
 from emu_jax.systems.svd import StableVideo
+from emu_jax.train.config import Experiment
 from experiments.artefact import Artefact
 from experiments.estimates import Values, over_seeds
 from experiments.reading import clip_values, distance
 from experiments.recipe import resized, seeded, shapes_records, short, stage, tiny, tiny_svd
 from experiments.sampling import Fields, Prompts, drawn, other_clips, real_clips
 from experiments.study import Cell, Criterion, Results, Size, Study, averages
-from train.config import Experiment
 
 SIDE = 32
 NUM_RECORDS = {"tiny": 20, "default": 5000}

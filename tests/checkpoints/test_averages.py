@@ -16,10 +16,10 @@ from emu_jax.checkpoints.averages import (
 )
 from emu_jax.checkpoints.run import latest_step
 from emu_jax.errors import InputError
+from emu_jax.train.optimiser import OptimConfig, average_weight
+from emu_jax.train.step import moved
 from emu_jax.weights.arrays import load_numpy
 from tests.train import tiny_run
-from train.optimiser import OptimConfig, average_weight
-from train.step import moved
 
 
 def weights(average):

@@ -18,20 +18,20 @@ from emu_jax.config import to_dict
 from emu_jax.model import load
 from emu_jax.systems import registry
 from emu_jax.systems.system import System
+from emu_jax.train import command
 from tests import tiny_public, tiny_recipe, tiny_runs
-from train import command
 
 CONFIG = """
 import dataclasses
 
-from configs.emu_video_sd15_256 import MODEL as SD, STAGES as SHIPPED
+from emu_jax.configs.emu_video_sd15_256 import MODEL as SD, STAGES as SHIPPED
 from emu_jax.diffusion.process import Sampling
 from emu_jax.models.temporal import TemporalConfig
 from emu_jax.systems.first_stage import KlAutoencoder
 from tests.tiny_public import PARTS
-from train.config import DataConfig
-from train.loop import LoopConfig
-from train.optimiser import OptimConfig
+from emu_jax.train.config import DataConfig
+from emu_jax.train.loop import LoopConfig
+from emu_jax.train.optimiser import OptimConfig
 
 NETS = {{name: net.config for name, (net, _) in PARTS.items()}}
 IMAGE = dataclasses.replace(

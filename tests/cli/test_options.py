@@ -5,8 +5,8 @@ import pytest
 from emu_jax import cli
 from emu_jax.cli import many
 from emu_jax.systems.requests import Prompted
+from emu_jax.train import command
 from tests.tiny_recipe import refusal
-from train import command
 
 
 @pytest.fixture(autouse=True)

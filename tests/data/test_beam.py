@@ -16,8 +16,8 @@ from emu_jax.data.batches import open_source
 from emu_jax.data.clip_files import Options
 from emu_jax.data.metadata import Layout
 from emu_jax.errors import InputError
+from emu_jax.train import command
 from tests.tiny_recipe import refusal
-from train import command
 
 ROOT = pathlib.Path(__file__).parents[2]
 OPTIONS = Options((16, 16), max_seconds=1.5, validation_fraction=0.3)

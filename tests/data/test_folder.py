@@ -747,7 +747,7 @@ def test_clips_without_a_caption_are_counted_and_named(tmp_path):
 FULL = """
 import resource, signal, sys
 from emu_jax.data import folder
-from train import command
+from emu_jax.train import command
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 pack = folder.shards.write
 def write(shard, *rest):

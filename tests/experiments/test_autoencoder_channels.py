@@ -93,7 +93,7 @@ def test_one_command_gives_the_table_and_a_second_one_trains_nothing(
   def refuse(*_):
     raise AssertionError("trained again")
 
-  monkeypatch.setattr("train.command.train_part", refuse)
+  monkeypatch.setattr("emu_jax.train.command.train_part", refuse)
   page = (tmp_path / "out" / "table.md").read_text()
   channels.main(words)
   assert (tmp_path / "out" / "table.md").read_text() == page

@@ -23,7 +23,7 @@ from emu_jax.models.autoencoder import (
 )
 from emu_jax.parallel.activations import shares, video_spec
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
-from train.planning import hlo
+from emu_jax.train.planning import hlo
 
 SMALL = AutoencoderConfig(channels=(8, 16), num_res_blocks=1, norm_groups=4)
 

@@ -12,8 +12,8 @@ from emu_jax.models import dot_product
 from emu_jax.models.dot_product import attend
 from emu_jax.parallel.activations import AXES, platform
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
+from emu_jax.train.planning import topologies
 from tests.models.jaxprs import arrays, largest
-from train.planning import topologies
 
 
 @pytest.fixture

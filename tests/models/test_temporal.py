@@ -16,7 +16,7 @@ from emu_jax.models.unet import UNet, UNetConfig
 from emu_jax.models.video_ldm import VideoLdmConfig
 from emu_jax.parallel.activations import video_spec
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
-from train.planning import hlo
+from emu_jax.train.planning import hlo
 
 SMALL = UNetConfig(
   channels=(16, 32),

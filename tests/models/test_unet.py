@@ -14,8 +14,8 @@ from emu_jax.models.rematerialisation import POLICIES
 from emu_jax.models.temporal import Temporal, TemporalConfig
 from emu_jax.models.unet import UNet, UNetConfig
 from emu_jax.systems.emu_video import published_unet
+from emu_jax.train.planning import flops
 from emu_jax.typing import Conditions
-from train.planning import flops
 
 SMALL = UNetConfig(
   in_channels=4,

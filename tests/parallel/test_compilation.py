@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from emu_jax.parallel import compilation
 from emu_jax.parallel.compilation import Jit, trim
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
-from train.planning import topologies
+from emu_jax.train.planning import topologies
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (requirements-plan)"

@@ -155,7 +155,7 @@ def test_a_stage_that_does_not_split_is_one_clear_line(tiny_experiment):
 
 @pytest.fixture
 def tiny_experiment():
-  from train.config import DataConfig, Experiment
+  from emu_jax.train.config import DataConfig, Experiment
 
   return Experiment(tiny.MODEL, "video", data=DataConfig(batch_size=4))
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 from emu_jax.systems.system import tree_shapes
+from emu_jax.train.config import DataConfig, Experiment
+from emu_jax.train.planning.programs import batch_shapes, empty_shapes
 from tests.systems.test_contract import SYSTEMS
 from tests.systems.test_svd import SYSTEM as STABLE_VIDEO
-from train.config import DataConfig, Experiment
-from train.planning.programs import batch_shapes, empty_shapes
 
 BUCKETED = SYSTEMS | {"svd": STABLE_VIDEO}
 

@@ -17,11 +17,11 @@ from tiny_run import OPTIM, config, data, init, noisy_loss, run, sample, stage
 from emu_jax.checkpoints.run import items, latest_step, load_ema, load_trees
 from emu_jax.errors import InputError
 from emu_jax.parallel.mesh import make_mesh
-from train.checkpoint import Checkpoints
-from train.loop import LoopConfig
-from train.optimiser import learning_rate
-from train.processes import FaultError
-from train.stage import Stage
+from emu_jax.train.checkpoint import Checkpoints
+from emu_jax.train.loop import LoopConfig
+from emu_jax.train.optimiser import learning_rate
+from emu_jax.train.processes import FaultError
+from emu_jax.train.stage import Stage
 
 # TensorStore complains once more, some time later, of a damaged file that it could not read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -9,25 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import sprites_64
 from emu_jax.checkpoints.run import Origin
 from emu_jax.checkpoints.stored import Stored
 from emu_jax.config import kind
+from emu_jax.configs import sprites_64
 from emu_jax.data.batches import Source
 from emu_jax.data.inputs import ClipSpec, clip_inputs
 from emu_jax.errors import InputError
 from emu_jax.parallel import placement
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from emu_jax.systems.system import Measure, Part, System, Tree, tree_shapes
+from emu_jax.train import clips as train_clips
+from emu_jax.train import command, inherit
+from emu_jax.train.checkpoint import save_frozen
+from emu_jax.train.config import DataConfig, Experiment
+from emu_jax.train.loop import LoopConfig, initial_frozen
+from emu_jax.train.parts import Split, build
+from emu_jax.train.state import initial_state
 from tests.data.video_files import write_numbered
 from tests.tiny import MODEL
-from train import clips as train_clips
-from train import command, inherit
-from train.checkpoint import save_frozen
-from train.config import DataConfig, Experiment
-from train.loop import LoopConfig, initial_frozen
-from train.parts import Split, build
-from train.state import initial_state
 
 
 @kind("checked_by_tests")

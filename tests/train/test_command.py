@@ -20,11 +20,11 @@ from emu_jax.checkpoints.run import latest_step, load_ema
 from emu_jax.checkpoints.stored import newest_run
 from emu_jax.data.batches import Source
 from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from emu_jax.train import command, packing
+from emu_jax.train.clips import stage_tokenizers, tell_of_cuts
+from emu_jax.train.config import load_stages
 from tests import tiny_recipe
 from tests.data.video_files import write_numbered, write_video
-from train import command, packing
-from train.clips import stage_tokenizers, tell_of_cuts
-from train.config import load_stages
 
 STAGES = ("autoencoder", "image", "video", "interpolation", "extension")
 
@@ -257,7 +257,7 @@ def test_fields_are_listed_with_their_values_and_meanings(base, capsys):
 def test_fields_of_a_stage_are_listed_to_whoever_reads_on(base):
   """As `head` does, which closes its end."""
   words = ["run", "--config", str(tiny_recipe.config(base)), "--fields", "--stage", "image"]
-  program = "import sys; from train import command; command.main(sys.argv[1:])"
+  program = "import sys; from emu_jax.train import command; command.main(sys.argv[1:])"
   root = pathlib.Path(__file__).parents[2]
   with subprocess.Popen(
     [sys.executable, "-c", program, *words],
@@ -463,8 +463,8 @@ def test_packing_where_something_is_in_the_way(tmp_path, capsys):
     ("STAGES = (", "config"),
     ("MODEL = 3", "defines no STAGES"),
     ("STAGES = (1, 2)", "defines no STAGES"),
-    ("from train.config import DataConfig\nDataConfig(batchsize=3)", "'batchsize'"),
-    ("from train.loop import LoopConfig\nLoopConfig(num_steps=0)",
+    ("from emu_jax.train.config import DataConfig\nDataConfig(batchsize=3)", "'batchsize'"),
+    ("from emu_jax.train.loop import LoopConfig\nLoopConfig(num_steps=0)",
      "num_steps=0 is below 1"),
     ("from emu_jax.diffusion.schedule import Schedule\nSchedule(zero_terminal_snr=True)",
      "prediction='epsilon' with zero_terminal_snr=True"),

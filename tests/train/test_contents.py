@@ -9,8 +9,8 @@ import pytest
 from emu_jax.data import index
 from emu_jax.data.index import Entry
 from emu_jax.errors import InputError
-from train.checkpoint import EXEMPT, check_config
-from train.contents import NOTE, digests, moved, note, records_digest
+from emu_jax.train.checkpoint import EXEMPT, check_config
+from emu_jax.train.contents import NOTE, digests, moved, note, records_digest
 
 AS_IT_IS = lambda values, where: values
 

@@ -26,22 +26,22 @@ from emu_jax.model import load_tokenizers
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.systems.emu import batch_text
 from emu_jax.systems.first_stage import pixels
+from emu_jax.train import command, encode
+from emu_jax.train.checkpoint import Checkpoints, Inherited, save_frozen
+from emu_jax.train.clips import batch_options, empty_prompt, opened
+from emu_jax.train.config import Experiment, config_json, load_stages
+from emu_jax.train.inherit import inherit, measured, source_of
+from emu_jax.train.parts import build, check_inherited, encoded_fields
+from emu_jax.train.state import TrainState
 from tests import tiny, tiny_recipe
-from train import command, encode
-from train.checkpoint import Checkpoints, Inherited, save_frozen
-from train.clips import batch_options, empty_prompt, opened
-from train.config import Experiment, config_json, load_stages
-from train.inherit import inherit, measured, source_of
-from train.parts import build, check_inherited, encoded_fields
-from train.state import TrainState
 
 CONFIG = """
 import dataclasses
 
 from emu_jax.diffusion.process import Sampling
 from tests.tiny import MODEL
-from train.config import DataConfig, Experiment
-from train.loop import LoopConfig
+from emu_jax.train.config import DataConfig, Experiment
+from emu_jax.train.loop import LoopConfig
 
 IMAGE = dataclasses.replace(MODEL.image, preview=Sampling(num_steps=2))
 COMMON = dict(

@@ -14,10 +14,10 @@ from emu_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from emu_jax.errors import InputError
 from emu_jax.systems.system import tree_shapes
 from emu_jax.systems.text import init_text
+from emu_jax.train.clips import stage_tokenizers
+from emu_jax.train.config import Experiment
+from emu_jax.train.inherit import check_network, check_public_trees, inherit
 from tests.tiny import MODEL
-from train.clips import stage_tokenizers
-from train.config import Experiment
-from train.inherit import check_network, check_public_trees, inherit
 
 
 @pytest.fixture

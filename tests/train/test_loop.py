@@ -24,12 +24,12 @@ from tiny_run import OPTIM, data, plain_loss, run, stage, validation
 
 from emu_jax.checkpoints.run import latest_step, load_ema
 from emu_jax.errors import InputError
-from train.log import Readings, side_by_side
-from train.loop import LoopConfig
-from train.processes import FaultError, together
-from train.progress import Clock, ProgressLine, describe
-from train.stop import StopSignal
-from train.watch import DataWatch, LossWatch
+from emu_jax.train.log import Readings, side_by_side
+from emu_jax.train.loop import LoopConfig
+from emu_jax.train.processes import FaultError, together
+from emu_jax.train.progress import Clock, ProgressLine, describe
+from emu_jax.train.stop import StopSignal
+from emu_jax.train.watch import DataWatch, LossWatch
 
 
 def lines(run_dir):

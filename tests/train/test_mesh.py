@@ -21,12 +21,12 @@ from emu_jax.models.unet import UNet, UNetConfig
 from emu_jax.parallel import placement
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from emu_jax.parallel.placement import global_batch, place, replicated
+from emu_jax.train.optimiser import OptimConfig
+from emu_jax.train.stage import Stage
+from emu_jax.train.state import initial_state
+from emu_jax.train.step import jitted_step, mean_gradients
 from emu_jax.typing import Conditions
 from tests.tiny import perturbed
-from train.optimiser import OptimConfig
-from train.stage import Stage
-from train.state import initial_state
-from train.step import jitted_step, mean_gradients
 
 # Every kind of layer once: shapes of the mesh are many, and each has a program of its own.
 UNET = UNetConfig(

@@ -17,10 +17,10 @@ from emu_jax.checkpoints.best import at_step, best_entry, read_best
 from emu_jax.checkpoints.run import latest_step, load_trees
 from emu_jax.checkpoints.stored import is_stored
 from emu_jax.errors import InputError
-from train.best import Best, check_best
-from train.monitor import Look, MonitorConfig
-from train.utilisation import Utilisation, peak_flops, step_flops
-from train.wandb_run import check_installed, run_id, tracked
+from emu_jax.train.best import Best, check_best
+from emu_jax.train.monitor import Look, MonitorConfig
+from emu_jax.train.utilisation import Utilisation, peak_flops, step_flops
+from emu_jax.train.wandb_run import check_installed, run_id, tracked
 
 
 def lines(run_dir):
@@ -273,7 +273,7 @@ def test_wandb_that_does_not_begin_is_refused_in_a_line(tmp_path, wandb, monkeyp
 
 
 def test_wandb_that_is_not_installed_is_refused(monkeypatch):
-  monkeypatch.setattr("train.wandb_run.importlib.util.find_spec", lambda name: None)
+  monkeypatch.setattr("emu_jax.train.wandb_run.importlib.util.find_spec", lambda name: None)
   check_installed("")
   with pytest.raises(
     InputError, match=r"--monitor\.wandb clips: the package wandb is not installed"

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from emu_jax.errors import InputError
-from train.optimiser import OptimConfig, ema_decay, learning_rate, optimiser
+from emu_jax.train.optimiser import OptimConfig, ema_decay, learning_rate, optimiser
 
 
 def test_warmup_is_linear_and_ends_at_the_peak():

@@ -19,12 +19,12 @@ from emu_jax.diffusion.loss import Times
 from emu_jax.errors import InputError
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.systems.first_stage import pixels
+from emu_jax.train.config import load_stages
+from emu_jax.train.inherit import measured
+from emu_jax.train.parts import build, check_inherited, initial_trees
+from emu_jax.train.planning.programs import Training, empty_shapes
+from emu_jax.train.state import abstract_state, initial_state, leaf_names
 from tests import tiny_recipe
-from train.config import load_stages
-from train.inherit import measured
-from train.parts import build, check_inherited, initial_trees
-from train.planning.programs import Training, empty_shapes
-from train.state import abstract_state, initial_state, leaf_names
 
 STAGES = ("autoencoder", "image", "video", "interpolation", "extension")
 TRAINED = {

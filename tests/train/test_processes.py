@@ -19,7 +19,7 @@ import tiny_run
 
 from emu_jax.checkpoints.run import latest_step, load_numpy
 from emu_jax.errors import InputError
-from train.processes import join, launcher
+from emu_jax.train.processes import join, launcher
 
 STEPS = 12
 # A mean over two or four parts rounds otherwise than one over eight examples. Where an example's

@@ -13,13 +13,13 @@ from emu_jax.evaluation.evaluators import EVALUATORS, Evaluator, evaluator
 from emu_jax.model import Model
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from emu_jax.parallel.placement import place
+from emu_jax.train.config import Experiment
+from emu_jax.train.evaluations import evaluation_looks
+from emu_jax.train.live_model import LiveModel
+from emu_jax.train.log import Log
+from emu_jax.train.monitor import MonitorConfig
+from emu_jax.train.prompts import check_prompts, prompts_look
 from tests.tiny import MODEL, trees
-from train.config import Experiment
-from train.evaluations import evaluation_looks
-from train.live_model import LiveModel
-from train.log import Log
-from train.monitor import MonitorConfig
-from train.prompts import check_prompts, prompts_look
 
 IMAGE = ("autoencoder", "latents", "text", "spatial")
 LINES = ["a red circle", "a blue square"]

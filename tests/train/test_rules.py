@@ -14,14 +14,14 @@ from emu_jax.checkpoints.run import Origin, load_trees, origins, stored_metadata
 from emu_jax.errors import InputError
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.systems.emu_video import EmuVideo
+from emu_jax.train import command
+from emu_jax.train.config import load_stages, todays_form
+from emu_jax.train.optimiser import OptimConfig
+from emu_jax.train.parts import Split
+from emu_jax.train.stage import Stage
+from emu_jax.train.state import initial_state
+from emu_jax.train.step import train_step
 from tests import tiny_recipe
-from train import command
-from train.config import load_stages, todays_form
-from train.optimiser import OptimConfig
-from train.parts import Split
-from train.stage import Stage
-from train.state import initial_state
-from train.step import train_step
 
 QUERIES = (("spatial/*/q/*", 1.0), ("temporal/*", 0.5), ("*", 0.0))
 

@@ -9,14 +9,14 @@ import pytest
 import emu_jax
 from emu_jax.systems.autoencoder import AutoencoderObjective
 from emu_jax.systems.emu_video import EmuVideo
+from emu_jax.train import command, loop
+from emu_jax.train.config import DataConfig, Experiment
+from emu_jax.train.loop import LoopConfig
+from emu_jax.train.optimiser import OptimConfig
+from emu_jax.train.planning.programs import batch_shapes
 from tests import tiny_recipe
 from tests.data.video_files import write_numbered
 from tests.tiny import MODEL
-from train import command, loop
-from train.config import DataConfig, Experiment
-from train.loop import LoopConfig
-from train.optimiser import OptimConfig
-from train.planning.programs import batch_shapes
 
 SHAPES = ((16, 16), (8, 24), (24, 8))
 # Without an adversary, which needs 24 pixels a side.

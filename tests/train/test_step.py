@@ -13,8 +13,8 @@ from tiny_run import OPTIM, data, noisy_loss, plain_loss, stage
 from emu_jax.errors import InputError
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import global_batch, replicated
-from train.state import initial_state, leaf_names
-from train.step import jitted_step, train_step
+from emu_jax.train.state import initial_state, leaf_names
+from emu_jax.train.step import jitted_step, train_step
 
 STATIC = ("loss", "config", "num_steps")
 

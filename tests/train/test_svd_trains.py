@@ -17,12 +17,12 @@ from emu_jax.models.vision import ClipVisionConfig
 from emu_jax.systems.autoencoder import AutoencoderObjective
 from emu_jax.systems.first_stage import KlAutoencoder
 from emu_jax.systems.svd import StableVideo
+from emu_jax.train import command
+from emu_jax.train.config import DataConfig, Experiment
+from emu_jax.train.loop import LoopConfig
+from emu_jax.train.optimiser import OptimConfig
+from emu_jax.train.parts import Split
 from tests import tiny_recipe
-from train import command
-from train.config import DataConfig, Experiment
-from train.loop import LoopConfig
-from train.optimiser import OptimConfig
-from train.parts import Split
 
 SYSTEM = StableVideo(
   unet=UNetConfig(

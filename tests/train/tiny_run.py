@@ -17,11 +17,11 @@ from emu_jax.data.inputs import ClipSpec, clip_inputs
 from emu_jax.errors import InputError
 from emu_jax.parallel import placement
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
-from train.loop import LoopConfig, train
-from train.optimiser import OptimConfig
-from train.processes import together
-from train.stage import Stage
-from train.stop import StopSignal
+from emu_jax.train.loop import LoopConfig, train
+from emu_jax.train.optimiser import OptimConfig
+from emu_jax.train.processes import together
+from emu_jax.train.stage import Stage
+from emu_jax.train.stop import StopSignal
 
 OPTIM = OptimConfig(peak_lr=1e-2, warmup_steps=3, ema_decay=0.9)
 

@@ -21,7 +21,7 @@ from emu_jax.models.autoencoder import Autoencoder, Decoder, Encoder
 from emu_jax.models.discriminator import PatchDiscriminator
 from emu_jax.models.text import ClipText, T5Encoder
 from emu_jax.models.unet import UNet
-from train.planning.flops import CHECKPOINTS, inner_jaxprs
+from emu_jax.train.planning.flops import CHECKPOINTS, inner_jaxprs
 
 NETWORKS = (UNet, Autoencoder, Encoder, Decoder, PatchDiscriminator, ClipText, T5Encoder)
 PREFIX = "block "  # of the name of a block's equation; its number follows

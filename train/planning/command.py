@@ -17,10 +17,10 @@ from emu_jax.config import override
 from emu_jax.errors import InputError
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
 from emu_jax.parallel.placement import with_shardings
-from train.config import Experiment, load_stages
-from train.planning import compiling, piecewise, report, search, topologies
-from train.planning.programs import Program, Sampling, Training
-from train.planning.topologies import Topology
+from emu_jax.train.config import Experiment, load_stages
+from emu_jax.train.planning import compiling, piecewise, report, search, topologies
+from emu_jax.train.planning.programs import Program, Sampling, Training
+from emu_jax.train.planning.topologies import Topology
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ import warnings
 import jax
 
 from emu_jax.parallel.compilation import TPU_OPTIONS
-from train.planning import hlo
-from train.planning.topologies import Topology
+from emu_jax.train.planning import hlo
+from emu_jax.train.planning.topologies import Topology
 
 REVISION = 3  # of what is kept of a compiled program; raise it when `Measured` changes
 

@@ -29,10 +29,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from emu_jax.parallel.activations import video_spec
 from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.placement import leaf_spec
-from train.planning import compiling, flops
-from train.planning.blocks import Array, Call
-from train.planning.compiling import Measured
-from train.planning.topologies import Topology
+from emu_jax.train.planning import compiling, flops
+from emu_jax.train.planning.blocks import Array, Call
+from emu_jax.train.planning.compiling import Measured
+from emu_jax.train.planning.topologies import Topology
 
 LANES = 128
 

@@ -17,14 +17,14 @@ from emu_jax.data.latent_records import Encoding
 from emu_jax.errors import InputError
 from emu_jax.parallel.placement import batch_sharding, replicated, with_shardings
 from emu_jax.systems.system import tree_shapes
+from emu_jax.train.config import Experiment
+from emu_jax.train.frozen_encoders import stored_moments
+from emu_jax.train.parts import Split, build, frozen_as_read
+from emu_jax.train.planning import blocks, flops
+from emu_jax.train.stage import Stage
+from emu_jax.train.state import abstract_state
+from emu_jax.train.step import jitted_step
 from emu_jax.typing import Params
-from train.config import Experiment
-from train.frozen_encoders import stored_moments
-from train.parts import Split, build, frozen_as_read
-from train.planning import blocks, flops
-from train.stage import Stage
-from train.state import abstract_state
-from train.step import jitted_step
 
 STORED = "float16"  # what `emu-train encode` stores unless told otherwise
 

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from train.planning.compiling import Measured
-from train.planning.piecewise import Piece
-from train.planning.topologies import GIB, Topology
+from emu_jax.train.planning.compiling import Measured
+from emu_jax.train.planning.piecewise import Piece
+from emu_jax.train.planning.topologies import GIB, Topology
 
 LONGEST = 8  # pieces that a report shows
 SURE = 0.8  # of the memory: the peak of a sum of blocks was found a seventh too low

@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from emu_jax.parallel.mesh import MeshConfig
-from train.config import Experiment
-from train.planning.blocks import Call
+from emu_jax.train.config import Experiment
+from emu_jax.train.planning.blocks import Call
 
 SHORT = 3  # meshes that are compiled
 MOST = 64  # examples a device

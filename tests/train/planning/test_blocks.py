@@ -9,12 +9,12 @@ import pytest
 from flax import linen as nn
 
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
+from emu_jax.train.config import DataConfig, Experiment
+from emu_jax.train.planning import blocks, flops, piecewise
+from emu_jax.train.planning.blocks import Array, Call
+from emu_jax.train.planning.compiling import Measured
+from emu_jax.train.planning.programs import Training
 from tests.tiny import MODEL
-from train.config import DataConfig, Experiment
-from train.planning import blocks, flops, piecewise
-from train.planning.blocks import Array, Call
-from train.planning.compiling import Measured
-from train.planning.programs import Training
 
 
 def experiment(stage):

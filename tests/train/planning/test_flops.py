@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from train.planning.flops import count, without_recomputation
+from emu_jax.train.planning.flops import count, without_recomputation
 
 
 def test_a_product_and_its_gradients():

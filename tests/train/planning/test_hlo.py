@@ -1,6 +1,6 @@
 """What is read from a compiled program's text, on a program small enough to count by hand."""
 
-from train.planning.hlo import Exchange, read
+from emu_jax.train.planning.hlo import Exchange, read
 
 # A loop of 5 rounds that gathers 4 kB and takes 100 cycles; an all-reduce beside it, in two fusions
 # of one channel; cycles of what lies inside a fusion are the fusion's own.

@@ -8,9 +8,9 @@ import pytest
 
 from emu_jax.errors import InputError
 from emu_jax.parallel.mesh import MeshConfig, make_mesh
+from emu_jax.train import command
+from emu_jax.train.planning import search, topologies
 from tests.tiny_recipe import refusal
-from train import command
-from train.planning import search, topologies
 
 # One level, whose blocks compile in less than a second each.
 CONFIG = """
@@ -18,7 +18,7 @@ import dataclasses
 from tests.tiny import MODEL
 from emu_jax.diffusion.process import Sampling
 from emu_jax.models.temporal import TemporalConfig
-from train.config import DataConfig, Experiment
+from emu_jax.train.config import DataConfig, Experiment
 image = dataclasses.replace(
   MODEL.image,
   size=(16, 16),

@@ -2,8 +2,8 @@
 
 import pytest
 
-from train.planning import report, topologies
-from train.planning.compiling import Measured
+from emu_jax.train.planning import report, topologies
+from emu_jax.train.planning.compiling import Measured
 
 
 @pytest.mark.parametrize(("share", "blocks", "warned"), [(0.9, 1, 1), (0.9, 0, 0), (0.7, 1, 0)])
