@@ -72,7 +72,7 @@ def test_animate_diff_makes_clips_of_prompts(folders, tmp_path, way):
   assert np.any(frames[0] != frames[-1])
   compiled = program(animatediff.clip_program).here._cache_size()
   assert clip() == whole
-  changed = [clip("--seed", 1), clip("--negative", "left"), clip("--text-guidance", 1)]
+  changed = [clip("--seed", 1), clip("--negative", "left"), clip("--text-guidance", 2)]
   assert len({whole, *changed}) == 4
   assert (
     program(animatediff.clip_program).here._cache_size() == compiled
@@ -289,7 +289,7 @@ def test_a_picture_becomes_a_clip(folders, picture, tmp_path):
   assert fps == pytest.approx(7, rel=0.05)  # a GIF counts in hundredths of a second
   compiled = program(svd.animate).here._cache_size()
   assert clip() == whole
-  changes = [("--seed", 1), ("--motion", 30), ("--noise", 0.5), ("--last-guidance", 1)]
+  changes = [("--seed", 1), ("--motion", 30), ("--noise", 0.5), ("--last-guidance", 2)]
   assert len({whole, *(clip(*words) for words in changes)}) == 5
   assert program(svd.animate).here._cache_size() == compiled
   clip("--frames", 3, "--solver", "heun")
