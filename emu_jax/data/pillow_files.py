@@ -114,6 +114,8 @@ def _duration(image: PIL.Image.Image, number: int) -> float:
 
 
 def _orientation(image: PIL.Image.Image) -> int:
+  if image.format == "TIFF":  # Pillow turns it while loading
+    return 1
   try:
     return int(image.getexif().get(ORIENTATION, 1))
   except Exception:  # damaged EXIF: the pixels are good
