@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Iterator
 
 import av
+import numpy as np
 import PIL.Image
 from av.filter import Graph
 from av.video.reformatter import Interpolation
@@ -129,6 +130,8 @@ def frames(path: str | pathlib.Path, line: Timeline, since: float, threads: int)
     for number, frame in enumerate(decoded):
       if line.counted and number == line.num_frames:
         return
+      if not line.counted and frame.time is None:  # not placeable in time
+        continue
       time = float(line.times[number]) if line.counted else frame.time - line.origin
       if sought and time > since + 1e-6:  # landed late: some indices do; begin again
         break
@@ -149,7 +152,7 @@ def rgb(frame: av.VideoFrame, background: Colour = BACKGROUND) -> PIL.Image.Imag
   return PIL.Image.fromarray(_array(frame, "rgb24"))
 
 
-def _array(frame: av.VideoFrame, form: str):
+def _array(frame: av.VideoFrame, form: str) -> np.ndarray:
   return frame.reformat(format=form, interpolation=ROUNDED, threads=1).to_ndarray()
 
 
@@ -158,37 +161,37 @@ def _decoded_timeline(
 ) -> Timeline:
   """The timeline by decoding.
 
-  Where the decoder gives timestamps out of order, as for B-frames in AVI, which stores none, its
-  frames are in order nevertheless: they take the packets' timestamps, if there are as many.
+  Where the decoder gives timestamps out of order or none, as for B-frames in AVI, which stores
+  none, its frames are in order nevertheless: they take the packets' timestamps, if there are as
+  many, else even ones.
   """
   with opened(path) as (container, stream):
     stamps = [frame.time for frame in _decode(container, stream, threads=0)]
+  known = [stamp for stamp in stamps if stamp is not None]
   if not stamps:
     raise InputError(f"decode: {path} holds 0 frames; remove it or its line of metadata")
-  counted = any(after <= before for before, after in itertools.pairwise(stamps))
-  if counted and len(stamps) == len(packet_stamps):
-    stamps = packet_stamps
-  return Timeline.of(stamps, rates, counted=counted)
+  if not known:
+    raise InputError(
+      f"decode: {path} holds frames without timestamps; remux it into MP4 with ffmpeg"
+    )
+  if len(known) == len(stamps) and all(a < b for a, b in itertools.pairwise(stamps)):
+    return Timeline.of(stamps, rates)
+  if len(stamps) == len(packet_stamps):
+    known = packet_stamps
+  elif len(stamps) != len(known):
+    known = np.linspace(min(known), max(known), len(stamps)).tolist()
+  return Timeline.of(known, rates, counted=True)
 
 
 def _decode(container, stream, threads: int) -> Iterator[av.VideoFrame]:
-  """The decoder's frames, with alpha where the file has it.
-
-  Raises: InputError: frames without timestamps.
-  """
+  """The decoder's frames, with alpha where the file has it."""
   context = stream.codec_context
   if stream.metadata.get("alpha_mode") == "1" and context.name in ALPHA_DECODERS:
     context = av.CodecContext.create(ALPHA_DECODERS[context.name], "r")
   context.thread_type = "AUTO"
   context.thread_count = threads
   for packet in container.demux(stream):
-    for frame in context.decode(packet):
-      if frame.time is None:
-        raise InputError(
-          f"decode: {container.name.removeprefix('file:')} holds frames without timestamps; remux "
-          "it into MP4 with ffmpeg"
-        )
-      yield frame
+    yield from context.decode(packet)
 
 
 def _progressive(stream, decoded: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:

@@ -33,15 +33,9 @@ class Timeline:
   def of(
     cls, stamps: Sequence[float], declared: Sequence[float] = (), *, counted: bool = False
   ) -> "Timeline":
-    """From the frames' timestamps, in any order, and the rates that the file declares, frames/s.
-
-    Timestamps that are equal say nothing: the frames are spread evenly.
-    """
+    """From the frames' timestamps, in any order, and the rates that the file declares, frames/s."""
     stamps = np.sort(np.asarray(stamps, float))
     times = stamps - stamps[0]
-    if counted and np.any(np.diff(times) <= 0):
-      rate = next((rate for rate in declared if rate), 0)
-      times = np.arange(len(times)) / rate if rate else np.linspace(0, times[-1], len(times))
     return cls(times, constant_rate(times, declared), float(stamps[0]), counted)
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from video_files import numbered, numbers, write_numbered, write_video
 
-from emu_jax.data import decode
+from emu_jax.data import clip_files, decode
+from emu_jax.data.metadata import Layout, Row
 from emu_jax.data.timelines import Timeline, constant_rate
 from emu_jax.errors import InputError
 
@@ -167,6 +168,11 @@ def test_a_tag_that_is_not_utf8_does_not_matter(tmp_path):
   assert decode.shown_size(tagged) == (32, 32)
 
 
+def test_frames_without_timestamps_are_refused(tmp_path):
+  with pytest.raises(InputError, match="without timestamps; remux"):
+    decode.timeline(write_numbered(tmp_path / "a.h264", 8))
+
+
 def test_a_video_without_a_decoder_is_one_line(tmp_path):
   path = write_numbered(tmp_path / "a.mkv", 8)
   path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XYZ"))
@@ -182,3 +188,13 @@ def test_a_timeline_serves_all_parts(tmp_path):
   parts = [decode.frames_at(path, line.times[i : i + 20], (32, 32), line) for i in (0, 20, 40)]
   assert numbers(np.concatenate(parts)) == list(range(60))
   assert math.isclose(line.span, 59 / 25)
+
+
+@pytest.mark.parametrize("fps", [0.0, 0.05, 24.0])
+@pytest.mark.parametrize("clock", [[0.0], np.arange(4) * 15.0], ids=["one frame", "slides"])
+def test_files_of_few_frames_are_packed(tmp_path, clock, fps):
+  write_video(tmp_path / "a.mkv", [numbered(i) for i in range(len(clock))], times=clock)
+  row, options = Row("a.mkv", ("slides",)), clip_files.Options((32, 32), fps)
+  made = list(clip_files.clip_records(tmp_path, row, options, Layout.of([row])))
+  assert made
+  assert [record for record in made if isinstance(record, str)] == []
