@@ -86,7 +86,7 @@ def timeline(path: str | pathlib.Path) -> Timeline:
     InputError: as of `opened`; no frame; frames without timestamps; or an end more than 0.25 s,
       2.5 frames and 2 % before the one that the header declares.
   """
-  stamps, first, reach = [], None, 0.0
+  stamps, clock, first, reach = [], [], None, 0.0
   with opened(path) as (container, stream):
     rates = [float(rate or 0) for rate in (stream.average_rate, stream.guessed_rate)]
     declared = _declared_seconds(stream)
@@ -104,11 +104,12 @@ def timeline(path: str | pathlib.Path) -> Timeline:
       trusted &= packet.pts is not None and not packet.is_corrupt and time >= first
       if not packet.is_discard:  # hidden by an edit list: decoded for others, never shown
         stamps.append(time)
+        clock.append(time if packet.dts is None else float(packet.dts * packet.time_base))
   line = None
   if trusted and stamps and len(set(stamps)) == len(stamps):
     line = Timeline.of(stamps, rates)
   if line is None:
-    line = _decoded_timeline(path, rates, stamps)
+    line = _decoded_timeline(path, rates, clock)
   end = reach - min(first or 0.0, 0.0)
   # ours: headers count the last frame's time differently.
   if end < declared - max(0.25, 2.5 / line.fps, 0.02 * declared):
@@ -156,14 +157,16 @@ def _array(frame: av.VideoFrame, form: str) -> np.ndarray:
   return frame.reformat(format=form, interpolation=ROUNDED, threads=1).to_ndarray()
 
 
-def _decoded_timeline(
-  path: str | pathlib.Path, rates: list[float], packet_stamps: list[float]
-) -> Timeline:
+def _decoded_timeline(path: str | pathlib.Path, rates: list[float], clock: list[float]) -> Timeline:
   """The timeline by decoding.
 
   Where the decoder gives timestamps out of order or none, as for B-frames in AVI, which stores
-  none, its frames are in order nevertheless: they take the packets' timestamps, if there are as
-  many, else even ones.
+  none, its frames are in order nevertheless: they take the times at which packets are decoded, if
+  there are as many, else even ones.
+
+  Args:
+    rates: that the file declares, frames/s.
+    clock: seconds at which each packet is decoded.
   """
   with opened(path) as (container, stream):
     stamps = [frame.time for frame in _decode(container, stream, threads=0)]
@@ -176,8 +179,8 @@ def _decoded_timeline(
     )
   if len(known) == len(stamps) and all(a < b for a, b in itertools.pairwise(stamps)):
     return Timeline.of(stamps, rates)
-  if len(stamps) == len(packet_stamps):
-    known = packet_stamps
+  if len(stamps) == len(clock):
+    known = clock
   elif len(stamps) != len(known):
     known = np.linspace(min(known), max(known), len(stamps)).tolist()
   return Timeline.of(known, rates, counted=True)
