@@ -72,9 +72,9 @@ def opened(path: str | pathlib.Path) -> Iterator[tuple]:
   except InputError:
     raise
   except Exception as error:  # UnicodeDecodeError, ValueError and others besides av.FFmpegError
-    said = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+    cause = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
     raise InputError(
-      f"decode: {path} cannot be read as video ({said}): it is truncated, damaged, a playlist or "
+      f"decode: {path} cannot be read as video ({cause}): it is truncated, damaged, a playlist or "
       "no video; copy it again or remove it"
     ) from error
 
@@ -105,14 +105,14 @@ def timeline(path: str | pathlib.Path) -> Timeline:
       if not packet.is_discard:  # hidden by an edit list: decoded for others, never shown
         stamps.append(time)
         clock.append(time if packet.dts is None else float(packet.dts * packet.time_base))
-  line = None
   if trusted and stamps and len(set(stamps)) == len(stamps):
     line = Timeline.of(stamps, rates)
-  if line is None:
+  else:
     line = _decoded_timeline(path, rates, clock)
   end = reach - min(first or 0.0, 0.0)
+  frame = line.span / (line.num_frames - 1) if line.num_frames > 1 else 1 / line.fps
   # ours: headers count the last frame's time differently.
-  if end < declared - max(0.25, 2.5 / line.fps, 0.02 * declared):
+  if end < declared - max(0.25, 2.5 * frame, 0.02 * declared):
     raise InputError(
       f"decode: {path} is truncated: its header declares {declared:g} s, its frames end at "
       f"{end:g} s ({line.num_frames} frames); copy it again or remove it"
@@ -144,7 +144,7 @@ def frames(path: str | pathlib.Path, line: Timeline, since: float, threads: int)
 
 
 def rgb(frame: av.VideoFrame, background: Colour = BACKGROUND) -> PIL.Image.Image:
-  """A frame as RGB: rounded to the nearest, of ordinary range, transparent pixels on a ground."""
+  """A frame as RGB: rounded to the nearest, of ordinary range, transparent pixels as background."""
   transfer = int(frame.color_trc or 0)
   if transfer in (hdr.PQ, hdr.HLG):
     return PIL.Image.fromarray(hdr.to_sdr(_array(frame, "rgb48le"), transfer))
@@ -169,7 +169,7 @@ def _decoded_timeline(path: str | pathlib.Path, rates: list[float], clock: list[
     clock: seconds at which each packet is decoded.
   """
   with opened(path) as (container, stream):
-    stamps = [frame.time for frame in _decode(container, stream, threads=0)]
+    stamps = [frame.time for frame in _decode(container, stream, threads=1)]
   known = [stamp for stamp in stamps if stamp is not None]
   if not stamps:
     raise InputError(f"decode: {path} holds 0 frames; remove it or its line of metadata")

@@ -15,7 +15,7 @@ WHITE = 203.0  # cd/m2 of diffuse white; ITU-R BT.2408, table 1
 HLG_PEAK = 1000.0  # cd/m2 of HLG's nominal display
 HLG_GAMMA = 1.2  # system gamma at that peak; ITU-R BT.2100, table 5
 DISPLAY_GAMMA = 2.4  # of the result's display; ITU-R BT.1886
-# Linear BT.2020 to BT.709; ITU-R BT.2087, annex 2 (inverse).
+# Linear BT.2020 to BT.709: ITU-R BT.2407, whose values outside of BT.709 are clipped.
 TO_709 = np.array(
   [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
 )

@@ -1,4 +1,4 @@
-"""Pictures and animations, through Pillow: RGB on one ground, upright, with their own timing."""
+"""Pictures and animations, through Pillow: opaque RGB, upright, with their own timing."""
 
 import contextlib
 import pathlib
