@@ -4,10 +4,8 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
-import av
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from emu_jax.data import decode
 from emu_jax.data.inputs import ClipSpec
@@ -63,7 +61,7 @@ def open_set(
     )
   if pictures:
     for file in progress(files, f"checking {folder}"):
-      _shorter_side(file)
+      decode.shown_size(file)
     spec = ClipSpec(1, 1.0)
   else:
     rates = {}
@@ -84,7 +82,7 @@ def open_set(
         f"compare at one rate only: give --fps, at most {rates[slowest]:g}"
       )
     spec = ClipSpec(num_frames, rates[slowest] if fps is None else fps)
-  return ClipSet(tuple(files), tuple(captions), spec, size or _shorter_side(files[0]))
+  return ClipSet(tuple(files), tuple(captions), spec, size or min(decode.shown_size(files[0])))
 
 
 def _listed(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
@@ -102,18 +100,6 @@ def _listed(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
       "that holds the clips or pictures"
     )
   return files, []
-
-
-def _shorter_side(file: pathlib.Path) -> int:
-  try:
-    if decode.is_picture(file):
-      with Image.open(file) as opened:
-        return min(opened.size)
-    with av.open(str(file)) as container:
-      stream = container.streams.video[0]
-      return min(stream.width, stream.height)
-  except (OSError, av.FFmpegError) as error:
-    raise InputError(f"metrics: {file} cannot be read ({error}); leave it out") from error
 
 
 def captioned(clips: ClipSet, prompts: pathlib.Path) -> ClipSet:

@@ -16,7 +16,7 @@ import PIL.Image
 import pytest
 from video_files import numbered, numbers, write_numbered, write_video
 
-from emu_jax.data import clip_files, decode, folder, index, records
+from emu_jax.data import clip_files, decode, ffmpeg_files, folder, index, records
 from emu_jax.data.batches import open_source
 from emu_jax.data.clip_files import Options
 from emu_jax.data.motion import motion_percent
@@ -328,7 +328,7 @@ def test_a_file_is_demuxed_and_decoded_once_for_all_of_its_records(tmp_path, mon
   write_numbered(where / "0.mp4", 100, fps=8)
   write_jsonl(where, rows_of(1))
   calls = {"timeline": 0, "decoded": 0}
-  timeline, decoded = decode.timeline, decode._decoded
+  timeline, decoded = decode.timeline, ffmpeg_files.frames
 
   def counted_timeline(path):
     calls["timeline"] += 1
@@ -340,7 +340,7 @@ def test_a_file_is_demuxed_and_decoded_once_for_all_of_its_records(tmp_path, mon
       yield frame
 
   monkeypatch.setattr(decode, "timeline", counted_timeline)
-  monkeypatch.setattr(decode, "_decoded", counted_frames)
+  monkeypatch.setattr(ffmpeg_files, "frames", counted_frames)
   assert prepare(where, tmp_path / "out", max_seconds=1.0).num_records == {"train": 13}
   assert calls["timeline"] == 1
   assert calls["decoded"] <= 101
