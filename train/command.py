@@ -23,7 +23,7 @@ from emu_jax.data.latent_records import collate_captions
 from emu_jax.errors import InputError
 from emu_jax.evaluation.evaluators import evaluator
 from emu_jax.model import checked_tokenizer
-from emu_jax.parallel.compilation import enable_cache
+from emu_jax.parallel.compilation import enable_cache, quiet_libtpu
 from emu_jax.parallel.mesh import make_mesh
 from emu_jax.parallel.placement import place
 from emu_jax.systems.registry import from_config
@@ -149,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   with failures.errors("emu-train"):
     parsed, words = read(commands, "emu-train", given, return_unknown_args=True)
     if isinstance(parsed, Run | Encode):
+      quiet_libtpu()
       with together("emu-train", parsed.coordinator, parsed.processes, parsed.process):
         {Run: run, Encode: encode_source}[type(parsed)](parsed, words + of_beam)
     elif isinstance(parsed, planning.Plan):

@@ -40,7 +40,7 @@ RESERVED = (
   "frames", "moments", "size", "fps", "caption", "captions", "name", "truth", "numbers"
 )  # fmt: skip
 VIDEO_SUFFIXES = (
-  ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg",
+  ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg",
   ".wmv", ".flv", ".3gp", ".ogv",
 )  # fmt: skip
 SPLIT_FOLDERS = {
