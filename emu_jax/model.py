@@ -9,7 +9,7 @@ import functools
 import pathlib
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from emu_jax.checkpoints.stored import Stored, stored
 from emu_jax.config import refused, replaced
 from emu_jax.data.tokenizer import Tokenizer, load_tokenizer, unlearned
 from emu_jax.errors import InputError
+from emu_jax.parallel.activations import platform
 from emu_jax.parallel.compilation import Jit
 from emu_jax.parallel.mesh import on
 from emu_jax.parallel.placement import on_host, place
@@ -317,7 +318,7 @@ def texts(task: str, name: str, given: Any) -> str | tuple[str, ...]:
 def load(
   where: str | pathlib.Path = SHIPPED,
   *,
-  dtype: Precision | None = None,
+  dtype: Precision | Literal["stored"] | None = None,
   widen: bool = False,
   mesh: Mesh | None = None,
   **options: Any,
@@ -328,7 +329,8 @@ def load(
     where: a run of emu-train, a folder of the runs of a recipe, of which the last is taken, what
       `emu-jax convert --to safetensors` made of one, or a pipeline of diffusers. Of runs the
       averaged weights are taken.
-    dtype: of matmuls, and of the weights of all networks; None: as the model is.
+    dtype: of matmuls, and of the weights of all networks; "stored": as the model is; None: bfloat16
+      on GPUs and TPUs, as the model is on CPUs.
     widen: take float16 weights of a public folder as float32.
     mesh: of the devices that hold the weights in pieces and sample together; None: one device.
     options: further folders that a public pipeline takes, such as `motion_adapter`; of a run
@@ -341,12 +343,15 @@ def load(
 def loaded(
   found: Stored,
   *,
-  dtype: Precision | None = None,
+  dtype: Precision | Literal["stored"] | None = None,
   widen: bool = False,
   mesh: Mesh | None = None,
 ) -> Model:
   """The model of what `stored` described; arguments as of `load`."""
   model = outlined(found)
+  if dtype is None and _platform(mesh) != "cpu":
+    dtype = "bfloat16"
+  dtype = None if dtype == "stored" else dtype
   trees = dict(found.load(tuple(model.trees), {"dtype": dtype, "widen": widen, "mesh": mesh}))
   if not found.fits:
     check_trees(found.system, trees, found.where)
@@ -357,6 +362,11 @@ def loaded(
   if not found.public:
     trees = jax.tree.map(jnp.asarray, trees) if mesh is None else place(trees, mesh)
   return dataclasses.replace(model, system=system, trees=trees, mesh=mesh)
+
+
+def _platform(mesh: Mesh | None) -> str:
+  """Of the devices that a model will lie on."""
+  return platform() if mesh is None else mesh.devices.flat[0].platform
 
 
 def outlined(found: Stored) -> Model:

@@ -105,7 +105,7 @@ def _pipeline(source, target, form, say, reading) -> None:
 def _ours(source, target, form, say, dtype, ema_length) -> None:
   """A trained model: the parts that diffusers has a form for, or all of it as a release."""
   found = stored(source, ema_length)
-  model = loaded(found, dtype=dtype)
+  model = loaded(found, dtype=dtype or "stored")
   if form == "diffusers":
     with refused("convert"):
       model.system.write_pipeline(model, target, say)

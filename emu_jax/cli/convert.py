@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from emu_jax.checkpoints.convert import Form, convert
-from emu_jax.cli.options import Choice, precision_of
+from emu_jax.cli.options import Choice
 from emu_jax.cli.progress import working
 
 
@@ -33,6 +33,12 @@ def convert_model(
   """
   with working() as say:
     convert(
-      source, target, to, say, dtype=precision_of(precision), widen=widen, ema_length=ema_length
+      source,
+      target,
+      to,
+      say,
+      dtype=None if precision == "stored" else precision,
+      widen=widen,
+      ema_length=ema_length,
     )
   print(f"{target}: written")

@@ -64,7 +64,7 @@ def run(
   fields: Mapping[str, Any],
   output: Output,
   loading: Mapping[str, Any],
-  precision: str,
+  precision: str | None,
 ) -> None:
   """Makes every example of a file of requests that is not there yet.
 
@@ -225,7 +225,7 @@ def _request_record(
   examples: Sequence[Example],
   output: Output,
   suffix: str,
-  precision: str,
+  precision: str | None,
 ) -> dict[str, Any]:
   """What a folder was made of, as JSON; nothing in it depends on how examples are batched."""
   every = [plain(vars(example.request)) | {"file": example.file} for example in examples]

@@ -19,7 +19,6 @@ from emu_jax.cli.checkpoint import CHECKPOINT, Words, folder_options
 from emu_jax.errors import InputError
 from emu_jax.parallel.mesh import MeshConfig, sampling_mesh
 from emu_jax.systems import fields
-from emu_jax.weights.model import Precision
 
 Choice = Literal["float32", "bfloat16", "stored"]
 
@@ -31,8 +30,8 @@ ABSENT = "\0"  # what a word is that was not given; no word of a command line ca
 class Loading:
   """How a model is loaded."""
 
-  precision: Choice = "stored"
-  """of the networks; stored: as the model is"""
+  precision: Choice | None = None
+  """of the networks; stored: as the model is; None: bfloat16 on GPUs and TPUs, stored on CPUs"""
   widen: bool = False
   """take float16 weights of a public folder, as float32"""
   mesh: MeshConfig = MeshConfig(data=1)
@@ -43,7 +42,7 @@ class Loading:
   def load_options(self) -> dict[str, Any]:
     """What `emu_jax.load` takes."""
     mesh = sampling_mesh(self.mesh)
-    return {"dtype": precision_of(self.precision), "widen": self.widen, "mesh": mesh}
+    return {"dtype": self.precision, "widen": self.widen, "mesh": mesh}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +64,6 @@ class Output:
   depend on it"""
   suffix: str | None = None
   """of the files of many examples; None: the task's"""
-
-
-def precision_of(choice: Choice) -> Precision | None:
-  """A precision as the loaders take it."""
-  return None if choice == "stored" else choice
 
 
 def request_fields(

@@ -337,6 +337,16 @@ def test_half_precision_reaches_every_network(folders):
   assert (clips.shape, clips.dtype) == ((1, 5, 12, 20, 3), np.uint8)
 
 
+def test_accelerators_compute_in_half_precision_unless_told_otherwise(folders, monkeypatch):
+  dtypes = lambda model: {str(leaf.dtype) for leaf in jax.tree.leaves(model.trees["unet"])}
+  assert dtypes(load(folders["video"])) == {"float32"}
+  monkeypatch.setattr("emu_jax.model.platform", lambda: "gpu")
+  model = load(folders["video"])
+  assert dtypes(model) == {"bfloat16"}
+  assert model.system.unet.dtype == "bfloat16"
+  assert dtypes(load(folders["video"], dtype="stored")) == {"float32"}
+
+
 def test_float16_is_taken_only_where_it_may_be_widened(folders, refused, tmp_path):
   folder = tiny_public.stable_diffusion(tmp_path / "half")
   file = folder / "unet" / "diffusion_pytorch_model.safetensors"
