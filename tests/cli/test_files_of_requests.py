@@ -38,7 +38,7 @@ def decoded(monkeypatch):
     return load(path, size)
 
   monkeypatch.setattr(requests, "load_picture", counting)
-  frames = lambda arrays: np.zeros((len(arrays["seeds"]), 8, 16, 16, 3), np.uint8)
+  frames = lambda arrays: jax.numpy.zeros((len(arrays["seeds"]), 8, 16, 16, 3), np.uint8)
   run = lambda trees, arrays, static: {"frames": frames(arrays)}
   monkeypatch.setattr("emu_jax.model.program", lambda function: run)
   return names
