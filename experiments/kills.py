@@ -1,6 +1,6 @@
 """A recipe of two stages that is ended by signals again and again, and what becomes of it.
 
-  python -m experiments.kills --folder /tmp/kills --signals 200 --out docs/results
+  python -m experiments.kills --folder runs/kills --signals 200 --out docs/results
 
 An autoencoder and an image model of a few numbers train on the moving shapes, one after the other,
 as one command: in one process, or in two. Each start of the command receives a signal at a random

@@ -71,8 +71,8 @@ class Best:
       return False
     before, self._entry = self._entry, {"step": step, "value": value}
     if jax.process_index() == 0:
-      said = {"metric": self._metric, "is": self._is, "best": self._entry, "before": before}
-      replace_text(self._path, json.dumps(said, indent=1) + "\n")
+      record = {"metric": self._metric, "is": self._is, "best": self._entry, "before": before}
+      replace_text(self._path, json.dumps(record, indent=1) + "\n")
     return True
 
 

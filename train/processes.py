@@ -144,11 +144,11 @@ def _watch(over: threading.Event) -> None:
   """Leaves with the process that has ended all, whatever this one waits for meanwhile."""
   while not over.wait(POLL_SECONDS):
     try:
-      said = distributed.global_state.client.key_value_dir_get(f"{END}/why")
+      reasons = distributed.global_state.client.key_value_dir_get(f"{END}/why")
     except Exception:  # the coordinator is gone, or this process is leaving: JAX sees to it
       return
-    if said:
-      _leave(*json.loads(said[0][1]))
+    if reasons:
+      _leave(*json.loads(reasons[0][1]))
 
 
 def _end_all(line: str, code: int) -> None:
