@@ -52,8 +52,8 @@ class DataConfig:
 class Experiment:
   """One part of a system, and how it trains."""
 
-  system: System
-  part: str
+  system: System  # what is trained: its config is the whole model
+  part: str  # of the system's parts, the one that trains
   data: DataConfig = DataConfig()
   optim: OptimConfig = OptimConfig()
   loop: LoopConfig = LoopConfig()

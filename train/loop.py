@@ -57,16 +57,16 @@ class LoopConfig:
   """How long a run is and when it does what. All `_every` are in steps; 0 = never."""
 
   num_steps: int = 1000  # updates of the whole run
-  log_every: int = 10
+  log_every: int = 10  # losses and times, averaged over these steps
   save_every: int = 1000  # the last step is saved in any case
   keep: int = 3  # newest checkpoints kept
-  validate_every: int = 0
+  validate_every: int = 0  # loss on the validation split
   validate_batches: int = 4  # the same ones with the same noise each time
   sample_every: int = 0  # samples are drawn for the first validation batch
-  sample_fps: int = 8
+  sample_fps: int = 8  # of the samples' videos
   num_samples: int = 4  # of the examples of that batch, at most
   average_every: int = 0  # snapshots of `optim.ema_lengths`; the last step has one in any case
-  seed: int = 0
+  seed: int = 0  # of initial weights, noise and the order of the data
 
   def __post_init__(self):
     least_one = ("num_steps", "log_every", "keep", "validate_batches", "sample_fps", "num_samples")

@@ -39,7 +39,7 @@ class MonitorConfig:
   # Metric that decides which checkpoint is kept beside the newest ones, such as validation/loss;
   # empty: none.
   best: str = ""
-  best_is: Literal["lowest", "highest"] = "lowest"
+  best_is: Literal["lowest", "highest"] = "lowest"  # whether small or large values are good
   profile_steps: tuple[int, int] = (0, 0)  # first and last step of a trace; 0 0 = none
 
   def __post_init__(self):

@@ -26,8 +26,8 @@ class OptimConfig:
   warmup_steps: int = 1000  # updates of linear warmup; 0 = none
   decay: Literal["constant", "cosine"] = "constant"  # cosine reaches 0 at the end of the run
   weight_decay: float = 0.01  # on arrays of two axes or more: kernels, not biases or scales
-  betas: tuple[float, float] = (0.9, 0.999)
-  eps: float = 1e-8
+  betas: tuple[float, float] = (0.9, 0.999)  # of Adam's averages of gradients and of their squares
+  eps: float = 1e-8  # added to the root of the averaged squares
   clip_norm: float = 1.0  # largest norm of the gradient of each trained tree; 0 = off
   ema_decay: float = 0.9999  # of the moving average that samples are drawn with; 0 = no average
   # Relative lengths of further averages, such as 0.05 0.10, of which `loop.average_every` keeps

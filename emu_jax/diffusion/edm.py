@@ -56,13 +56,13 @@ class Edm:
 
   prediction: Prediction = "v"  # what F is: v of (23), or the opposite of it, (21)
   data_std: float = 1.0  # s
-  sigma_min: float = 0.002
-  sigma_max: float = 700.0
+  sigma_min: float = 0.002  # last noise level of sampling
+  sigma_max: float = 700.0  # first noise level of sampling
   rho: float = 7.0  # (25)
   # Of log sigma in training, (26). SVD: image to video (0.7, 1.6) at 320x576, (1.0, 1.6) above;
   # text to video (0.0, 1.0) and (0.5, 1.4); images (-1.2, 1.0).
   log_mean: float = 1.0
-  log_std: float = 1.6
+  log_std: float = 1.6  # spread of log sigma in training
 
   solvers: ClassVar[tuple[Solver, ...]] = ("euler", "heun")
 

@@ -43,9 +43,9 @@ class LogSnr:
   Raises: ValueError where the numbers have no meaning.
   """
 
-  prediction: Prediction = "v"
-  min_log_snr: float = -20.0
-  max_log_snr: float = 20.0
+  prediction: Prediction = "v"  # what the network's output means
+  min_log_snr: float = -20.0  # of the noisiest time
+  max_log_snr: float = 20.0  # of the cleanest time
   times: Times = Times()  # of u in training
   # The loss weights squared errors of what is predicted all alike, or those of x_0 by
   # max(SNR, 1), arXiv:2202.00512, sec. 4.

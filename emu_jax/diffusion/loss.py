@@ -28,7 +28,7 @@ class Times:
 
   uniform: float = 1.0  # share of times that are drawn alike; of the rest, u = logistic(normal)
   mean: float = 0.0  # of that normal; below 0 = less noise
-  std: float = 1.0
+  std: float = 1.0  # of the normal draw before the logistic function
   stratified: bool = False  # the B quantiles of a batch lie one in each B-th part of 0..1
 
   def __post_init__(self):

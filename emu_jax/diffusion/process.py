@@ -41,7 +41,7 @@ class Sampling:
   """
 
   solver: Solver | None = "ddim"  # None: the usual one of the process
-  num_steps: int = 50
+  num_steps: int = 50  # of the solver
   # Of the steps of a `Schedule`; no other process has spacings. None: the process's own.
   spacing: Spacing | None = "trailing"
   offset: int = 0  # added to "leading" times; of spacing=None the process's own is

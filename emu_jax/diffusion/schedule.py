@@ -61,14 +61,14 @@ class Schedule:
   Raises: ValueError where the combination has no meaning.
   """
 
-  kind: Kind = "scaled_linear"
-  num_steps: int = 1000
+  kind: Kind = "scaled_linear"  # how betas grow over the steps
+  num_steps: int = 1000  # of the forward process
   beta_start: float = (
     8.5e-4  # Stable Diffusion's; 1e-4 in DDPM's "linear"; "cosine" has no use for it
   )
   beta_end: float = 1.2e-2  # Stable Diffusion's; 0.02 in DDPM's "linear"
   zero_terminal_snr: bool = False  # (11)
-  prediction: Prediction = "epsilon"
+  prediction: Prediction = "epsilon"  # what the network's output means
 
   def __post_init__(self):
     for name, choices in (("kind", get_args(Kind)), ("prediction", get_args(Prediction))):

@@ -43,12 +43,12 @@ class AutoencoderConfig:
 
   channels: tuple[int, ...] = (128, 256, 512, 512)  # one a level, finest first
   num_res_blocks: int = 2  # a level of the encoder; the decoder has one more
-  z_channels: int = 4
-  norm_groups: int = 32
+  z_channels: int = 4  # of the latents
+  norm_groups: int = 32  # of group normalisation
   fourier_features: int = 0  # octaves of sin and cos beside the RGB input; 0 = none
   quant_conv: bool = True  # a 1x1 convolution of the moments; SD has it, SD3 and FLUX do not
   post_quant_conv: bool = True  # and one of the latents, before the decoder
-  mid_attention: bool = True
+  mid_attention: bool = True  # attention in the middle of encoder and decoder
   norm_out: bool = True  # GroupNorm and SiLU before each last convolution; off: a linear path
   patch: int = 1  # pixels on a side that become channels before the first convolution
   # Layers over frames in the decoder (Stable Video Diffusion); off: frame by frame.
@@ -56,9 +56,9 @@ class AutoencoderConfig:
   # A public pipeline's normalised latents are (z - latent_shift) * latent_scale. The network itself
   # applies neither; they lie here since they come and go with its weights.
   latent_scale: float = 1.0
-  latent_shift: float = 0.0
+  latent_shift: float = 0.0  # taken from latents before they are scaled
   remat: bool = False  # recompute residual blocks in the backward pass instead of storing them
-  dtype: str = "float32"
+  dtype: str = "float32"  # of matmuls and convolutions; parameters that train are float32
 
   def __post_init__(self):
     if not self.channels:

@@ -17,8 +17,8 @@ class PatchDiscriminatorConfig:
 
   width: int = 64  # channels of the first convolution; each next has twice as many, up to 8 times
   num_layers: int = 3  # convolutions of stride 2
-  norm_groups: int = 32
-  dtype: str = "float32"
+  norm_groups: int = 32  # of group normalisation
+  dtype: str = "float32"  # of matmuls and convolutions; parameters that train are float32
 
   def __post_init__(self):
     for name in ("width", "num_layers", "norm_groups"):

@@ -89,7 +89,7 @@ class TemporalConfig(Temporal):
   """
 
   kernel: int = 3  # frames; ours: the smallest consistent with the parameter count
-  num_layers: int = 2
+  num_layers: int = 2  # of each temporal transformer
   attends_text: bool = False  # second attention of a layer: text if True, frames if False
 
   def __post_init__(self):

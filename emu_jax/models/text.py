@@ -25,14 +25,14 @@ from emu_jax.typing import Text, TextMask, Tokens
 class ClipTextConfig:
   """Shape of a CLIP text encoder, and which of its states are the features."""
 
-  architecture: Literal["clip"] = "clip"
-  vocab_size: int = 49408
-  width: int = 768
-  max_length: int = 77
-  num_layers: int = 12
-  num_heads: int = 12
-  mlp_width: int = 3072
-  activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+  architecture: Literal["clip"] = "clip"  # which encoder this is
+  vocab_size: int = 49408  # tokens that there are
+  width: int = 768  # features of a token
+  max_length: int = 77  # tokens of a prompt; longer ones are cut, shorter ones padded
+  num_layers: int = 12  # transformer layers
+  num_heads: int = 12  # of attention
+  mlp_width: int = 3072  # hidden features of a layer's MLP
+  activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # of the MLPs
   # Which state the features are. Neither option changes the parameters, which are always those of
   # the public file: a loaded encoder can be read either way and still goes back out whole.
   penultimate: bool = False  # before the last layer; SDXL
@@ -43,7 +43,7 @@ class ClipTextConfig:
   end_id: int | None = None
   # Stable Diffusion was trained with every position in sight, padding too: False keeps its numbers.
   use_padding_mask: bool = False
-  dtype: str = "float32"
+  dtype: str = "float32"  # of matmuls and convolutions; parameters that train are float32
 
   def __post_init__(self):
     require_positive(self, ("vocab_size", "max_length", "num_layers", "num_heads", "mlp_width"))
@@ -64,17 +64,17 @@ class ClipTextConfig:
 class T5Config:
   """Shape of a T5 1.1 encoder: gated GELU, no biases, heads need not add up to the width."""
 
-  architecture: Literal["t5"] = "t5"
-  vocab_size: int = 32128
-  width: int = 2048
+  architecture: Literal["t5"] = "t5"  # which encoder this is
+  vocab_size: int = 32128  # tokens that there are
+  width: int = 2048  # features of a token
   max_length: int = 77  # ours: as long as CLIP's; the positions are relative and set no limit
-  num_layers: int = 24
-  num_heads: int = 32
-  head_dim: int = 64
-  mlp_width: int = 5120
-  num_buckets: int = 32
-  max_distance: int = 128
-  dtype: str = "float32"
+  num_layers: int = 24  # transformer layers
+  num_heads: int = 32  # of attention
+  head_dim: int = 64  # features of a head of attention
+  mlp_width: int = 5120  # hidden features of a layer's MLP
+  num_buckets: int = 32  # of relative positions
+  max_distance: int = 128  # tokens; positions further apart share a bucket
+  dtype: str = "float32"  # of matmuls and convolutions; parameters that train are float32
 
   def __post_init__(self):
     require_positive(

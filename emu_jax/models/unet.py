@@ -30,13 +30,13 @@ from emu_jax.typing import Conditions, PerExample, Video
 class UNetConfig:
   """Shape of the network. Defaults: Stable Diffusion 1.x (arXiv:2112.10752)."""
 
-  in_channels: int = 4
-  out_channels: int = 4
+  in_channels: int = 4  # of x_t
+  out_channels: int = 4  # of the prediction
   concat_channels: int = 0  # of `Conditions.concat`; their kernel starts at zero
   channels: tuple[int, ...] = (320, 640, 1280, 1280)  # one a level, finest first
   num_res_blocks: tuple[int, ...] = (2, 2, 2, 2)  # encoder; the decoder has one more a level
   transformer_depth: tuple[int, ...] = (1, 1, 1, 0)  # layers an attention site; 0 = none
-  mid_depth: int = 1
+  mid_depth: int = 1  # transformer layers in the middle; 0 = none
   num_heads: int = 8  # 0: as many heads of head_dim as fit
   head_dim: int = 0  # 0: channels / num_heads
   context_dims: tuple[int, ...] = (768,)  # features of each text context
@@ -44,7 +44,7 @@ class UNetConfig:
   # Levels whose layers attend to the text twice instead of to themselves first (x4 upscaler).
   cross_only: tuple[bool, ...] = ()  # one a level; () = none
   linear_projection: bool = False  # False: 1x1 convolutions around the transformers
-  norm_groups: int = 32
+  norm_groups: int = 32  # of group normalisation
   # Epsilon of the norms in the decoder's residual blocks and in those that precede a transformer in
   # the encoder; 1e-5 elsewhere. Diffusers' Stable Video Diffusion has 1e-6 there.
   res_epsilon: float = 1e-5
@@ -58,7 +58,7 @@ class UNetConfig:
   attention: Kernel = "auto"
   remat: bool = False  # recompute blocks in the backward pass instead of storing them
   remat_keeps: Keeps = "nothing"  # of a recomputed block; products: of dense layers, convolutions
-  dtype: str = "float32"
+  dtype: str = "float32"  # of matmuls and convolutions; parameters that train are float32
 
   def __post_init__(self):
     levels = len(self.channels)

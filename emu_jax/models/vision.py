@@ -23,15 +23,15 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 class ClipVisionConfig:
   """Shape of a CLIP image encoder; the default is ViT-H/14, of Stable Video Diffusion."""
 
-  width: int = 1280
-  num_layers: int = 32
-  num_heads: int = 16
-  mlp_width: int = 5120
+  width: int = 1280  # features of a token
+  num_layers: int = 32  # transformer layers
+  num_heads: int = 16  # of attention
+  mlp_width: int = 5120  # hidden features of a layer's MLP
   image_size: int = 224  # pixels a side
   patch: int = 14  # pixels a side
-  activation: Literal["quick_gelu", "gelu"] = "gelu"
-  projection_dim: int = 1024
-  dtype: str = "float32"
+  activation: Literal["quick_gelu", "gelu"] = "gelu"  # of the MLPs
+  projection_dim: int = 1024  # features of the image embedding
+  dtype: str = "float32"  # of matmuls and convolutions; parameters that train are float32
 
   def __post_init__(self):
     for name in ("num_layers", "num_heads", "mlp_width", "patch", "projection_dim"):

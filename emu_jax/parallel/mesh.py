@@ -27,9 +27,9 @@ from emu_jax.parallel.activations import AXES
 class MeshConfig:
   """Devices along each axis of the mesh; 0 = what the other axes leave, for one of them."""
 
-  data: int = 0
-  fsdp: int = 1
-  frames: int = 1
+  data: int = 0  # devices that share a batch; 0: what the others leave
+  fsdp: int = 1  # devices that share parameters, too
+  frames: int = 1  # devices that share the frames of a clip
 
   def __post_init__(self):
     values = dataclasses.asdict(self)

@@ -74,10 +74,10 @@ class AnimateDiff(System):
   motion: MotionConfig = MotionConfig()
   # Linear, unlike the image model's: arXiv:2307.04725, sec. 5 (and its public scheduler).
   process: Process = Discrete(Schedule(kind="linear"))
-  num_frames: int = 16
+  num_frames: int = 16  # of a clip
   fps: float = 8.0  # at which its clips are shown; its public pipelines' exports
   guidance: float = 7.5  # scale of the text; source: its public code
-  offset_noise: float = 0.0
+  offset_noise: float = 0.0  # share of noise that is alike in all pixels of a frame
 
   pipelines: ClassVar = dict.fromkeys(ANIMATED, ()) | dict.fromkeys(
     pipelines.TEXT_TO_IMAGE, ("motion_adapter",)

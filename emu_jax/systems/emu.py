@@ -69,8 +69,8 @@ class Emu(System):
   """A text-to-image model: its networks, its noise, the size of its pictures, how it trains."""
 
   unet: UNetConfig
-  text: tuple[TextConfig, ...]
-  first_stage: FirstStage = KlAutoencoder()
+  text: tuple[TextConfig, ...]  # encoders whose features the network attends to
+  first_stage: FirstStage = KlAutoencoder()  # between pixels and what diffuses
   process: Process = Discrete()  # scaled-linear with epsilon: Stable Diffusion's and Emu's
   size: tuple[int, int] = (512, 512)  # height and width, pixels
   zero_empty: bool = False  # guidance leads away from zeros, not from the empty prompt: SDXL

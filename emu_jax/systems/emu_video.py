@@ -110,6 +110,7 @@ class EmuVideo(System):
 
   image: Emu
   temporal: TemporalConfig = TemporalConfig()
+  # Noise of the video model.
   process: Process = Discrete(Schedule(zero_terminal_snr=True, prediction="v"))
   # Of the noise added to known frames (interpolation); the paper's levels are steps of this one.
   augmentation: Discrete = Discrete()

@@ -49,8 +49,8 @@ class InstructPix2Pix(System):
   """
 
   image: Emu
-  image_guidance: float = 1.5
-  text_guidance: float = 7.5
+  image_guidance: float = 1.5  # scale of the picture that is edited
+  text_guidance: float = 7.5  # scale of the instruction
 
   pipelines: ClassVar = {PIPELINE: ()}
 

@@ -90,18 +90,18 @@ class StableVideo(System):
   vision: ClipVisionConfig = ClipVisionConfig()
   process: Edm = Edm()  # its log_mean and log_std are replaced by those of a part
   size: tuple[int, int] = (576, 1024)  # height and width, pixels
-  num_frames: int = 25
+  num_frames: int = 25  # of a clip
   # Of sampling, as the public model: arXiv:2311.15127, sec. 4.3, and its published code.
   fps: float = 7.0
   motion: float = 127.0  # bucket, 0 to 255
   augmentation: float = 0.02  # standard deviation of the picture's noise, of pixels in [-1, 1]
   first_guidance: float = 1.0  # scale of the first frame; it grows evenly to the last one's
-  last_guidance: float = 3.0
+  last_guidance: float = 3.0  # scale of the last frame; they grow along a line
   # Of training. Log-normal noise of each part: app. D.1 (pictures) and D.3 (image to video).
   image_noise: LogNormal = (-1.2, 1.0)
-  video_noise: LogNormal = (0.7, 1.6)
-  high_resolution_noise: LogNormal = (1.0, 1.6)
-  high_quality_noise: LogNormal = (1.0, 1.6)
+  video_noise: LogNormal = (0.7, 1.6)  # mean and spread of log sigma, video pretraining
+  high_resolution_noise: LogNormal = (1.0, 1.6)  # the same at high resolution
+  high_quality_noise: LogNormal = (1.0, 1.6)  # the same for fine-tuning
   rates: tuple[float, ...] = (7.0,)  # frames/s of training clips; of several one is drawn
   motion_scale: float = 1.0  # bucket = "motion" of a record times this, at most 255
   # Of the clips' parts: the whole U-Net (the paper's), or its layers over frames and what reads
@@ -109,7 +109,7 @@ class StableVideo(System):
   train: Literal["all", "temporal"] = "all"
   train_vision: bool = False  # the image encoder trains along, where it begins from nothing
   objective: AutoencoderObjective = AutoencoderObjective()
-  offset_noise: float = 0.0
+  offset_noise: float = 0.0  # share of noise that is alike in all pixels of a frame
   preview: Sampling = Sampling("euler", 25)  # of samples that are drawn while training
 
   pipelines: ClassVar = {PIPELINE: ()}
