@@ -348,7 +348,7 @@ def bad_clip(folder, kind):
     ("text", "cannot be read as video"),
     ("zero bytes", "cannot be read as video"),
     ("zero frames", "clip.mp4"),
-    ("truncated", "it is truncated, damaged or no video; copy it again or remove it"),
+    ("truncated", "it is truncated, damaged, a playlist or no video; copy it again or"),
     ("picture", "is a picture of 1 frame, 8 are needed; name a video"),
     ("folder", "is a folder; name an existing file"),
     ("missing", "is missing; name an existing file"),
