@@ -360,6 +360,7 @@ def test_steps_are_named_in_order(model):
   named = []
   sample(model, frames=37, progress=named.append)
   assert named == [
+    "prompts -> features",
     "text -> image",
     "image + text -> 8 frames",
     "8 -> 37 frames, part 1 of 1",

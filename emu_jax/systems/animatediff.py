@@ -35,10 +35,10 @@ from emu_jax.systems.emu import (
   batch_without_text,
   check_reads,
   draw_step,
+  encode_step,
   encoders,
   image_system,
   picture_scale,
-  prompts,
 )
 from emu_jax.systems.first_stage import decode_step, latent_shape, pixels_or_posterior
 from emu_jax.systems.requests import Prompted, guided_by, numbers, refuse_without_effect
@@ -280,13 +280,16 @@ def clip_steps(
   refuse_without_effect(request, only, f"on {frames} frame{'s' if frames > 1 else ''}")
   if frames == 1:
     config.image.process.check(request.sampling)
-    return draw_step(config.image, request), decode_step(stage, request.decode_chunk)
+    draw = draw_step(config.image, request)
+    return encode_step(config.image), draw, decode_step(stage, request.decode_chunk)
   config.process.check(request.sampling)
-  reads = (*stage.trees(), "text", "spatial", "temporal")
+  reads = (*stage.trees(), "spatial", "temporal")
   sampling = guided_by(request.sampling, clip_scale(config, request))
   static = (dataclasses.replace(config, num_frames=frames), sampling)
-  return Step(f"text -> {frames} frames", clip_program, static, reads), decode_step(
-    stage, request.decode_chunk
+  return (
+    encode_step(config.image),
+    Step(f"text -> {frames} frames", clip_program, static, reads),
+    decode_step(stage, request.decode_chunk),
   )
 
 
@@ -304,9 +307,9 @@ def _clip_arrays(config: AnimateDiff, request: SampleClip) -> Arrays:
 
 
 def clip_program(trees: Params, arrays: Arrays, static: tuple[AnimateDiff, Sampling]) -> Arrays:
-  """One program: prompts to latents of clips."""
+  """One program: features of prompts to latents of clips."""
   config, sampling = static
-  text, empty = prompts(config.image, trees, arrays)
+  text, empty = arrays["text"], arrays["empty"]
   keys, scale = example_keys(arrays), arrays["text_guidance"]
   latents = sample_clip(
     config, trees, text, empty, keys, scale, arrays["rescale"], sampling=sampling

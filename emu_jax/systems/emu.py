@@ -242,15 +242,30 @@ def picture_steps(config: Emu, request: DrawPicture, names: Collection[str]) -> 
   check_reads(config, 0)
   config.process.check(request.sampling)
   return (
+    encode_step(config),
     draw_step(config, request),
     decode_step(config.first_stage, request.decode_chunk),
   )
 
 
+def encode_step(config: Emu) -> Step:
+  """Leaves "text" and "empty" (`encode_prompts`), which all programs behind it read."""
+  return Step("prompts -> features", encode_prompts, config, ("text",))
+
+
+def encode_prompts(trees: Params, arrays: Mapping[str, Any], static: Emu) -> dict[str, Any]:
+  """One program: features of the prompts, and of what guidance leads away from."""
+  text, negative = (text_features(static, trees, *arrays[n]) for n in ("prompt", "negative"))
+  return {"text": text, "empty": without_text(static, negative, arrays["blank"])}
+
+
 def draw_step(config: Emu, request: Any) -> Step:
-  """Leaves "latents" of a picture of each prompt; the request has `picture_guidance`."""
+  """Leaves "latents" of a picture of each prompt; the request has `picture_guidance`.
+
+  `encode_step` goes before it.
+  """
   sampling = guided_by(request.sampling, picture_scale(config, request))
-  reads = (*config.first_stage.trees(), "text", "spatial")
+  reads = (*config.first_stage.trees(), "spatial")
   return Step("text -> image", draw, (config, sampling), reads)
 
 
@@ -264,21 +279,13 @@ def _picture_arrays(config: Emu, request: DrawPicture) -> dict[str, Array]:
 
 
 def draw(trees: Params, arrays: Mapping[str, Any], static: tuple[Emu, Sampling]) -> dict[str, Any]:
-  """One program: prompts to latents of pictures."""
+  """One program: features of prompts to latents of pictures."""
   config, sampling = static
-  text, empty = prompts(config, trees, arrays)
   key, *_ = split(example_keys(arrays), 3)
   scale, rescaled = arrays["picture_guidance"], arrays["rescale"]
+  text, empty = arrays["text"], arrays["empty"]
   latents = sample_image(config, trees, text, empty, key, scale, rescaled, sampling=sampling)
   return {"latents": latents}
-
-
-def prompts(
-  config: Emu, trees: Params, arrays: Mapping[str, Any]
-) -> tuple[TextFeatures, TextFeatures]:
-  """Features of the prompts, and of what guidance leads away from."""
-  text, negative = (text_features(config, trees, *arrays[n]) for n in ("prompt", "negative"))
-  return text, without_text(config, negative, arrays["blank"])
 
 
 def text_features(

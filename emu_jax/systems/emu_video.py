@@ -50,9 +50,9 @@ from emu_jax.systems.emu import (
   batch_without_text,
   check_reads,
   draw_step,
+  encode_step,
   encoders,
   picture_scale,
-  prompts,
 )
 from emu_jax.systems.first_stage import Posterior, decode_step, pixels, pixels_or_posterior
 from emu_jax.systems.old_emu_video import upgraded
@@ -575,9 +575,10 @@ def sample_steps(config: EmuVideo, request: Sample, names: Collection[str]) -> t
   if request.image is None:
     check_reads(config.image, 0)
     config.image.process.check(request.sampling)
-    steps = [draw_step(config.image, request)]
+    begins = draw_step(config.image, request)
   else:
-    steps = [Step("pixels -> latents", encode_picture, config, tuple(stage.trees()))]
+    begins = Step("pixels -> latents", encode_picture, config, tuple(stage.trees()))
+  steps = [encode_step(config.image), begins]
   if frames > 1:
     config.process.check(request.sampling)
     guided = request.guidance(config.guidance).scales is not None
@@ -654,7 +655,7 @@ class BetweenPart:
 def _clip_step(says: str, static: Clip | BetweenPart, program: Callable) -> Step:
   clip = static.clip if isinstance(static, BetweenPart) else static
   trees = clip.config.image.first_stage.trees()
-  return Step(says, program, static, (*trees, "text", "spatial", clip.name))
+  return Step(says, program, static, (*trees, "spatial", clip.name))
 
 
 def encode_picture(trees: Params, arrays: Arrays, static: EmuVideo) -> Arrays:
@@ -697,15 +698,14 @@ def _clip_latents(
   key: jax.Array,
   scales: str = "video",
 ) -> Video:
-  text, empty = prompts(static.config.image, trees, arrays)
   return sample_video(
     static.config,
     static.known,
     static.name,
     trees,
     given,
-    text,
-    empty,
+    arrays["text"],
+    arrays["empty"],
     key,
     arrays[f"{scales}_scales"] if static.guided else None,
     arrays["rescale"],
@@ -721,6 +721,7 @@ def interpolate_steps(
   stage, parts = config.image.first_stage, _parts(config, request)
   last = decode_step(stage, request.decode_chunk)
   steps = [
+    encode_step(config.image),
     Step("pixels -> latents", encode_picture, config, tuple(stage.trees())),
     *between_steps(config, request, parts, request.keep_keys, of_key=None),
     last,
@@ -775,6 +776,7 @@ def extend_steps(config: EmuVideo, request: Extend, names: Collection[str]) -> t
   static = Clip(config, "extension", known, request.sampling, guided)
   says = f"{config.num_past} -> {known.num_frames} frames"
   return (
+    encode_step(config.image),
     Step("pixels -> latents", encode_past, config, tuple(stage.trees())),
     _clip_step(says, static, clip_program),
     Step("new frames", drop_past, config.num_past),

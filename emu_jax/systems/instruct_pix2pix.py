@@ -28,8 +28,8 @@ from emu_jax.systems.emu import (
   Emu,
   batch_text,
   batch_without_text,
+  encode_step,
   image_system,
-  prompts,
 )
 from emu_jax.systems.first_stage import decode_step, pixels, unnormalised
 from emu_jax.systems.requests import Media, Prompt, Prompted, guided_by, numbers, pictures
@@ -137,9 +137,10 @@ class Edit(Prompted):
 def edit_steps(config: InstructPix2Pix, request: Edit, names: Collection[str]) -> tuple[Step, ...]:
   """Picture and instruction to latents to pixels."""
   config.image.process.check(request.sampling)
-  reads = (*config.image.first_stage.trees(), "text", "spatial")
+  reads = (*config.image.first_stage.trees(), "spatial")
   sampling = guided_by(request.sampling, *edit_scales(config, request))
   return (
+    encode_step(config.image),
     Step("picture + instruction -> picture", edit, (config, sampling), reads),
     decode_step(config.image.first_stage, request.decode_chunk),
   )
@@ -163,9 +164,9 @@ def _edit_arrays(config: InstructPix2Pix, request: Edit) -> dict[str, Any]:
 def edit(
   trees: Params, arrays: Mapping[str, Any], static: tuple[InstructPix2Pix, Sampling]
 ) -> dict[str, Any]:
-  """One program: pictures and instructions to latents."""
+  """One program: pictures and features of instructions to latents."""
   config, sampling = static
-  text, empty = prompts(config.image, trees, arrays)
+  text, empty = arrays["text"], arrays["empty"]
   latents = config.image.first_stage.encode(trees, pixels(arrays["picture"]))
   scales = arrays["image_guidance"], arrays["text_guidance"]
   keys, source = example_keys(arrays), unnormalised(trees, latents)

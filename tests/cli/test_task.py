@@ -82,7 +82,14 @@ def test_a_prompt_becomes_an_mp4_and_the_command_says_so(emu, tmp_path, capsys):
   assert what == (
     f"{tmp_path}/a.mp4: 8 frames at 4 a second (2 s) of 16x16 pixels, shown 16 times as large"
   )
-  steps = ("loading", "text -> image", "image + text -> 8 frames", "latents -> pixels", "writing")
+  steps = (
+    "loading",
+    "prompts -> features",
+    "text -> image",
+    "image + text -> 8 frames",
+    "latents -> pixels",
+    "writing",
+  )
   assert re.match(r"\d+\.\d s: " + r".* \d+\.\d s, ".join(map(re.escape, steps)), times)
   assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 

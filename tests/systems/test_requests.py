@@ -48,18 +48,30 @@ def steps(system, task="sample", **fields):
 
 
 def test_each_length_is_made_by_its_own_programs():
-  draw, video, end = "text -> image", "image + text -> 8 frames", "latents -> pixels"
-  assert steps(MODEL) == steps(MODEL, frames=8) == [draw, video, end]
-  assert steps(MODEL, frames=1) == [draw, end]
+  text, end = "prompts -> features", "latents -> pixels"
+  draw, video = "text -> image", "image + text -> 8 frames"
+  assert steps(MODEL) == steps(MODEL, frames=8) == [text, draw, video, end]
+  assert steps(MODEL, frames=1) == [text, draw, end]
   between = ["8 -> 37 frames, part 1 of 1", "joining the parts"]
-  assert steps(MODEL, frames=37) == [draw, video, *between, end]
-  assert steps(MODEL, frames=8, image=PICTURE) == ["pixels -> latents", video, end]
-  assert steps(dataclasses.replace(MODEL, num_frames=16), frames=65)[1:5] == [
+  assert steps(MODEL, frames=37) == [text, draw, video, *between, end]
+  assert steps(MODEL, frames=8, image=PICTURE) == [text, "pixels -> latents", video, end]
+  assert steps(dataclasses.replace(MODEL, num_frames=16), frames=65)[2:6] == [
     "image + text -> 16 frames",
     "8 -> 37 frames, part 1 of 2",
     "8 -> 37 frames, part 2 of 2",
     "joining the parts",
   ]
+
+
+def test_prompts_are_encoded_once_whatever_follows():
+  long_model = outline(dataclasses.replace(MODEL, num_frames=16))
+  for task, fields in (
+    ("sample", {"frames": 65}),
+    ("interpolate", {"clip": np.repeat(PICTURE, 16, axis=1)}),
+    ("extend", {"clip": np.repeat(PICTURE, 16, axis=1)}),
+  ):
+    made = long_model.steps(task, long_model.request(task, prompt="red", **fields))
+    assert ["text" in step.reads for step in made].count(True) == 1
 
 
 @pytest.mark.parametrize("frames", [0, -1, 9, 65])
