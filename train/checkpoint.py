@@ -52,7 +52,7 @@ from emu_jax.checkpoints.run import (
   write_origins,
 )
 from emu_jax.errors import InputError
-from emu_jax.train.optimiser import rate_change
+from emu_jax.train.optimiser import OptimConfig, rate_change
 from emu_jax.train.processes import FaultError
 from emu_jax.train.state import TrainState, check_same
 from emu_jax.typing import Params
@@ -69,13 +69,15 @@ IDLE = (
   "loop.sample_every",
   "loop.sample_fps",
   "loop.num_samples",
+  "loop.average_every",
   "monitor",  # what a person sees
   "mesh",  # a checkpoint holds whole arrays: it is read in any pieces
   "data.workers",
 )
 EXEMPT = (
   *IDLE,
-  "optim",  # the optimiser's state is one and the same
+  # The optimiser's state is one and the same, but for the averages that it keeps.
+  *(f"optim.{f.name}" for f in dataclasses.fields(OptimConfig) if f.name != "ema_lengths"),
   # What a network computes does not depend on what its gradient keeps, nor on how it is sampled.
   "system*.remat",
   "system*.remat_keeps",

@@ -345,8 +345,8 @@ def check_data(experiment: Experiment, continues: bool = False) -> None:
   except InputError as error:  # the recipe's other stages may well fit
     raise InputError(f"stage {experiment.run_name!r}: {error}") from error
   validation = validation_of(experiment, jax.device_count())
-  if validation.note and jax.process_index() == 0:
-    print(validation.note, file=sys.stderr)
+  if validation.note:
+    tell(validation.note)
 
 
 def check_beginning(experiment: Experiment) -> None:
@@ -411,10 +411,9 @@ def _train(
   exempt: tuple[str, ...],
   stop: StopSignal | None,
 ) -> bool:
-  batch_size = validation_of(experiment, jax.device_count()).batch_size
-  if not batch_size:
-    loop = dataclasses.replace(experiment.loop, validate_every=0, sample_every=0)
-    experiment = dataclasses.replace(experiment, loop=loop)
+  batch_size, loop = validation_of(experiment, jax.device_count()).batch_size, experiment.loop
+  if not batch_size:  # prompts and evaluators need no validation data
+    loop = dataclasses.replace(loop, validate_every=0, sample_every=0)
   sources = opened(experiment, "train")
   records = sources[0].encoded  # the same of all
   encoding = records and records.encoding
@@ -448,7 +447,7 @@ def _train(
   with contextlib.closing(training):
     trees = start.trees | measured(experiment, start.trees, training, mesh)
     # Samples are drawn of the captions in the data: without text encoders, like the step.
-    drawn = [name for name in unread if name != "text"] if experiment.loop.sample_every else ()
+    drawn = [name for name in unread if name != "text"] if loop.sample_every else ()
     sampling_trees = place(start.read(drawn), mesh) if drawn else None
     stage = build(experiment, trees, empty, encoding=encoding, sampling_trees=sampling_trees)
     in_step = {*stage.frozen, *Split(experiment.system, experiment.part).trained_trees}
@@ -461,7 +460,7 @@ def _train(
       training,
       run_dir=folder,
       optim=experiment.optim,
-      loop=experiment.loop,
+      loop=loop,
       config=config,
       monitor=experiment.monitor,
       looks=looks,

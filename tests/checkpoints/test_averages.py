@@ -1,5 +1,7 @@
 """Averages of any length: their weights in closed form, and what snapshots make of them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,6 +140,12 @@ def test_a_run_that_failed_and_continued_has_the_same_snapshots(trained):
   for step in ("6", "12"):
     whole, again = (load_numpy(folder / "averages" / step) for folder in (trained / "whole", run))
     jax.tree.map(np.testing.assert_array_equal, whole, again)
+
+
+def test_other_lengths_are_no_continuation(trained):
+  other = dataclasses.replace(OPTIM, ema_lengths=(0.05,))
+  with pytest.raises(InputError, match=r"another config: optim\.ema_lengths\.1 is 0\.2 there"):
+    tiny_run.run(trained / "whole", 13, optim=other)
 
 
 def test_a_length_that_cannot_be_had_is_refused(trained):

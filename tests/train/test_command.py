@@ -535,12 +535,16 @@ def test_training_that_cannot_begin(words, says, refused, tmp_path):
   assert not (tmp_path / "runs").exists()
 
 
-def test_data_without_validation_trains_and_a_line_says_so(run, tmp_path, capsys):
+def test_data_without_validation_trains_and_a_line_says_so(runs, run, tmp_path, capsys):
+  """Prompts of one's own are drawn all the same."""
   pack(clips(tmp_path / "clips"), tmp_path / "packed")
-  words = ["--stage", "autoencoder", "--data.sources", tmp_path / "packed"]
+  (tmp_path / "prompts.txt").write_text("red\n")
+  words = ["--stage", "image", "--data.sources", tmp_path / "packed", "--loop.sample_every", "2"]
+  words += ["--init-from", runs / "autoencoder", "--monitor.prompts", tmp_path / "prompts.txt"]
   run("--out", tmp_path / "runs", *words)
   assert "has no split 'validation'; it has train; it trains without" in capsys.readouterr().err
-  text = (tmp_path / "runs/autoencoder/metrics.jsonl").read_text()
+  assert (tmp_path / "runs/image/samples/00000002/00000_00.png").is_file()
+  text = (tmp_path / "runs/image/metrics.jsonl").read_text()
   assert "train/loss" in text
   assert "validation/loss" not in text
 
