@@ -188,15 +188,20 @@ class Model:
     return steps
 
   def require(self, *names: str) -> None:
-    """Raises InputError where a tree that an operation needs was never trained."""
-    for name in names:
-      if name not in self.trees:
-        parts = [key for key, part in self.system.parts().items()
-                 if name in part.measures or name in trained_trees(self.system, part)]  # fmt: skip
-        maker = f"train its {parts[0]!r} part" if parts else "give one that has them"
-        raise InputError(
-          f"{self.where}: the model has no {name!r} weights; {maker}, or ask for less"
-        )
+    """Raises InputError where a tree that an operation needs was never trained.
+
+    Of several the first one that a part of the system makes is named.
+    """
+    makers = {name: self._makers(name) for name in names if name not in self.trees}
+    if makers:
+      name = next((name for name, parts in makers.items() if parts), next(iter(makers)))
+      maker = f"train its {makers[name][0]!r} part" if makers[name] else "give one that has them"
+      raise InputError(f"{self.where}: the model has no {name!r} weights; {maker}, or ask for less")
+
+  def _makers(self, name: str) -> list[str]:
+    """The parts that measure or train a tree."""
+    parts = self.system.parts().items()
+    return [k for k, p in parts if name in p.measures or name in trained_trees(self.system, p)]
 
   def arrays(self, task: str, requests: Sequence[Any]) -> Arrays:
     """What the programs begin with; examples of several requests one after another.
