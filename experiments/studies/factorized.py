@@ -15,7 +15,7 @@ from emu_jax.diffusion.process import Sampling
 from emu_jax.evaluation.metrics import Clips
 from emu_jax.model import Model
 from emu_jax.parallel.compilation import Jit
-from emu_jax.systems.emu import prompts
+from emu_jax.systems.emu import encode_prompts
 from emu_jax.systems.emu_video import EmuVideo, vectors, video_network
 from emu_jax.systems.first_stage import to_bytes
 from emu_jax.systems.system import Arrays, Trees, example_keys
@@ -67,7 +67,8 @@ def direct(model: Model, texts: Sequence[str], fields: Fields, given: None) -> C
 
 @functools.partial(Jit, static_argnames=("config", "sampling"))
 def _direct(trees: Trees, arrays: Arrays, *, config: EmuVideo, sampling: Sampling) -> jax.Array:
-  text, none = prompts(config.image, trees, arrays)
+  features = encode_prompts(trees, arrays, config.image)
+  text, none = features["text"], features["empty"]
   _, key, _ = noise.split(example_keys(arrays), 3)  # as the steps of "sample"
   key_noise, _, key_steps = noise.split(key, 3)  # as `sample_video`
   shape = config.image.latent_shape(text.texts[0].shape[0], config.num_frames)
